@@ -1,0 +1,38 @@
+# make demo    environment, then the whole pipeline on the embedded data
+# make test    environment, lint, types, tests
+# make test-fast leaves out what starts Ray
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast lint types install clean
+
+install: $(VENV)/.installed
+
+# torch first, on its own: its range resolves to a CPU build where the index at hand has one.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f'Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}; set PYTHON=...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch>=2.9,<2.14"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/ensemble-kd run jobs/recipes/digits.yaml
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest
+
+test-fast: lint types
+	$(BIN)/python -m pytest -m "not slow"
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,189 @@
+"""What stages hand over: folders with a manifest, addressed by fingerprint, whole or absent.
+
+A stage writes into `RUN/STAGE/FINGERPRINT/` and puts `manifest.json` there last, by an atomic rename.
+A folder without a manifest is unfinished work that the next run continues. The fingerprint covers the
+stage's own settings, the fingerprints of its inputs and the format version, so a change anywhere above
+leads to another folder, and going back to an earlier setting finds the earlier result again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemble_kd.errors import ArtifactError
+
+FORMAT = 1
+"""Raised when the meaning or layout of any artefact changes; older artefacts are then redone."""
+
+MANIFEST = "manifest.json"
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys, so that equal settings give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hexadecimal digits that stand for `parts` (JSON values) and the format version."""
+    return hashlib.sha256(canonical([FORMAT, *parts]).encode()).hexdigest()[:16]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is there whole or not at all, also after a kill or a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ArtifactError where the file is absent or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: not JSON ({error}); delete it to redo the work behind it") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The receipt of a finished stage (or member)."""
+
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    """The settings that the fingerprint covers."""
+    inputs: dict[str, str]
+    """Fingerprint of each input, by name."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`bytes` and `sha256` of each file, by path relative to the folder."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """What later stages and readers need to know: counts, class order, names, metrics."""
+    created: float = 0.0
+    """Seconds since 1970."""
+    format: int = FORMAT
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": checksum(folder / name)}
+        for name in sorted(names)
+    }
+
+
+def finish(
+    folder: Path,
+    stage: str,
+    fingerprint: str,
+    config: dict[str, Any],
+    inputs: dict[str, str],
+    files: Iterable[str],
+    summary: dict[str, Any],
+    known: dict[str, dict[str, Any]] | None = None,
+) -> Manifest:
+    """Declare the folder complete. `known` saves hashing the files whose entry is at hand."""
+    known = known or {}
+    names = list(files)
+    entries = {name: known[name] for name in names if name in known}
+    entries |= describe_files(folder, [name for name in names if name not in known])
+    manifest = Manifest(stage, fingerprint, config, inputs, entries, summary, time.time())
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished folder, or None where there is none.
+
+    Raises ArtifactError for a manifest that cannot be read or has a newer format.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else "no"
+        raise ArtifactError(
+            f"{path}: format {found}, this version reads format {FORMAT}; "
+            "use the version that wrote it, or run again with --fresh"
+        )
+    try:
+        return Manifest(**raw)
+    except TypeError as error:
+        raise ArtifactError(
+            f"{path}: fields are missing or unknown ({error}); run again with --fresh"
+        ) from error
+
+
+def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
+    """What is wrong with a finished folder's files, one line each; `deep` compares checksums too."""
+    problems = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{path}: lies outside its folder")
+        elif not path.exists():
+            problems.append(f"{path}: missing")
+        elif (size := path.stat().st_size) != entry["bytes"]:
+            problems.append(f"{path}: {size} bytes, the manifest says {entry['bytes']}")
+        elif deep and checksum(path) != entry["sha256"]:
+            problems.append(f"{path}: content differs from the manifest's checksum")
+    return problems
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two settings differ, as `a.b: 1 -> 2` lines."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def latest_other(folder: Path) -> Manifest | None:
+    """The newest finished sibling of a stage folder: what this run's settings are compared with."""
+    found = []
+    for sibling in folder.parent.glob(f"*/{MANIFEST}"):
+        if sibling.parent != folder:
+            try:
+                manifest = read_manifest(sibling.parent)
+            except ArtifactError:
+                continue
+            if manifest is not None:
+                found.append(manifest)
+    return max(found, key=lambda manifest: manifest.created, default=None)
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0

@@ -1,0 +1,311 @@
+"""The command line: load, check, call one function of the pipeline. All that users read is written here."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console as Rich
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ensemble_kd import __version__
+from ensemble_kd.config import json_schema, load_config, recipe_paths
+from ensemble_kd.errors import EnsembleKDError, ProblemsError
+
+app = typer.Typer(
+    help="Turn an ensemble of teachers into one small model that people deploy.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+out = Rich(highlight=False, soft_wrap=True)
+err = Rich(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated.")
+]
+RunDir = Annotated[Path | None, typer.Option(help="Folder of this run; by default runs/NAME.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster (auto, HOST:PORT, ray://...); local by default.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Redo what is done already.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
+
+
+# ------------------------------------------------------------------------------------------ pipeline
+
+
+class Screen:
+    """A progress bar for long work on a terminal, plain lines elsewhere."""
+
+    def __init__(self, rich: Rich) -> None:
+        self.rich = rich
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=rich,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def line(self, text: str) -> None:
+        self.rich.print(escape(text))
+
+    def warning(self, text: str) -> None:
+        self.rich.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def progress(self, task: str, done: float, total: float, note: str) -> None:
+        if not self.rich.is_terminal:
+            return
+        if total == 0:
+            if task in self.tasks:
+                self.bar.remove_task(self.tasks.pop(task))
+            if not self.tasks:
+                self.bar.stop()
+            return
+        if task not in self.tasks:
+            self.bar.start()
+            self.tasks[task] = self.bar.add_task(task, total=total, note=note)
+        self.bar.update(self.tasks[task], completed=done, total=total, note=escape(note))
+
+
+def _pipeline(
+    until: str,
+    config: str,
+    overrides: list[str] | None,
+    run_dir: Path | None,
+    address: str | None,
+    fresh: bool,
+    verbose: bool,
+) -> Path:
+    from ensemble_kd import pipeline
+    from ensemble_kd.stages.context import Console
+
+    settings = load_config(config, overrides)
+    folder = run_dir or Path("runs") / settings.name
+    screen = Screen(out)
+    pipeline.run(
+        settings,
+        folder,
+        until=until,
+        address=address,
+        fresh=fresh,
+        verbose=verbose,
+        console=Console(screen.line, screen.warning, screen.progress),
+    )
+    return folder
+
+
+def _stage_command(name: str, until: str, text: str) -> None:
+    """One sub-command a stage: all take the same options and run everything up to that stage."""
+
+    @app.command(name, help=text)
+    def command(
+        config: ConfigPath,
+        set_: Set = None,
+        run_dir: RunDir = None,
+        address: Address = None,
+        fresh: Fresh = False,
+        verbose: Verbose = False,
+    ) -> None:
+        with reported(verbose):
+            folder = _pipeline(until, config, set_, run_dir, address, fresh, verbose)
+            if until == "report":
+                _print_results(folder)
+
+
+_stage_command("run", "report", "Run all stages, skipping what is done, and print the results.")
+_stage_command("data", "data", "Prepare the data set.")
+_stage_command("teachers", "teachers", "Train the ensemble.")
+_stage_command("soft-targets", "soft-targets", "Run the teachers over the transfer set, once.")
+_stage_command("student", "student", "Train the students: distilled, and on hard labels alone.")
+_stage_command("report", "report", "Write the report and the model folder.")
+
+
+@app.command()
+def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
+    """Validate a configuration and its data, and print what a run would do. Starts nothing."""
+    with reported(False):
+        settings = load_config(config, set_)
+        from ensemble_kd import pipeline  # torch loads only once the settings are known to be good
+
+        folder = run_dir or Path("runs") / settings.name
+        table = Table(
+            "stage",
+            "state",
+            "on disk",
+            "will take",
+            title=f"{settings.name} in {folder}",
+            title_justify="left",
+        )
+        for stage in pipeline.check(settings, folder):
+            table.add_row(stage.name, escape(stage.state), _size(stage.size), _size(stage.expected))
+        out.print(table)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    import yaml
+
+    table = Table("recipe", "data", "teachers", "student", "file")
+    for name, path in recipe_paths().items():
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        teachers_, student_ = raw.get("teachers", {}), raw.get("student", {})
+        table.add_row(
+            name,
+            f"{raw['data'].get('kind', 'image')} ({raw['data'].get('source', 'files')})",
+            f"{teachers_.get('num_members', 5)} x {escape(_model(teachers_))}",
+            escape(_model(student_)),
+            os.path.relpath(path),
+        )
+    out.print(table)
+
+
+def _model(block: dict[str, Any]) -> str:
+    model = dict(block.get("model", {"name": "mlp"}))
+    name = model.pop("name")
+    shown = {k: v for k, v in model.items() if "dropout" not in k}
+    return " ".join([name, *(f"{k}={v}" for k, v in shown.items())])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration, for editors."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model folder, for example runs/digits/model.")],
+    input_: Annotated[str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines or Arrow file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write (.parquet, .csv, .jsonl); JSON lines on the screen without it."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1024,
+) -> None:
+    """Predict every row of a file with a model folder alone."""
+    with reported(False):
+        from ensemble_kd.predict import predict_file
+
+        problems = predict_file(model, input_, output, batch_size, write=lambda text: print(text))
+        for problem in problems[:10]:
+            err.print(f"[yellow]skipped:[/] {escape(problem)}")
+        if len(problems) > 10:
+            err.print(f"[yellow]skipped:[/] and {len(problems) - 10} more rows")
+
+
+def version(show: bool) -> None:
+    if show:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+# --------------------------------------------------------------------------------------------- output
+
+
+def _print_results(folder: Path) -> None:
+    from ensemble_kd.report.build import ROLES
+
+    report_ = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    by_role: dict[str, list[dict[str, Any]]] = {}
+    for system in report_["systems"]:
+        by_role.setdefault(system["role"], []).append(system)
+    table = Table("", "runs", "accuracy %", "errors", "NLL", "ECE", "parameters", "ms at batch 1")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for role, name in ROLES.items():
+        if role in report_["summary"]:
+            row = report_["summary"][role]
+            cost = by_role[role][0]
+            table.add_row(
+                name,
+                str(row["n"]),
+                _spread(row["accuracy"], 100, 2),
+                _spread(row["errors"], 1, 1),
+                _spread(row["nll"], 1, 4),
+                _spread(row["ece"], 1, 4),
+                f"{cost['parameters']:,}" if cost["parameters"] else "",
+                f"{cost['latency_ms_batch_1']:.3f}" if cost["latency_ms_batch_1"] else "",
+            )
+    out.print(table)
+    for row in report_["reference"]:
+        values = ", ".join(f"{k} {v}" for k, v in row["values"].items())
+        out.print(escape(f"{row['name']}: {values}"))
+    out.print(escape(report_["verdict"]["text"]), style="bold")
+    out.print(escape(f"report: {folder / 'report.html'}"))
+    out.print(escape(f"model:  {folder / 'model'}   (ensemble-kd predict {folder / 'model'} INPUT)"))
+
+
+def _spread(value: dict[str, Any], scale: float, digits: int) -> str:
+    text = f"{scale * value['mean']:.{digits}f}"
+    error = value["standard_error"]
+    return text if error is None else f"{text} ± {scale * error:.{digits}f}"
+
+
+def _size(size: int | None) -> str:
+    if not size:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size = size / 1000  # type: ignore[assignment]
+    return f"{size:.1f} TB"
+
+
+@contextmanager
+def reported(verbose: bool) -> Iterator[None]:
+    """Turn our errors into readable lines and exit codes; anything else is a bug and shows its traceback."""
+    if not verbose:
+        warnings.filterwarnings("ignore")
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield
+    except EnsembleKDError as error:
+        lines = error.problems if isinstance(error, ProblemsError) else [str(error)]
+        for line in lines:
+            err.print(f"[red]error:[/] {escape(line)}")
+        raise typer.Exit(error.exit_code) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        err.print(
+            f"[red]error:[/] the disk is full ({escape(str(error))}); what is finished is kept, "
+            "free some space and run again"
+        )
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        err.print("stopped; finished stages and the last epoch of every member are kept, run again to go on")
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of `ensemble-kd`."""
+    app(prog_name="ensemble-kd")

@@ -1,0 +1,718 @@
+"""The configuration as typed models: every field with its meaning, unit and range.
+
+`load_config` reads one YAML file, applies `--set` overrides and reports *all* problems at once, each
+with the path of its field. Nothing here imports torch or Ray, so `check` and `schema` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ensemble_kd.errors import ConfigError
+
+RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+
+
+class Block(BaseModel):
+    """A block of the configuration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+class ColumnsConfig(Block):
+    """Which columns of the source hold what."""
+
+    input: str | list[str] = "input"
+    """Column of the images or texts; for numeric data a list of columns, or one list-valued column."""
+    label: str = "label"
+    """Column of the class: an integer in 0..C-1, or a name listed in `data.class_names`."""
+    id: str | None = None
+    """Column that identifies a row (integer or string); row numbers are used where it is null."""
+
+
+class ImageConfig(Block):
+    """How raw pixels are laid out."""
+
+    shape: tuple[int, int, int] | None = None
+    """[height, width, channels] in pixels; needed for raw bytes and flat lists, read from PNG/JPEG."""
+
+
+class TextConfig(Block):
+    """How text becomes token numbers."""
+
+    tokenizer: Literal["hashed", "subword"] = "hashed"
+    """`hashed`: word and character n-grams hashed into buckets. `subword`: WordPiece learned on train."""
+    vocabulary_size: int = Field(32768, ge=16, le=2**24)
+    """Number of hash buckets, or size of the learned vocabulary; one more row is kept for padding."""
+    max_length: int = Field(256, ge=1, le=8192)
+    """Tokens kept per text; the rest is cut."""
+    word_ngrams: int = Field(2, ge=1, le=5)
+    """Longest word n-gram, in words (hashed only)."""
+    char_ngrams: tuple[int, int] | None = (3, 5)
+    """Shortest and longest character n-gram inside a word, in characters (hashed only); null for none."""
+    lowercase: bool = True
+    """Lower-case the text first."""
+
+
+class AugmentConfig(Block):
+    """Random changes of training images that keep their class."""
+
+    shift: int = Field(0, ge=0, le=64)
+    """Largest shift in pixels, drawn per example and axis; what comes in is filled with 0."""
+    horizontal_flip: bool = False
+    """Mirror every example with probability one half."""
+
+    @property
+    def active(self) -> bool:
+        return self.shift > 0 or self.horizontal_flip
+
+
+class DataConfig(Block):
+    """The labelled data set, its splits and the optional unlabelled transfer set."""
+
+    source: Literal["digits", "files", "hub"] = "files"
+    """`digits`: embedded (scikit-learn). `files`: `path`. `hub`: a Hugging Face `datasets` name."""
+    path: str | dict[Literal["train", "validation", "test"], str] | None = None
+    """File, folder (train.*, validation.*, test.*), glob or URL; or one of these per split."""
+    hub_name: str | None = None
+    """Name of the data set, or a folder that `datasets.load_dataset` reads (source: hub)."""
+    hub_config: str | None = None
+    """Configuration name of the data set (source: hub)."""
+    kind: Literal["image", "text", "numeric"] = "image"
+    """What the input column holds."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Names of the columns."""
+    class_names: list[str] | str | None = None
+    """Names in class order, or a file with one name a line (relative to `path`'s folder)."""
+    image: ImageConfig = ImageConfig()
+    """Layout of images (kind: image)."""
+    text: TextConfig = TextConfig()
+    """Tokenising (kind: text)."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation (kind: image): used by teachers, and by `soft_targets.views`."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of train held out, stratified by class, where there is no validation split."""
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of train held out, stratified by class, where there is no test split."""
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of train rows whose label is kept, stratified; the others join the unlabelled transfer set."""
+    unlabelled: str | None = None
+    """File, folder, glob or URL of further unlabelled inputs for the transfer set."""
+    shard_rows: int = Field(8192, ge=1)
+    """Rows per file of the prepared data and the soft targets: the unit of work, memory and resume."""
+
+
+# -------------------------------------------------------------------------------------------- models
+
+
+class MLPConfig(Block):
+    """Fully connected layers with ReLU."""
+
+    name: Literal["mlp"] = "mlp"
+    """`mlp`"""
+    hidden: list[Annotated[int, Field(ge=1)]] = [128, 128]
+    """Units of each hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a hidden unit."""
+    input_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an input."""
+
+
+class ResNetConfig(Block):
+    """Small residual network for images (arXiv 1512.03385, CIFAR form)."""
+
+    name: Literal["resnet"] = "resnet"
+    """`resnet`"""
+    width: int = Field(16, ge=1)
+    """Channels of the first of three stages; each stage doubles them and halves the resolution."""
+    blocks: int = Field(1, ge=1)
+    """Residual blocks per stage."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the classifier."""
+
+
+class BagConfig(Block):
+    """Mean of token embeddings, then fully connected layers."""
+
+    name: Literal["bag"] = "bag"
+    """`bag`"""
+    embedding: int = Field(64, ge=1)
+    """Width of a token embedding."""
+    hidden: list[Annotated[int, Field(ge=1)]] = []
+    """Units of each hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature."""
+
+
+class BiLSTMConfig(Block):
+    """Token embeddings, a bidirectional LSTM, max-pooling over time (as in arXiv 1903.12136)."""
+
+    name: Literal["bilstm"] = "bilstm"
+    """`bilstm`"""
+    embedding: int = Field(100, ge=1)
+    """Width of a token embedding."""
+    hidden: int = Field(150, ge=1)
+    """Units per direction."""
+    layers: int = Field(1, ge=1)
+    """Stacked LSTM layers."""
+    classifier_hidden: int = Field(200, ge=1)
+    """Units of the fully connected layer before the classifier."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature."""
+
+
+class CustomModelConfig(Block):
+    """A network of the user's."""
+
+    name: Literal["custom"] = "custom"
+    """`custom`"""
+    callable: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`module:callable`; called with num_classes, input_shape and `options`, returns a torch Module."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for the callable."""
+
+
+ModelConfig = Annotated[
+    MLPConfig | ResNetConfig | BagConfig | BiLSTMConfig | CustomModelConfig, Field(discriminator="name")
+]
+
+# ------------------------------------------------------------------------------------------ training
+
+
+class TrainingConfig(Block):
+    """One training loop serves teachers and students; this is its dial panel."""
+
+    epochs: int = Field(20, ge=1)
+    """Passes over the training rows."""
+    batch_size: int = Field(128, ge=1)
+    """Examples per optimiser step, over all replicas and accumulated parts together."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw` (fused), or `sgd` with Nesterov momentum 0.9."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up; cosine ends at 0."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    max_norm: float | None = Field(None, gt=0)
+    """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the hard target spread evenly over the classes (arXiv 1512.00567)."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Parts that a batch is cut into to save memory."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Largest L2 norm of the whole gradient; null for none."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Epochs without a better validation loss before stopping at the best epoch; null to run to the end."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; `auto` takes bfloat16 where the hardware computes in it."""
+
+
+# ------------------------------------------------------------------------------------------ teachers
+
+
+class MemberOverride(Block):
+    """What one member of the ensemble does differently."""
+
+    model: ModelConfig | None = None
+    """Another architecture."""
+    training: dict[str, Any] = {}
+    """Fields of `training` to replace."""
+
+
+class PredictionsConfig(Block):
+    """Teacher outputs that the user already has: per split a list of Parquet files, one a member."""
+
+    train: list[str] = Field(min_length=1)
+    """One file per member, covering every row of the transfer set."""
+    validation: list[str] = []
+    """One file per member for the validation rows; empty if there are none."""
+    test: list[str] = []
+    """One file per member for the test rows; without them the report has no line for the ensemble."""
+    id_column: str = "id"
+    """Column that holds `data.columns.id`, or the row number in its file."""
+    column: str = "logits"
+    """Column with one list of C numbers per row."""
+    values: Literal["logits", "probabilities"] = "logits"
+    """What the numbers are."""
+
+
+class TeachersConfig(Block):
+    """The ensemble."""
+
+    source: Literal["train", "predictions"] = "train"
+    """`train` the members, or use `predictions` that exist already."""
+    predictions: PredictionsConfig | None = None
+    """Files of teacher outputs (source: predictions)."""
+    num_members: int = Field(5, ge=1, le=10000)
+    """Teachers in the ensemble; they differ by seed."""
+    model: ModelConfig = MLPConfig()
+    """Architecture."""
+    training: TrainingConfig = TrainingConfig()
+    """Training."""
+    overrides: list[MemberOverride] = []
+    """Differences of single members, taken in turn: member i uses overrides[i mod length]."""
+    bootstrap: bool = False
+    """Draw each member's training rows with replacement."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training rows each member sees, drawn by its seed."""
+    augment: bool = True
+    """Apply `data.augment` anew in every epoch."""
+    replicas_per_member: int = Field(1, ge=1)
+    """Workers that train one member together (DDP)."""
+    on_failure: Literal["stop", "exclude"] = "stop"
+    """What a member whose loss is not finite does to the run: stop it, or leave the member out."""
+
+
+class SoftTargetsConfig(Block):
+    """The store of teacher outputs, computed once."""
+
+    views: int = Field(1, ge=1, le=1000)
+    """Versions of each transfer example in the store: itself and views-1 fixed augmentations."""
+    top_k: int | None = Field(None, ge=1)
+    """Keep the k largest logits and the log-mass of the rest, per member; null keeps all classes."""
+    batch_size: int = Field(1024, ge=1)
+    """Examples per forward pass."""
+    num_actors: int | Literal["auto"] = "auto"
+    """Processes that run the teachers; `auto`: one per CPU or GPU of the cluster."""
+
+
+# ------------------------------------------------------------------------------------------- student
+
+
+class StudentConfig(Block):
+    """The one model that is shipped, and how it learns."""
+
+    model: ModelConfig = MLPConfig(hidden=[32])
+    """Architecture."""
+    training: TrainingConfig = TrainingConfig()
+    """Training."""
+    temperature: float = Field(4.0, gt=0, le=1000)
+    """T, on both sides of the soft loss; below 1 sharpens underconfident teachers."""
+    alpha: float = Field(0.9, ge=0, le=1)
+    """Weight of the soft loss; 1 - alpha weighs the hard loss."""
+    objective: str | dict[str, Any] = "kl"
+    """The soft loss: its name (`kl`, `mse`), or a block with `name` and its fields."""
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    """How the members' distributions at T are averaged."""
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """Weight of each member in the mean; null for equal weights."""
+    seeds: int = Field(1, ge=1, le=1000)
+    """Students trained, each with its own initialisation and order; the best on validation is shipped."""
+    replicas_per_member: int = Field(1, ge=1)
+    """Workers that train one student together (DDP)."""
+
+    @property
+    def objective_fields(self) -> dict[str, Any]:
+        return {"name": self.objective} if isinstance(self.objective, str) else dict(self.objective)
+
+
+# ----------------------------------------------------------------------------------- compute, tracking
+
+
+class ComputeConfig(Block):
+    """What the run may use of the cluster."""
+
+    num_workers: int | Literal["auto"] = "auto"
+    """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs of one training worker, and torch threads of it when they are whole."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs of one training worker; `auto`: 1 where the cluster has GPUs, else 0."""
+    max_failures: int = Field(3, ge=0)
+    """Times a worker group is restarted at its last checkpoints after a worker or node died."""
+    memory_budget: float = Field(4.0, gt=0)
+    """GB of inputs and soft targets that may be held per node; a larger transfer set is streamed."""
+
+
+class TrackingConfig(Block):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server or database; null for `mlflow.db` (SQLite) beside the run folders."""
+    experiment: str = "ensemble-kd"
+    """Experiment that the runs are filed under."""
+    enabled: bool = True
+    """Whether anything is sent to MLflow."""
+
+
+class ReferenceRow(Block):
+    """Published figures of one system."""
+
+    name: str
+    """What it is called."""
+    values: dict[str, float | int | str]
+    """Its figures by column."""
+
+
+class ReportConfig(Block):
+    """The report."""
+
+    reference: list[ReferenceRow] = []
+    """Rows of published figures to print beside ours."""
+
+
+class Config(Block):
+    """One run: data -> teachers -> soft targets -> student -> report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run and of its folder under `runs/`."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of splits, initialisations, orders and augmentations."""
+    data: DataConfig
+    """The data set."""
+    teachers: TeachersConfig = TeachersConfig()
+    """The ensemble."""
+    soft_targets: SoftTargetsConfig = SoftTargetsConfig()
+    """The store of teacher outputs."""
+    student: StudentConfig = StudentConfig()
+    """The student."""
+    compute: ComputeConfig = ComputeConfig()
+    """Use of the cluster."""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
+    report: ReportConfig = ReportConfig()
+    """The report."""
+
+
+# ------------------------------------------------------------------------------------ cross-field checks
+
+
+def _model_problems(path: str, model: Any, kind: str) -> list[str]:
+    takes = {"resnet": {"image"}, "bag": {"text"}, "bilstm": {"text"}, "mlp": {"image", "numeric"}}
+    if model.name in takes and kind not in takes[model.name]:
+        good = sorted(name for name, kinds in takes.items() if kind in kinds)
+        return [
+            f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"
+        ]
+    return []
+
+
+def _data_problems(data: DataConfig) -> list[str]:
+    problems = []
+    if data.source == "files":
+        paths = {"": data.path} if isinstance(data.path, str) else (data.path or {})
+        if not paths:
+            problems.append(
+                "data.path: missing; source 'files' needs a file, folder, glob or URL (--set data.path=...)"
+            )
+        for split, path in paths.items():
+            where = f"data.path.{split}" if split else "data.path"
+            if path is None or "://" in path or any(c in path for c in "*?["):
+                continue
+            if not Path(path).expanduser().exists():
+                problems.append(f"{where}: no such file or folder: {path}")
+        if isinstance(data.path, dict) and "train" not in data.path:
+            problems.append("data.path.train: missing; only the other splits are given")
+    elif data.path is not None:
+        problems.append(
+            f"data.path: set to {data.path!r} but data.source is {data.source!r}, which ignores it"
+            "; set data.source=files" + _missing_note(data.path)
+        )
+    if data.source == "hub" and not data.hub_name:
+        problems.append("data.hub_name: missing; source 'hub' needs the name of a data set")
+    if data.source != "hub" and data.hub_name:
+        problems.append(f"data.hub_name: set, but data.source is {data.source!r}; set data.source=hub")
+    if data.augment.active and data.kind != "image":
+        problems.append(f"data.augment: only for images; data.kind is {data.kind!r}")
+    if data.kind == "text" and data.text.tokenizer == "subword" and data.text.vocabulary_size > 200_000:
+        problems.append("data.text.vocabulary_size: at most 200000 for a learned vocabulary")
+    grams = data.text.char_ngrams
+    if grams is not None and not 1 <= grams[0] <= grams[1]:
+        problems.append(
+            f"data.text.char_ngrams: [shortest, longest] with 1 <= shortest <= longest, got {grams}"
+        )
+    if data.source == "digits" and data.kind != "image":
+        problems.append("data.kind: the embedded digits are images")
+    return problems
+
+
+def _missing_note(path: Any) -> str:
+    if isinstance(path, str) and "://" not in path and not Path(path).expanduser().exists():
+        return f" (and there is no such file or folder: {path})"
+    return ""
+
+
+def _teacher_problems(config: Config) -> list[str]:
+    teachers, problems = config.teachers, []
+    if teachers.source == "predictions":
+        if teachers.predictions is None:
+            problems.append("teachers.predictions: missing; source 'predictions' needs the files")
+        else:
+            counts = {s: len(getattr(teachers.predictions, s)) for s in ("train", "validation", "test")}
+            if any(n not in (0, counts["train"]) for n in counts.values()):
+                problems.append(f"teachers.predictions: one file per member in every split, got {counts}")
+        if config.soft_targets.views > 1:
+            problems.append(
+                "soft_targets.views: given predictions know no augmented views; set soft_targets.views=1"
+            )
+        if config.data.label_fraction < 1:
+            problems.append("data.label_fraction: reorders rows; with teachers.source=predictions use 1.0")
+        return problems
+    if teachers.predictions is not None:
+        problems.append(
+            "teachers.predictions: set, but teachers.source is 'train'; set teachers.source=predictions"
+        )
+    problems += _model_problems("teachers.model", teachers.model, config.data.kind)
+    for i, override in enumerate(teachers.overrides):
+        if override.model is not None:
+            problems += _model_problems(f"teachers.overrides.{i}.model", override.model, config.data.kind)
+        try:
+            _replace(teachers.training, override.training)
+        except ValidationError as error:
+            problems += _readable(error, TrainingConfig, prefix=f"teachers.overrides.{i}.training")
+    if len(teachers.overrides) > teachers.num_members:
+        problems.append(
+            f"teachers.overrides: {len(teachers.overrides)} entries for {teachers.num_members} members; "
+            "raise teachers.num_members or drop some"
+        )
+    return problems
+
+
+def cross_field_problems(config: Config) -> list[str]:
+    """Everything that is wrong between fields: one line each, starting with the path of a field."""
+    problems = _data_problems(config.data) + _teacher_problems(config)
+    student = config.student
+    problems += _model_problems("student.model", student.model, config.data.kind)
+    num_members = num_teachers(config)
+    if student.weights is not None:
+        if len(student.weights) != num_members:
+            problems.append(f"student.weights: {len(student.weights)} weights for {num_members} teachers")
+        elif not sum(student.weights) > 0:
+            problems.append("student.weights: at least one weight must be above 0")
+    if config.soft_targets.views > 1 and not config.data.augment.active:
+        problems.append(
+            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
+        )
+    for path, block, replicas in (
+        ("teachers", config.teachers.training, config.teachers.replicas_per_member),
+        ("student", student.training, student.replicas_per_member),
+    ):
+        if block.batch_size % (replicas * block.gradient_accumulation):
+            problems.append(
+                f"{path}.training.batch_size: {block.batch_size} cannot be cut into {replicas} replicas x "
+                f"{block.gradient_accumulation} accumulated parts"
+            )
+        workers = config.compute.num_workers
+        if workers != "auto" and workers % replicas:
+            problems.append(
+                f"{path}.replicas_per_member: {replicas} does not divide compute.num_workers = {workers}"
+            )
+    workers = config.compute.num_workers
+    if workers != "auto" and workers < 1:
+        problems.append(f"compute.num_workers: at least 1, or auto; got {workers}")
+    actors = config.soft_targets.num_actors
+    if actors != "auto" and actors < 1:
+        problems.append(f"soft_targets.num_actors: at least 1, or auto; got {actors}")
+    return problems
+
+
+def num_teachers(config: Config) -> int:
+    """Members of the ensemble, trained or given."""
+    if config.teachers.source == "predictions" and config.teachers.predictions is not None:
+        return len(config.teachers.predictions.train)
+    return config.teachers.num_members
+
+
+def _replace(block: Any, changes: dict[str, Any]) -> Any:
+    return type(block).model_validate({**block.model_dump(), **changes})
+
+
+def member_settings(teachers: TeachersConfig, index: int) -> tuple[Any, TrainingConfig]:
+    """Architecture and training of member `index`, its override applied."""
+    if not teachers.overrides:
+        return teachers.model, teachers.training
+    override = teachers.overrides[index % len(teachers.overrides)]
+    return override.model or teachers.model, _replace(teachers.training, override.training)
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def _blocks(annotation: Any) -> list[type[BaseModel]]:
+    """The blocks that an annotation such as `list[A | B] | None` can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [block for part in typing.get_args(annotation) for block in _blocks(part)]
+
+
+def _known_keys(root: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the block that `loc` (of a pydantic error) ends in."""
+    blocks: list[type[BaseModel]] = [root]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        hinted = [b for b in blocks if b.model_fields.get("name") and b.model_fields["name"].default == part]
+        if hinted:  # a step into one branch of a union, told apart by `name`
+            blocks = hinted
+            continue
+        blocks = [
+            inner
+            for b in blocks
+            if part in b.model_fields
+            for inner in _blocks(b.model_fields[part].annotation)
+        ]
+    return sorted({name for block in blocks for name in block.model_fields})
+
+
+def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
+    """A pydantic location as the user wrote it: the tags of unions left out."""
+    kept, blocks = [], [root]
+    for part in loc:
+        if isinstance(part, int):
+            kept.append(str(part))
+            continue
+        named = [b for b in blocks if "name" in b.model_fields and b.model_fields["name"].default == part]
+        if named and not any(part in b.model_fields for b in blocks):
+            blocks = named
+            continue
+        if "[" in part or part in ("str", "int", "constrained-str"):
+            continue
+        kept.append(part)
+        blocks = [
+            inner
+            for b in blocks
+            if part in b.model_fields
+            for inner in _blocks(b.model_fields[part].annotation)
+        ]
+    return ".".join(kept)
+
+
+def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
+    lines: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        path = ".".join(filter(None, [prefix, _plain(item["loc"], root)]))
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(root, item["loc"][:-1])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+            held = (
+                f" (a block with {', '.join(map(repr, item['input']))})"
+                if isinstance(item["input"], dict)
+                else ""
+            )
+            line = f"unknown setting{held}; {hint}"
+        elif item["type"] == "missing":
+            line = "missing"
+        else:
+            line = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+        # A union reports each branch; one line per path is enough.
+        lines[path] = f"{lines[path]}; or {line}" if path in lines and line not in lines[path] else line
+    return [f"{path}: {line}" for path, line in lines.items()]
+
+
+def _drop(raw: dict[str, Any], path: str) -> None:
+    """Take the setting at `path` out of `raw`, so that the rest can be checked too."""
+    *parents, last = path.split(".")
+    here: Any = raw
+    for part in parents:
+        if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+            here = here[int(part)]
+        elif isinstance(here, dict) and isinstance(here.get(part), dict | list):
+            here = here[part]
+        else:
+            return
+    if isinstance(here, dict):
+        here.pop(last, None)
+
+
+def apply_override(raw: dict[str, Any], assignment: str) -> None:
+    """Apply one `--set a.b=value`; the value is read as YAML.
+
+    Raises ConfigError where there is no `=`, or where a step of the path is not a block.
+    """
+    path, separator, text = assignment.partition("=")
+    if not separator or not path.strip():
+        raise ConfigError(f"--set {assignment}: expected PATH=VALUE, for example student.temperature=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: the value is not YAML: {text!r}") from error
+    *parents, last = path.strip().split(".")
+    here = raw
+    for i, part in enumerate(parents):
+        following = here.setdefault(part, {})
+        if following is None:
+            following = here[part] = {}
+        if isinstance(following, list) and i == len(parents) - 1 and last.isdigit():
+            following[int(last)] = value
+            return
+        if not isinstance(following, dict):
+            raise ConfigError(f"--set {path}: {'.'.join(parents[: i + 1])} is {following!r}, not a block")
+        here = following
+    here[last] = value
+
+
+def validate(raw: dict[str, Any]) -> Config:
+    """A checked configuration from plain data.
+
+    Raises ConfigError with every problem found: wrong values, unknown keys, and what does not fit together.
+    """
+    problems: list[str] = []
+    raw = json.loads(json.dumps(raw, default=str))  # a copy; YAML dates and the like become strings
+    config = None
+    for _ in range(5):  # each round drops what is wrong, so that cross-field problems come out as well
+        try:
+            config = Config.model_validate(raw)
+            break
+        except ValidationError as error:
+            new = [line for line in _readable(error, Config) if line not in problems]
+            problems += new
+            before = json.dumps(raw)
+            for line in new:
+                _drop(raw, line.split(":", 1)[0])
+            if json.dumps(raw) == before:
+                break
+    if config is not None:
+        told = {line.split(":", 1)[0] for line in problems}
+        problems += [p for p in cross_field_problems(config) if p.split(":", 1)[0] not in told]
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def recipe_paths() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    folder = RECIPES if RECIPES.is_dir() else Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file (or a shipped recipe by its name), apply `--set` overrides, check everything.
+
+    Raises ConfigError, with all problems, each starting with the path of its field.
+    """
+    file = Path(path)
+    if not file.exists():
+        recipes = recipe_paths()
+        if str(path) not in recipes:
+            close = difflib.get_close_matches(str(path), recipes, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
+            raise ConfigError(f"no such configuration file or recipe: {path}; {hint}")
+        file = recipes[str(path)]
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: expected a block of settings, got {type(raw).__name__}")
+    for assignment in overrides or []:
+        apply_override(raw, assignment)
+    return validate(raw)
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a configuration file, for editors."""
+    return Config.model_json_schema()

@@ -1,0 +1,358 @@
+"""Columns of the source to inputs: images (N, H, W, C) uint8, numbers (N, F) float32, texts.
+
+Each function returns the inputs and what is wrong by row; the place of a bad row holds zeros (or ""). A
+column that cannot be right in any row raises ColumnError. The common forms cost no Python per row.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Bad = dict[int, str]
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class ColumnError(Exception):
+    """A column whose type cannot hold such inputs."""
+
+
+def single(column: pa.ChunkedArray) -> pa.Array:
+    """One array of the column, without dictionaries and extension types."""
+    chunks = column.chunks
+    array = (
+        chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+    )
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    )
+
+
+# --------------------------------------------------------------------------------------------- texts
+
+
+def decode_texts(array: pa.Array) -> tuple[list[str], Bad]:
+    if not _is_string(array.type) and not pa.types.is_null(array.type):
+        raise ColumnError(f"holds {array.type}, expected text")
+    texts = array.to_pylist()
+    bad = {i: "no text (null)" for i, text in enumerate(texts) if text is None} if array.null_count else {}
+    for i in bad:
+        texts[i] = ""
+    return texts, bad
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+def decode_numbers(arrays: list[pa.Array], names: list[str], width: int | None) -> tuple[np.ndarray, Bad]:
+    """(N, F) float32 from F columns of numbers, or from one column of lists; `width` is F where known."""
+    if len(arrays) == 1 and (_is_list(arrays[0].type) or pa.types.is_null(arrays[0].type)):
+        rows, bad = _lists(arrays[0], None if width is None else (width,))
+        labels = [f"value {i}" for i in range(rows.shape[1])]
+    else:
+        rows, bad = _columns(arrays, names)
+        labels = [f"column {name!r}" for name in names]
+    with np.errstate(over="ignore"):
+        values = rows.astype(np.float32)
+    for i in np.flatnonzero(~np.isfinite(values).all(axis=1)):
+        if int(i) not in bad:
+            j = int(np.flatnonzero(~np.isfinite(values[i]))[0])
+            value = rows[i, j]
+            what = (
+                "missing or NaN"
+                if np.isnan(value)
+                else f"{value}" + ("" if np.isinf(value) else ", too large")
+            )
+            bad[int(i)] = f"{labels[j]} is {what}"
+    values[~np.isfinite(values)] = 0
+    return values, dict(sorted(bad.items()))
+
+
+def _columns(arrays: list[pa.Array], names: list[str]) -> tuple[np.ndarray, Bad]:
+    """(N, F) float64; strings (CSV) are parsed."""
+    rows, bad = np.empty((len(arrays[0]), len(arrays)), dtype=np.float64), Bad()
+    for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
+        if _is_string(array.type):
+            rows[:, j], wrong = _parse(array)
+            bad = {i: f"column {name!r} is {text!r}, not a number" for i, text in wrong.items()} | bad
+        elif _is_number(array.type) or pa.types.is_null(array.type):
+            rows[:, j] = _to_float(array)
+        else:
+            raise ColumnError(f"{name!r} holds {array.type}, expected numbers")
+    return rows, bad
+
+
+def _to_float(array: pa.Array) -> np.ndarray:
+    return pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _parse(array: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
+    """Strings to float64, and those that are no numbers."""
+    trimmed = pc.utf8_trim_whitespace(array)
+    try:
+        return _to_float(trimmed), {}
+    except pa.ArrowInvalid:
+        values, wrong = np.zeros(len(array)), {}
+        for i, text in enumerate(trimmed.to_pylist()):
+            try:
+                values[i] = np.nan if text is None else float(text)
+            except ValueError:
+                wrong[i] = text
+        return values, wrong
+
+
+def _lists(array: pa.Array, shape: tuple[int, ...] | None) -> tuple[np.ndarray, Bad]:
+    """(N, size) numbers from lists, flat or nested in `shape`; without one the first row decides."""
+    if shape is None:
+        shape = (_first_length(array),)
+    size = int(np.prod(shape))
+    values, lengths, whole = array, [], True
+    while _is_list(values.type):
+        whole = whole and values.null_count == 0
+        if whole:
+            found = pc.unique(pc.list_value_length(values)).to_pylist()
+            whole = len(found) <= 1
+            lengths += found
+        values = values.flatten()
+    if not _is_number(values.type) and not pa.types.is_null(values.type):
+        raise ColumnError(f"holds {array.type}, expected lists of numbers")
+    if whole and not values.null_count and _fits(tuple(lengths), shape) and len(array):
+        return values.to_numpy(zero_copy_only=False).reshape(len(array), size), {}
+    rows, bad = np.zeros((len(array), size)), Bad()
+    for i, row in enumerate(array.to_pylist()):
+        try:
+            numbers = np.asarray(row, dtype=np.float64)
+        except (ValueError, TypeError):
+            bad[i] = "lists of different lengths in one row"
+            continue
+        if row is None:
+            bad[i] = "missing (null)"
+        elif not _fits(numbers.shape, shape):
+            bad[i] = f"{_times(numbers.shape)} values, expected {_times(shape)}"
+        else:
+            rows[i] = numbers.reshape(-1)
+    return rows, bad
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Flat, nested as the shape, or nested without a last dimension of 1."""
+    flat = found == (int(np.prod(shape)),)
+    return flat or found == shape or (shape[-1] == 1 and found == shape[:-1])
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "single"
+
+
+def _first_length(array: pa.Array) -> int:
+    lengths = pc.drop_null(pc.list_value_length(array)) if _is_list(array.type) else []
+    if not len(lengths) or not lengths[0].as_py():
+        raise ColumnError(f"holds {array.type} without a value; expected lists of numbers")
+    return int(lengths[0].as_py())
+
+
+# -------------------------------------------------------------------------------------------- images
+
+
+def image_shape(arrays: list[pa.Array], given: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    """[H, W, C]: as given, or from the first image that tells; None if none of these rows does.
+
+    Raises ColumnError where the column cannot hold images of that shape.
+    """
+    array = arrays[0]
+    kind = array.type
+    if len(arrays) > 1 or _is_number(kind):
+        if given is None:
+            raise ColumnError(
+                "one column per pixel tells no shape; set data.image.shape=[height,width,channels]"
+            )
+        if int(np.prod(given)) != len(arrays):
+            raise ColumnError(
+                f"{len(arrays)} columns, but data.image.shape {list(given)} has {np.prod(given)} pixels"
+            )
+        return given
+    if pa.types.is_fixed_size_binary(kind):
+        if given is None:
+            raise ColumnError(
+                f"holds {kind.byte_width} raw bytes a row; set data.image.shape=[height,width,channels]"
+            )
+        if int(np.prod(given)) != kind.byte_width:
+            raise ColumnError(
+                f"holds {kind.byte_width} bytes a row, but data.image.shape {list(given)} takes "
+                f"{np.prod(given)}"
+            )
+    elif not (_is_binary(kind) or _is_list(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind)):
+        raise ColumnError(f"holds {kind}, expected bytes, lists of numbers, or PNG/JPEG bytes")
+    if given is not None:
+        if given[2] not in MODES and not (_is_list(kind) or pa.types.is_fixed_size_binary(kind)):
+            raise ColumnError(f"data.image.shape has {given[2]} channels; encoded images have 1, 3 or 4")
+        return given
+    for value in array:
+        row = value.as_py()
+        if row is None:
+            continue
+        if _is_list(kind):
+            nest = list(np.shape(row)) if _regular(row) else []
+            if len(nest) in (2, 3):
+                height, width, channels = (*nest, 1)[:3]
+                return height, width, channels
+            if len(nest) == 1:
+                raise ColumnError("holds flat lists; set data.image.shape=[height,width,channels]")
+        else:
+            found = _size_of_encoded(_image_bytes(row))
+            if found:
+                return found
+    if len(array) and not _is_list(kind) and not pa.types.is_null(kind):
+        raise ColumnError(
+            "holds bytes that are neither PNG nor JPEG; for raw pixels set "
+            "data.image.shape=[height,width,channels]"
+        )
+    return None
+
+
+def _regular(row: Any) -> bool:
+    try:
+        np.asarray(row, dtype=np.float64)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _image_bytes(row: Any) -> bytes | None:
+    """The bytes of a row: themselves, or the Hugging Face form {bytes, path}."""
+    if isinstance(row, dict):
+        if row.get("bytes") is not None:
+            return row["bytes"]
+        path = row.get("path")
+        try:
+            return Path(path).read_bytes() if path else None
+        except OSError:
+            return None
+    return row
+
+
+def _size_of_encoded(raw: bytes | None) -> tuple[int, int, int] | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(raw or b"")) as image:
+            return image.height, image.width, 1 if image.mode in ("1", "L") else 3
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _decode_encoded(raw: bytes, shape: tuple[int, int, int]) -> np.ndarray | str:
+    """Pixels (H, W, C), or what is wrong."""
+    from PIL import Image
+
+    height, width, channels = shape
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            if (image.height, image.width) != (height, width):
+                return f"image of {image.height}x{image.width} pixels, expected {height}x{width}"
+            if image.mode[0] in "IF":
+                return f"image of mode {image.mode}, more than 8 bits a channel; convert it to 8 bits"
+            return np.asarray(image.convert(MODES[channels]), dtype=np.uint8).reshape(shape)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        size = int(np.prod(shape))
+        if not raw.startswith((PNG, JPEG)):
+            return (
+                f"{len(raw)} bytes that are neither a PNG/JPEG image nor {size} raw pixels of {list(shape)}"
+            )
+        return f"image cannot be decoded: {error}"
+
+
+def decode_images(
+    arrays: list[pa.Array], names: list[str], shape: tuple[int, int, int]
+) -> tuple[np.ndarray, Bad]:
+    """(N, H, W, C) uint8 from raw bytes, PNG/JPEG bytes, lists, or one column per pixel."""
+    array = arrays[0]
+    rows = len(array)
+    if len(arrays) > 1 or _is_number(array.type):
+        values, bad = _columns(arrays, names)
+        pixels = _to_pixels(values, bad)
+    elif _is_list(array.type):
+        values, bad = _lists(array, shape)
+        pixels = _to_pixels(values, bad)
+    elif pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        if width != int(np.prod(shape)):
+            raise ColumnError(f"holds {width} bytes a row, expected {np.prod(shape)} for {list(shape)}")
+        flat = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+        pixels = flat[array.offset * width : (array.offset + rows) * width].reshape(rows, width)
+        bad = {int(i): "no image (null)" for i in np.flatnonzero(array.is_null())} if array.null_count else {}
+    elif _is_binary(array.type) or pa.types.is_struct(array.type) or pa.types.is_null(array.type):
+        pixels, bad = _from_bytes(array, shape)
+    else:
+        raise ColumnError(f"holds {array.type}, expected bytes, lists of numbers, or PNG/JPEG bytes")
+    return pixels.reshape(rows, *shape), dict(sorted(bad.items()))
+
+
+def _to_pixels(values: np.ndarray, bad: Bad) -> np.ndarray:
+    """Numbers (N, size) to uint8; rows with anything but whole numbers in 0..255 go into `bad`."""
+    if values.dtype == np.uint8:
+        return values
+    wrong = ~((values >= 0) & (values <= 255))
+    if values.dtype.kind == "f":
+        wrong |= values != np.floor(values)
+    for i in np.flatnonzero(wrong.any(axis=1)):
+        value = values[i][wrong[i]][0]
+        bad.setdefault(int(i), f"pixel value {value:g} is not a whole number in 0..255")
+    return np.where(wrong, 0, values).astype(np.uint8)
+
+
+def _from_bytes(array: pa.Array, shape: tuple[int, int, int]) -> tuple[np.ndarray, Bad]:
+    size = int(np.prod(shape))
+    if _is_binary(array.type) and not array.null_count and len(array):
+        kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+        ends = np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array) + 1]
+        if (np.diff(ends) == size).all():
+            block = np.frombuffer(array.buffers()[2], np.uint8)[ends[0] : ends[-1]].reshape(-1, size)
+            encoded = np.zeros(len(block), bool)
+            for magic in (PNG, JPEG):
+                encoded |= (block[:, : len(magic)] == np.frombuffer(magic, np.uint8)[:size]).all(axis=1)
+            if not encoded.any():
+                return block, {}
+    pixels, bad = np.zeros((len(array), *shape), np.uint8), Bad()
+    for i, value in enumerate(array):
+        raw = _image_bytes(value.as_py())
+        if raw is None:
+            bad[i] = "no image (null)"
+            continue
+        # Raw pixels may begin like a JPEG by chance, so the right number of bytes is a second chance.
+        found = _decode_encoded(raw, shape) if len(raw) != size or raw.startswith((PNG, JPEG)) else ""
+        if isinstance(found, np.ndarray):
+            pixels[i] = found
+        elif len(raw) == size and not raw.startswith(PNG):
+            pixels[i] = np.frombuffer(raw, np.uint8).reshape(shape)
+        else:
+            bad[i] = found
+    return pixels.reshape(len(array), size), bad

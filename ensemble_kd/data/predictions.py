@@ -1,0 +1,74 @@
+"""Teacher outputs that the user already has: Parquet files with an id and a list of numbers per row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemble_kd.artifacts import checksum, fingerprint
+from ensemble_kd.config import PredictionsConfig
+from ensemble_kd.errors import InputError
+
+SMALLEST = 1e-12
+"""Probabilities below this are taken for this before their logarithm."""
+
+
+def predictions_fingerprint(files: PredictionsConfig) -> str:
+    """By content. Raises InputError naming every file that is not there."""
+    paths = [path for split in ("train", "validation", "test") for path in getattr(files, split)]
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise InputError([f"teachers.predictions: no such file: {path}" for path in missing])
+    return fingerprint(*(checksum(Path(path)) for path in paths))
+
+
+def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N, C) float32 logits of one member in the order of `ids`.
+
+    Probabilities become log-probabilities. Raises InputError where ids are missing or repeated, where the
+    number of classes differs, or where a number is not finite.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"teachers.predictions: {path}: not a readable Parquet file ({error})") from error
+    for column in (files.id_column, files.column):
+        if column not in table.column_names:
+            raise InputError(
+                f"teachers.predictions: {path}: no column {column!r}; it has {table.column_names}"
+            )
+    lengths = np.unique([len(row) if row is not None else 0 for row in table[files.column].to_pylist()])
+    if lengths.tolist() != [num_classes]:
+        raise InputError(
+            f"teachers.predictions: {path}: rows of {'/'.join(map(str, lengths))} numbers in column "
+            f"{files.column!r}, the data has {num_classes} classes; give one number per class, in class order"
+        )
+    values = np.asarray(pa.concat_arrays(table[files.column].chunks).flatten(), np.float32)
+    values = values.reshape(-1, num_classes)
+    position = {key: i for i, key in enumerate(table[files.id_column].to_pylist())}
+    if len(position) != table.num_rows:
+        raise InputError(f"teachers.predictions: {path}: {table.num_rows - len(position)} ids occur twice")
+    order = np.array([position.get(key, -1) for key in ids.tolist()], np.int64)
+    if (order < 0).any():
+        absent = ids[order < 0]
+        raise InputError(
+            f"teachers.predictions: {path}: {len(absent)} of {len(ids)} rows have no prediction, for example "
+            f"id {absent[0]!r}; predictions must cover every row, by data.columns.id or the row number"
+        )
+    values = values[order]
+    if not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0, 0])
+        raise InputError(f"teachers.predictions: {path}: id {ids[row]!r} holds a number that is not finite")
+    if files.values == "probabilities":
+        off = np.abs(values.sum(1) - 1) > 1e-2
+        if (values < 0).any() or off.any():
+            row = int(np.argmax(off | (values < 0).any(1)))
+            raise InputError(
+                f"teachers.predictions: {path}: id {ids[row]!r} is no distribution "
+                f"(sum {values[row].sum():.4f}); set teachers.predictions.values=logits if these are logits"
+            )
+        values = np.log(np.maximum(values, SMALLEST))
+    return values

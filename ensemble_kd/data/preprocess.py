@@ -1,0 +1,106 @@
+"""Raw rows to inputs: one code path for preparing data and for `predict`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ensemble_kd.config import ColumnsConfig, TextConfig
+from ensemble_kd.data.decode import (
+    Bad,
+    ColumnError,
+    decode_images,
+    decode_numbers,
+    decode_texts,
+    image_shape,
+    single,
+)
+from ensemble_kd.data.records import DataInfo
+from ensemble_kd.data.tokenize import load_tokenizer, pad
+from ensemble_kd.errors import InputError
+
+
+class InputReader:
+    """Decodes the input column(s) of tables. The shape is given, or found in the first rows that tell."""
+
+    def __init__(self, kind: str, columns: ColumnsConfig, shape: list[int] | None = None) -> None:
+        self.kind = kind
+        self.columns = [columns.input] if isinstance(columns.input, str) else list(columns.input)
+        self.shape = shape
+
+    def __call__(self, table: pa.Table) -> tuple[Any, Bad]:
+        """Images (N, H, W, C), numbers (N, F) or a list of texts; and what is wrong, by row.
+
+        Raises ColumnError where the column cannot hold such inputs.
+        """
+        arrays = [single(table[name]) for name in self.columns]
+        if self.kind == "text":
+            return decode_texts(arrays[0])
+        if self.kind == "numeric":
+            numbers, bad = decode_numbers(arrays, self.columns, self.shape[0] if self.shape else None)
+            self.shape = [numbers.shape[1]]
+            return numbers, bad
+        if self.shape is None:
+            found = image_shape(arrays, None)
+            if found is None:
+                return None, {i: "no image to be read" for i in range(table.num_rows)}
+            self.shape = list(found)
+        height, width, channels = self.shape
+        shape = (height, width, channels)
+        image_shape(arrays, shape)  # the type of the column
+        return decode_images(arrays, self.columns, shape)
+
+
+class Preprocessor:
+    """What `predict` needs: tables with the input column(s) to inputs."""
+
+    def __init__(self, info: DataInfo, folder: Path) -> None:
+        """`folder` holds tokenizer.json where the vocabulary was learned."""
+        self.info = info
+        columns = ColumnsConfig(**info.preprocess["columns"])
+        shape = None if info.kind == "text" else info.input_shape
+        self.reader = InputReader(info.kind, columns, shape)
+        self.columns = self.reader.columns
+        self.tokenizer = None
+        if info.kind == "text":
+            self.tokenizer = load_tokenizer(TextConfig(**info.preprocess["text"]), folder)
+
+    def transform(self, table: pa.Table) -> tuple[np.ndarray, list[str | None]]:
+        """Inputs (N, ...) and what is wrong with each row, None where nothing is; a bad row's input is 0.
+
+        Texts are cut and padded to the length of the training data. Raises InputError where a column is
+        missing.
+        """
+        missing = [name for name in self.columns if name not in table.column_names]
+        if missing:
+            raise InputError(
+                [missing_column("input", name, "the input", table.column_names) for name in missing]
+            )
+        rows = table.num_rows
+        problems: list[str | None] = [None] * rows
+        kind = {"image": np.uint8, "numeric": np.float32, "text": np.int32}[self.info.kind]
+        try:
+            values, bad = self.reader(table)
+        except ColumnError as error:
+            columns = ", ".join(map(repr, self.columns))
+            return np.zeros((rows, *self.info.input_shape), kind), [f"column {columns} {error}"] * rows
+        if self.tokenizer is not None:
+            values = pad(*self.tokenizer.encode(values), self.info.input_shape[0])
+            values[list(bad)] = 0
+        for i, message in bad.items():
+            problems[i] = message
+        return values, problems
+
+
+def missing_column(field: str, name: str, source: str, columns: list[str]) -> str:
+    """`data.columns.input: no column 'imgae' in train.csv; it has 'image', 'label'; did you mean 'image'?`"""
+    shown = ", ".join(map(repr, columns[:10])) + (
+        f" and {len(columns) - 10} more" if len(columns) > 10 else ""
+    )
+    close = difflib.get_close_matches(name, columns, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"data.columns.{field}: no column {name!r} in {source}; it has {shown or 'none'}{hint}"

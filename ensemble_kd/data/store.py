@@ -1,0 +1,163 @@
+"""The store of teacher outputs: float16 member logits per row and view, in Parquet, computed once.
+
+One file per shard of the transfer set, `part-00000.parquet`, with the same rows in the same order. Columns:
+
+    row      int64: row number in the transfer set
+    logits   fixed-size bytes: (V, M, C) float16            views x members x classes
+or, with top_k,
+    values   fixed-size bytes: (V, M, k) float16            the k largest logits
+    indices  fixed-size bytes: (V, M, k) int16 or int32     their classes
+    rest     fixed-size bytes: (V, M) float32               log of the sum of exp of the other logits
+
+Fixed-size bytes rather than lists: reading is a view of the file's buffer, and no list levels are stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemble_kd.artifacts import checksum
+from ensemble_kd.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """Shape of one row of the store."""
+
+    views: int
+    members: int
+    classes: int
+    top_k: int | None = None
+
+    @property
+    def index_type(self) -> type:
+        return np.int16 if self.classes <= 2**15 else np.int32
+
+    def columns(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and number type of each column but `row`."""
+        views, members = self.views, self.members
+        if self.top_k is None:
+            return {"logits": ((views, members, self.classes), np.float16)}
+        return {
+            "values": ((views, members, self.top_k), np.float16),
+            "indices": ((views, members, self.top_k), self.index_type),
+            "rest": ((views, members), np.float32),
+        }
+
+    @property
+    def bytes_per_row(self) -> int:
+        return sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in self.columns().values())
+
+
+def shard_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+class ShardWriter:
+    """Writes one shard batch by batch, under a temporary name until it is complete."""
+
+    def __init__(self, path: Path, layout: StoreLayout) -> None:
+        self.path, self.layout = path, layout
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        fields = [pa.field("row", pa.int64(), nullable=False)]
+        for name, (shape, kind) in layout.columns().items():
+            width = int(np.prod(shape)) * np.dtype(kind).itemsize
+            fields.append(pa.field(name, pa.binary(width), nullable=False))
+        self.schema = pa.schema(fields)
+        self.writer = pq.ParquetWriter(
+            self.temporary,
+            self.schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=["row"],
+            column_encoding={"row": "DELTA_BINARY_PACKED"},
+        )
+        self.rows = 0
+
+    def write(self, rows: np.ndarray, **columns: np.ndarray) -> None:
+        """`rows` (B,); each column (B, ...) in the layout's shape."""
+        arrays = [pa.array(rows, pa.int64())]
+        for name, (_, kind) in self.layout.columns().items():
+            values = np.ascontiguousarray(columns[name], dtype=kind)
+            arrays.append(
+                pa.FixedSizeBinaryArray.from_buffers(
+                    self.schema.field(name).type, len(rows), [None, pa.py_buffer(values)]
+                )
+            )
+        self.writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+        self.rows += len(rows)
+
+    def close(self) -> dict[str, Any]:
+        """Make the shard appear; returns its manifest entry."""
+        self.writer.close()
+        entry = {
+            "bytes": self.temporary.stat().st_size,
+            "sha256": checksum(self.temporary),
+            "rows": self.rows,
+        }
+        os.replace(self.temporary, self.path)
+        return entry
+
+    def abort(self) -> None:
+        self.writer.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def read_shard(path: Path, layout: StoreLayout) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Row numbers (B,) and the columns, each (B, ...) in the layout's shape.
+
+    Raises ArtifactError, naming the file, where it is truncated or of another shape.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(f"{path}: not a readable shard of soft targets ({error})") from error
+    return table["row"].to_numpy(), {
+        name: _column(path, table, name, shape, kind) for name, (shape, kind) in layout.columns().items()
+    }
+
+
+def _column(path: Path, table: pa.Table, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    width = int(np.prod(shape)) * np.dtype(kind).itemsize
+    if name not in table.column_names or table[name].type != pa.binary(width):
+        raise ArtifactError(
+            f"{path}: column {name!r} of {width} bytes expected; the schema is {table.schema}"
+        )
+    chunks = []
+    for chunk in table[name].chunks:
+        raw = np.frombuffer(chunk.buffers()[1], np.uint8)
+        chunks.append(raw[chunk.offset * width : (chunk.offset + len(chunk)) * width])
+    flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks or [np.empty(0, np.uint8)])
+    return flat.view(kind).reshape(table.num_rows, *shape)
+
+
+def load_columns(
+    folder: Path, names: Iterable[str], layout: StoreLayout, num_rows: int
+) -> dict[str, np.ndarray]:
+    """The whole store as arrays (N, ...), one allocation per column.
+
+    Raises ArtifactError where rows are missing, repeated or out of order.
+    """
+    arrays = {name: np.empty((num_rows, *shape), kind) for name, (shape, kind) in layout.columns().items()}
+    begin = 0
+    for shard in names:
+        rows, columns = read_shard(folder / shard, layout)
+        end = begin + len(rows)
+        if end > num_rows or not np.array_equal(rows, np.arange(begin, end)):
+            raise ArtifactError(
+                f"{folder / shard}: holds other rows than {begin} to {end - 1}, of {num_rows} in all"
+            )
+        for name, values in columns.items():
+            arrays[name][begin:end] = values
+        begin = end
+    if begin != num_rows:
+        raise ArtifactError(f"{folder}: {begin} rows of soft targets for {num_rows} rows of the transfer set")
+    return arrays

@@ -1,0 +1,176 @@
+"""Text to token numbers 1..V; 0 is padding.
+
+`hashed`: words, word n-grams and character n-grams into V buckets by CRC-32, which is the same on every
+machine and in every process (Python's own hash is not). Nothing is learned.
+`subword`: WordPiece learned on the training texts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from zlib import crc32
+
+import numpy as np
+
+from ensemble_kd.artifacts import write_atomic
+from ensemble_kd.config import TextConfig
+from ensemble_kd.errors import ArtifactError
+
+TOKENIZER_FILE = "tokenizer.json"
+WORD = re.compile(r"\w+|[^\w\s]")
+CACHED_WORDS = 500_000
+
+
+class Tokenizer(Protocol):
+    """Turns texts into numbers."""
+
+    size: int
+    """Number of ids and one more for padding."""
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids in a row, int32, and where each text begins and ends, (N + 1,) int64."""
+        ...
+
+
+class HashedTokenizer:
+    """Word and character n-grams into buckets, as in fastText (arXiv 1607.04606, 1607.01759).
+
+    Words are in the order of the text. With n-grams a number comes once per text; single words alone are
+    left as they are, repetitions included, because a model may read their order.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        self.size = config.vocabulary_size + 1
+        self.plain = config.word_ngrams == 1 and config.char_ngrams is None
+        self._words: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def _bucket(self, text: str) -> int:
+        return crc32(text.encode("utf-8", "surrogatepass")) % self.config.vocabulary_size + 1
+
+    def _word(self, word: str) -> tuple[int, tuple[int, ...]]:
+        """Number of the word, numbers of its character n-grams (marked `#...#` from words)."""
+        grams: list[int] = []
+        if self.config.char_ngrams is not None:
+            shortest, longest = self.config.char_ngrams
+            marked = f"<{word}>"
+            for n in range(shortest, longest + 1):
+                # The whole marked word is the word itself once more; no bucket for that.
+                if n < len(marked):
+                    grams += [self._bucket("#" + marked[i : i + n]) for i in range(len(marked) - n + 1)]
+        entry = self._bucket(word), tuple(grams)
+        if len(self._words) >= CACHED_WORDS:
+            self._words.clear()
+        self._words[word] = entry
+        return entry
+
+    def _text(self, text: str) -> list[int]:
+        words = WORD.findall(text.lower() if self.config.lowercase else text)
+        if not words:
+            return [self._bucket("")]  # a text is never empty: a mean over no tokens has no value
+        cache = self._words
+        entries = [cache.get(word) or self._word(word) for word in words]
+        ids = [entry[0] for entry in entries]
+        if self.plain:
+            return ids[: self.config.max_length]
+        for n in range(2, self.config.word_ngrams + 1):
+            ids += [self._bucket(" ".join(words[i : i + n])) for i in range(len(words) - n + 1)]
+        for entry in entries:
+            ids += entry[1]
+        return list(dict.fromkeys(ids))[: self.config.max_length]
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, ends = array("i"), np.zeros(len(texts) + 1, dtype=np.int64)
+        for i, text in enumerate(texts):
+            ids.extend(self._text(text))
+            ends[i + 1] = len(ids)
+        return np.array(ids, dtype=np.int32), ends
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for the tokenizers library: its pool warns, and may hang, when a process forks later."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+class SubwordTokenizer:
+    """A learned vocabulary; its numbers are shifted by one, because 0 is padding."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.size = tokenizer.get_vocab_size() + 1
+        self.unknown: int = tokenizer.token_to_id("[UNK]")
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        with _one_thread():
+            encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        lists = [item.ids[: self.max_length] or [self.unknown] for item in encoded]
+        ends = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in lists], out=ends[1:])
+        flat = np.fromiter((i for ids in lists for i in ids), dtype=np.int32, count=int(ends[-1]))
+        return flat + 1, ends
+
+
+def learn_subwords(batches: Iterable[list[str]], config: TextConfig, folder: Path) -> SubwordTokenizer:
+    """Learn a WordPiece vocabulary (arXiv 1609.08144) and save it as `tokenizer.json`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    steps: list[Any] = [normalizers.NFC()]
+    if config.lowercase:
+        steps.append(normalizers.Lowercase())
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocabulary_size,
+        min_frequency=2,
+        special_tokens=["[UNK]"],
+        limit_alphabet=min(1000, config.vocabulary_size // 2),
+        show_progress=False,
+    )
+    with _one_thread():
+        tokenizer.train_from_iterator(batches, trainer)
+    write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
+    return SubwordTokenizer(tokenizer, config.max_length)
+
+
+def load_tokenizer(config: TextConfig, folder: Path) -> Tokenizer:
+    """The tokenizer of prepared data or of a saved model.
+
+    Raises ArtifactError where `tokenizer.json` is needed and cannot be read.
+    """
+    if config.tokenizer == "hashed":
+        return HashedTokenizer(config)
+    from tokenizers import Tokenizer as Library
+
+    path = folder / TOKENIZER_FILE
+    try:
+        library = Library.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path}: missing; the texts were cut into subwords by it") from error
+    except Exception as error:  # the library raises bare Exception for a file it cannot parse
+        raise ArtifactError(f"{path}: not a tokenizer ({error})") from error
+    return SubwordTokenizer(library, config.max_length)
+
+
+def pad(ids: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
+    """Texts one after another to a matrix (N, length) int32, 0 at the end; longer texts are cut."""
+    lengths = np.minimum(np.diff(ends), length)
+    inside = np.arange(length) < lengths[:, None]
+    matrix = np.zeros(inside.shape, dtype=np.int32)
+    matrix[inside] = ids[(ends[:-1, None] + np.arange(length))[inside]]
+    return matrix

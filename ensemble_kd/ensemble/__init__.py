@@ -1,0 +1,1 @@
+"""Combining the members of an ensemble, and storing what they say in little space."""

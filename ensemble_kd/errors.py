@@ -1,0 +1,38 @@
+"""What can go wrong, in three kinds: the user's configuration or input, an artefact, a training run.
+
+Every message says what is wrong, what was found, and what to do about it.
+"""
+
+
+class EnsembleKDError(Exception):
+    """Base of the errors that this package raises on purpose. Exit code 1."""
+
+    exit_code = 1
+
+
+class ProblemsError(EnsembleKDError):
+    """Several problems found together; `problems` holds one line each."""
+
+    def __init__(self, problems: str | list[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(ProblemsError):
+    """The configuration is wrong. Each line starts with the path of the field. Exit code 2."""
+
+    exit_code = 2
+
+
+class InputError(ProblemsError):
+    """The user's data, predictions or model folder cannot be used. Exit code 2."""
+
+    exit_code = 2
+
+
+class ArtifactError(EnsembleKDError):
+    """A stage's output is missing, truncated, corrupt or belongs to other inputs."""
+
+
+class TrainingError(EnsembleKDError):
+    """A member could not be trained: a loss that is not finite, or workers that keep dying."""

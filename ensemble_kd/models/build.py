@@ -1,0 +1,207 @@
+"""From a model's configuration to a network that takes raw inputs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd.config import (
+    BagConfig,
+    BiLSTMConfig,
+    CustomModelConfig,
+    MLPConfig,
+    ModelConfig,
+    ResNetConfig,
+)
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.mlp import MLP
+from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.resnet import ResNet
+from ensemble_kd.models.text import Bag, BiLSTM
+
+
+class Network(nn.Module):
+    """A body behind the normalisation of raw inputs: whoever holds the weights needs no preprocessing.
+
+    `forward` takes images (B, H, W, C) uint8, numbers (B, F) float or tokens (B, L) int32/int64.
+    Images and numbers become `x * input_scale + input_shift`, which is (x / range - mean) / std with the
+    divisions done once; both are buffers and stored with the weights. Tokens stay as they are.
+    """
+
+    input_scale: Tensor | None
+    input_shift: Tensor | None
+
+    def __init__(
+        self, body: nn.Module, kind: str, input_shape: list[int], mean: list[float], std: list[float]
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.input_range = 255.0 if kind == "image" else 1.0
+        scale, shift = None, None
+        if kind != "text":
+            # A feature that never varies has std 0: it is centred and otherwise left alone.
+            spread = torch.tensor(
+                [s if s > 0 and math.isfinite(s) else 1.0 for s in std], dtype=torch.float64
+            )
+            scale = (1 / (spread * self.input_range)).float()
+            shift = (-torch.tensor(mean, dtype=torch.float64) / spread).float()
+            if kind == "image" and len(std) > 1:
+                # One whole row of pixels (W, C): several times quicker than broadcasting over C = 3.
+                scale, shift = scale.repeat(input_shape[1], 1), shift.repeat(input_shape[1], 1)
+        self.register_buffer("input_scale", scale)  # (W, C), (1,) for one channel, or (F,)
+        self.register_buffer("input_shift", shift)
+
+    def forward(self, inputs: Tensor, hidden: bool = False) -> Outputs:
+        """Logits (B, num_outputs); with `hidden` also the body's hidden states by name."""
+        return self.body(self.normalise(inputs), hidden)
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Raw inputs as the body takes them: float32 of mean 0 and variance 1, or tokens."""
+        if self.input_scale is None or self.input_shift is None:
+            return inputs
+        return inputs.float().mul(self.input_scale).add_(self.input_shift)
+
+    @property
+    def mean(self) -> Tensor | None:
+        """Per channel (after division by 255) or per feature; None for text."""
+        if self.input_scale is None or self.input_shift is None:
+            return None
+        return (-self.input_shift / self.input_scale / self.input_range).view(-1, self.input_shift.shape[-1])[
+            0
+        ]
+
+    @property
+    def std(self) -> Tensor | None:
+        """As `mean`."""
+        if self.input_scale is None:
+            return None
+        return (1 / self.input_scale / self.input_range).view(-1, self.input_scale.shape[-1])[0]
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last linear layer, whose rows belong to the classes; None where there is none."""
+        head = getattr(self.body, "head", None)
+        return head if isinstance(head, nn.Linear) else None
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class CustomBody(nn.Module):
+    """The user's module, its output made an `Outputs`.
+
+    It is called with normalised inputs: images (B, H, W, C) float32, numbers (B, F) float32, tokens
+    (B, L) int. Where its `forward` has a parameter `hidden`, it is told whether hidden states are wanted.
+    """
+
+    def __init__(self, module: nn.Module, num_outputs: int) -> None:
+        super().__init__()
+        self.module = module
+        self._takes_hidden = "hidden" in inspect.signature(module.forward).parameters
+        linear = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == num_outputs]
+        self._head = [linear[-1]] if linear else []  # in a list: it must not be registered twice
+
+    @property
+    def head(self) -> nn.Linear | None:
+        return self._head[0] if self._head else None
+
+    def forward(self, x: Tensor, hidden: bool = False) -> Outputs:
+        outputs = self.module(x, hidden=hidden) if self._takes_hidden else self.module(x)
+        return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+
+
+def build(model: ModelConfig, info: dict[str, Any], num_outputs: int | None = None) -> Network:
+    """A freshly initialised network for the data that `info` describes (`DataInfo.to_dict()`).
+
+    `num_outputs` replaces the number of classes, for a network over some of them. Initial weights come
+    from torch's global generator. Raises ConfigError for a custom model that does not fit.
+    """
+    kind, shape = info["kind"], list(info["input_shape"])
+    num_outputs = num_outputs or info["num_classes"]
+    mean, std = info.get("mean") or [0.0] * shape[-1], info.get("std") or [1.0] * shape[-1]
+    if isinstance(model, CustomModelConfig):
+        body: nn.Module = CustomBody(_call(model, num_outputs, shape), num_outputs)
+        network = Network(body, kind, shape, mean, std)
+        _check_custom(network, model.callable, kind, shape, num_outputs)
+        return network
+    fits = {"mlp": ("image", "numeric"), "resnet": ("image",), "bag": ("text",), "bilstm": ("text",)}
+    if kind not in fits[model.name]:
+        raise ConfigError(
+            f"model {model.name!r} takes {' or '.join(fits[model.name])} inputs, the data is {kind}"
+        )
+    if isinstance(model, MLPConfig):
+        body = MLP(math.prod(shape), num_outputs, model.hidden, model.dropout, model.input_dropout)
+    elif isinstance(model, ResNetConfig):
+        body = ResNet(shape[2], num_outputs, model.width, model.blocks, model.dropout)
+    elif isinstance(model, BagConfig):
+        body = Bag(info["vocabulary_size"], num_outputs, model.embedding, model.hidden, model.dropout)
+    else:
+        assert isinstance(model, BiLSTMConfig)
+        body = BiLSTM(
+            info["vocabulary_size"],
+            num_outputs,
+            model.embedding,
+            model.hidden,
+            model.layers,
+            model.classifier_hidden,
+            model.dropout,
+        )
+    return Network(body, kind, shape, mean, std)
+
+
+def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Module:
+    """The module that the user's callable makes."""
+    module_name, name = model.callable.split(":")
+    try:
+        made_by = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise ConfigError(
+            f"custom model {model.callable!r} cannot be imported ({error}); "
+            "the module must be on PYTHONPATH of every process"
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(f"custom model {model.callable!r}: {error}") from error
+    if not callable(made_by):
+        raise ConfigError(f"custom model {model.callable!r} is {type(made_by).__name__}, not callable")
+    try:
+        module = made_by(num_classes=num_outputs, input_shape=tuple(shape), **model.options)
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"custom model {model.callable!r} raised {type(error).__name__}: {error}; it is called with "
+            "num_classes, input_shape and the model's `options`"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"custom model {model.callable!r} returned {type(module).__name__}, not a torch.nn.Module"
+        )
+    return module
+
+
+@torch.no_grad()
+def _check_custom(network: Network, name: str, kind: str, shape: list[int], num_outputs: int) -> None:
+    """Run a batch of two through a custom model, so that a wrong shape shows before training."""
+    dtype = {"image": torch.uint8, "text": torch.int32}.get(kind, torch.float32)
+    inputs = torch.ones(2, *shape, dtype=dtype)
+    was_training = network.training
+    network.eval()
+    try:
+        logits = network(inputs).logits
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"custom model {name!r} raised {type(error).__name__} on inputs of shape {tuple(inputs.shape)}: "
+            f"{error}"
+        ) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_outputs):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"custom model {name!r} must return logits of shape (2, {num_outputs}) for two examples, "
+            f"got {got}"
+        )

@@ -1,0 +1,76 @@
+"""Small residual network for images, in the form that its paper uses on CIFAR (arXiv 1512.03385, 4.2)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ensemble_kd.models.outputs import Outputs
+
+
+class ResidualBlock(nn.Module):
+    """relu(x + bn(conv(relu(bn(conv(x)))))); a 1x1 convolution on the shortcut where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(channels)
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_1(self.conv_1(x)), inplace=True)
+        return F.relu(self.norm_2(self.conv_2(y)) + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """One convolution, three stages of `blocks` residual blocks, average pooling, a linear layer.
+
+    Stage s has width * 2^(s-1) channels; stages 2 and 3 halve the resolution. Any image size does.
+    Deviation: projection shortcuts where the paper pads with zeros. Takes (B, H, W, channels) float.
+    Hidden states: `stage_1`, `stage_2`, `stage_3` (B, C, H, W), and `pooled` (B, 4 * width).
+    """
+
+    def __init__(
+        self, channels_in: int, num_outputs: int, width: int = 16, blocks: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        stages, before = [], width
+        for stage in range(3):
+            channels = width * 2**stage
+            strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
+            inputs = [before] + [channels] * (blocks - 1)
+            stages.append(
+                nn.Sequential(
+                    *(ResidualBlock(a, channels, stride) for a, stride in zip(inputs, strides, strict=True))
+                )
+            )
+            before = channels
+        self.stages = nn.ModuleList(stages)
+        self.head = nn.Linear(before, num_outputs)
+        self.dropout = dropout
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, hidden: bool = False) -> Outputs:
+        states: dict[str, Tensor] = {}
+        x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory as the convolutions like it
+        x = F.relu(self.norm(self.stem(x)), inplace=True)
+        for i, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if hidden:
+                states[f"stage_{i}"] = x
+        x = x.mean((2, 3))  # (B, 4 * width)
+        if hidden:
+            states["pooled"] = x
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        return Outputs(self.head(x), states if hidden else None)

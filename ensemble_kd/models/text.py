@@ -1,0 +1,93 @@
+"""Networks for token numbers: a bag of embeddings and a bidirectional LSTM.
+
+Both take (B, L) integers where 0 is padding, and give the same result for any amount of padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ensemble_kd.models.mlp import MLP
+from ensemble_kd.models.outputs import Outputs
+
+
+class Bag(nn.Module):
+    """Mean of the embeddings of all tokens that are not padding, then an MLP (arXiv 1607.01759).
+
+    A text without tokens has the mean 0. Hidden states: `pooled` (B, embedding) and the MLP's
+    `layer_1`, ... (B, units).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_outputs: int,
+        embedding: int = 64,
+        hidden: Sequence[int] = (),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(vocabulary_size, embedding, mode="mean", padding_idx=0)
+        with torch.no_grad():
+            self.embedding.weight.normal_(std=0.1)
+            self.embedding.weight[0].zero_()
+        self.mlp = MLP(embedding, num_outputs, hidden, dropout, input_dropout=dropout)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.mlp.head
+
+    def forward(self, tokens: Tensor, hidden: bool = False) -> Outputs:
+        pooled = self.embedding(tokens)  # (B, L) -> (B, embedding)
+        outputs = self.mlp(pooled, hidden)
+        if hidden:
+            outputs.hidden = {"pooled": pooled, **outputs.hidden}
+        return outputs
+
+
+class BiLSTM(nn.Module):
+    """Embeddings, a bidirectional LSTM, maximum over the tokens, one ReLU layer (arXiv 1903.12136, 3.1).
+
+    Padding follows the tokens of a text; the LSTM never sees it. A text without tokens is read as one
+    padding token. Deviation: the paper concatenates the last states, we pool over all of them. Hidden
+    states: `pooled` (B, 2 * hidden) and `classifier` (B, classifier_hidden), after its ReLU.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_outputs: int,
+        embedding: int = 100,
+        hidden: int = 150,
+        layers: int = 1,
+        classifier_hidden: int = 200,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, embedding, padding_idx=0)
+        between = dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=between, bidirectional=True)
+        self.mlp = MLP(2 * hidden, num_outputs, [classifier_hidden], dropout, input_dropout=dropout)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.mlp.head
+
+    def forward(self, tokens: Tensor, hidden: bool = False) -> Outputs:
+        positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        lengths = ((tokens != 0) * positions).amax(1).clamp(min=1)  # (B,) up to the last real token
+        packed = pack_padded_sequence(
+            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, _ = pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, padding_value=float("-inf")
+        )  # (B, longest, 2 * hidden)
+        pooled = states.max(1).values
+        outputs = self.mlp(pooled, hidden)
+        if hidden:
+            outputs.hidden = {"pooled": pooled, "classifier": outputs.hidden["layer_1"]}
+        return outputs

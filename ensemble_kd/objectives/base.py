@@ -1,0 +1,119 @@
+"""What a distillation objective is, and how one is made from its configuration.
+
+To add a method, add one file to this package; nothing else is edited. All modules of the package are
+imported with it, and `register` enters the class under the name that `student.objective` uses:
+
+    @register("cosine")
+    @dataclass(frozen=True, config=STRICT)          # pydantic.dataclasses: checks types and ranges
+    class Cosine:
+        \"\"\"1 - cos(z, v), (B,). Source: ...\"\"\"
+        needs: ClassVar[frozenset[str]] = frozenset({"logits"})   # or {"hidden"}
+        margin: Annotated[float, Field(ge=0)] = 0.0               # the fields are the configuration
+        def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor: ...
+
+A field `temperature` is filled from `student.temperature`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import ConfigDict, ValidationError
+from torch import Tensor
+
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.outputs import Outputs
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""Configuration of every objective's dataclass: unknown fields, wrong types and NaN are errors."""
+
+
+@dataclass
+class Batch:
+    """One batch of a training loop."""
+
+    inputs: Tensor
+    """(B, ...) raw inputs."""
+    labels: Tensor
+    """(B,) int64, -1 where unlabelled."""
+    teacher: Outputs | None = None
+    """What the ensemble says of these inputs, where the loss reads it."""
+
+    def __getitem__(self, part: slice) -> Batch:
+        teacher = None if self.teacher is None else self.teacher[part]
+        return Batch(self.inputs[part], self.labels[part], teacher)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Objective(Protocol):
+    """A soft loss: torch only, with no state beyond its fields."""
+
+    needs: ClassVar[frozenset[str]]
+    """What of the teacher it reads: `logits`, `hidden`."""
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Losses of the examples (B,). The teacher gets no gradient."""
+        ...
+
+
+OBJECTIVES: dict[str, type] = {}
+"""Objectives by name."""
+
+Class = TypeVar("Class", bound=type)
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Enter an objective's class under `name`."""
+
+    def enter(objective: Class) -> Class:
+        assert OBJECTIVES.get(name, objective) is objective, f"two objectives are called {name!r}"
+        OBJECTIVES[name] = objective
+        return objective
+
+    return enter
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known) or 'none'}"
+
+
+def build_objective(settings: dict[str, Any], temperature: float) -> Objective:
+    """The objective that `student.objective` asks for: its `name` and its fields.
+
+    Raises ConfigError with every problem, each line starting with the path of its field.
+    """
+    path = "student.objective"
+    given = dict(settings)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.name: missing; known here: {', '.join(sorted(OBJECTIVES))}")
+    if name not in OBJECTIVES:
+        raise ConfigError(f"{path}: unknown objective {name!r}; {_hint(name, sorted(OBJECTIVES))}")
+    problems = []
+    if "temperature" in given:  # one temperature for teacher and student; two settings could disagree
+        problems.append(f"{path}.temperature: set student.temperature instead")
+        del given["temperature"]
+    own = [field.name for field in fields(OBJECTIVES[name])]
+    known = sorted(set(own) - {"temperature"})
+    for key in sorted(set(given) - set(known), key=str):
+        problems.append(f"{path}.{key}: unknown setting of {name!r}; {_hint(str(key), known)}")
+        del given[key]
+    shared = {"temperature": temperature} if "temperature" in own else {}
+    try:
+        objective: Objective = OBJECTIVES[name](**given, **shared)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            where = ".".join(str(part) for part in item["loc"])
+            where = "student.temperature" if where == "temperature" else f"{path}.{where}"
+            message = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+            got = "" if item["type"] == "missing" else f", got {item['input']!r}"
+            problems.append(f"{where}: {message}{got}")
+    if problems:
+        raise ConfigError(problems)
+    return objective

@@ -1,0 +1,399 @@
+"""The whole way, in order: data -> teachers -> soft targets -> student -> report.
+
+Each stage looks whether its result stands already under the fingerprint of its settings and inputs; if so
+it is skipped, if not it says why and runs. Stages hand over manifests and folders, never live objects.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemble_kd import __version__
+from ensemble_kd.artifacts import Manifest, size_on_disk, write_json
+from ensemble_kd.config import Config, num_teachers
+from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
+from ensemble_kd.runtime import Runtime
+from ensemble_kd.stages import data as data_stage
+from ensemble_kd.stages import report as report_stage
+from ensemble_kd.stages import soft_targets as soft_targets_stage
+from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages import teachers as teachers_stage
+from ensemble_kd.stages.context import Console, Context, StagePlan
+from ensemble_kd.stages.members import prefixed
+from ensemble_kd.stages.training_data import bytes_in_memory
+from ensemble_kd.tracking import Tracker
+
+STAGES = ("data", "teachers", "soft-targets", "student", "report")
+
+
+def run(
+    config: Config,
+    folder: Path,
+    *,
+    until: str = "report",
+    address: str | None = None,
+    fresh: bool = False,
+    verbose: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
+
+    Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then.
+    """
+    console = console or Console()
+    check_objective(config)
+    prepare_folder(folder)
+    with locked(folder):
+        write_json(folder / "resolved.json", config.model_dump(mode="json"))
+        tracker = Tracker(config.tracking, folder.parent, config.name, console.warning)
+        runtime = Runtime(config.compute, address, verbose)
+        context = Context(config, folder, runtime, tracker, console)
+        tracker.start("", config.model_dump(mode="json"), {"version": __version__, "folder": str(folder)})
+        good = False
+        try:
+            with runtime:
+                manifests = _stages(context, until, fresh)
+            good = True
+            return manifests
+        finally:
+            tracker.end("", good)
+            tracker.close()
+
+
+def _stages(context: Context, until: str, fresh: bool) -> dict[str, Any]:
+    config, folder = context.config, context.folder
+    done: dict[str, Any] = {}
+    last = STAGES.index(until)
+
+    # Data: arrays on disk, checked; no Ray yet, so that bad input is told before anything starts.
+    plan = data_stage.plan(config, folder)
+    with stage(context, "data", plan, fresh) as step:
+        step.manifest = step.kept(plan.checked(context.console)) or data_stage.run(context, plan)
+    data, info = plan, step.result.summary["info"]
+    done["data"] = step.result
+    if last == 0:
+        return done
+
+    # Teachers: every member in one worker group.
+    check_sizes(config, info)
+    plan = teachers_stage.plan(config, folder, data.fingerprint)
+    with stage(context, "teachers", plan, fresh) as step:
+        step.manifest = step.kept(teachers_stage.intact(plan, context)) or teachers_stage.run(
+            context, plan, data.folder, info
+        )
+    teachers, teachers_plan = step.result, plan
+    done["teachers"] = teachers
+    if last == 1:
+        return done
+
+    # Soft targets: every teacher over the transfer set, once.
+    given = teachers.summary["source"] == "predictions"
+    members = {entry["name"]: entry["fingerprint"] for entry in teachers.summary["members"]}
+    plan = soft_targets_stage.plan(config, folder, data.fingerprint, members)
+    with stage(context, "soft-targets", plan, fresh) as step:
+        step.manifest = step.kept(plan.checked(context.console)) or soft_targets_stage.run(
+            context, plan, data.folder, info, [] if given else _trained(folder, members), given
+        )
+    store, store_plan = step.result, plan
+    done["soft-targets"] = store
+    if last == 2:
+        return done
+
+    # Student: distilled, and on hard labels alone, in one worker group.
+    soft_targets_stage.check_store(
+        store,
+        store_plan.folder,
+        {"data": data.fingerprint, **members},
+        info["class_names"],
+        info["counts"]["transfer"],
+    )
+    plan = student_stage.plan(config, folder, data.fingerprint, store_plan.fingerprint)
+    with stage(context, "student", plan, fresh) as step:
+        step.manifest = step.kept(student_stage.intact(plan, context)) or student_stage.run(
+            context, plan, data.folder, info, store_plan.folder, store
+        )
+    student, student_plan = step.result, plan
+    done["student"] = student
+    if last == 3:
+        return done
+
+    # Report: did it help? And the one model to deploy.
+    lineage = {
+        "data": data.fingerprint,
+        "teachers": members,
+        "soft_targets": store_plan.fingerprint,
+        "student": student_plan.fingerprint,
+    }
+    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_plan.fingerprint)
+    with stage(context, "report", plan, fresh) as step:
+        step.manifest = step.kept(report_stage.intact(plan, context)) or report_stage.run(
+            context, plan, data.folder, info, teachers, teachers_plan.folder, student, lineage
+        )
+    done["report"] = step.result
+    _track_outcome(context, student, lineage)
+    return done
+
+
+def _trained(folder: Path, members: dict[str, str]) -> list[tuple[dict[str, Any], str]]:
+    """Settings and folder of each trained teacher."""
+    found = []
+    for fingerprint in members.values():
+        member = teachers_stage.members_folder(folder) / fingerprint
+        found.append((json.loads((member / "manifest.json").read_text())["config"], str(member.resolve())))
+    return found
+
+
+def _track_outcome(context: Context, student: Manifest, lineage: dict[str, Any]) -> None:
+    """Lineage and figures on the parent run, and lineage on the shipped student's run."""
+    report = json.loads((context.folder / report_stage.JSON).read_text())
+    flat = {f"lineage.{k}": v for k, v in lineage.items() if isinstance(v, str)}
+    flat |= {f"lineage.teachers.{name}": v for name, v in lineage["teachers"].items()}
+    tracker = context.tracker
+    tracker.tags("", {**flat, "verdict": report["verdict"]["text"][:4000]})
+    for entry in student.summary["members"]:
+        # Where the student stage was skipped, its members have no runs of this session.
+        if f"student/{entry['name']}" in tracker.ids:
+            tracker.tags(
+                f"student/{entry['name']}", {**flat, "shipped": str(entry["name"] == report["shipped"])}
+            )
+    metrics = {f"{role}.accuracy": values["accuracy"]["mean"] for role, values in report["summary"].items()}
+    if report["gap_recovered"]["value"] is not None:
+        metrics["gap_recovered"] = report["gap_recovered"]["value"]
+    tracker.metrics("", metrics)
+    for name in (report_stage.JSON, report_stage.PAGE):
+        tracker.file("", context.folder / name)
+
+
+# ---------------------------------------------------------------------------------------- around a stage
+
+
+@dataclass
+class Step:
+    """One stage on its way: skipped or run."""
+
+    fresh: bool
+    context: Context
+    plan: StagePlan
+    name: str
+    began: float = field(default_factory=time.perf_counter)
+    skipped: bool = False
+    manifest: Manifest | None = None
+
+    def kept(self, manifest: Manifest | None) -> Manifest | None:
+        """The finished result, or None where the stage has to run; says which and why."""
+        if manifest is not None and not self.fresh:
+            self.skipped = True
+            return manifest
+        reason = "--fresh" if self.fresh else self.plan.why()
+        self.context.console.line(f"{self.name}: running ({reason})")
+        return None
+
+    @property
+    def result(self) -> Manifest:
+        assert self.manifest is not None
+        return self.manifest
+
+
+@contextmanager
+def stage(context: Context, name: str, plan: StagePlan, fresh: bool) -> Iterator[Step]:
+    """Track the stage, time it, and say in one line how it ended."""
+    step = Step(fresh, context, plan, name)
+    key = name.replace("-", "_")
+    context.tracker.start(key, plan.config, {"fingerprint": plan.fingerprint, **prefixed(plan.inputs)})
+    good = False
+    try:
+        if fresh:
+            discard(context, plan)
+        yield step
+        good = True
+    finally:
+        context.tracker.end(key, good)
+    how = "kept" if step.skipped else f"{time.perf_counter() - step.began:.1f} s"
+    context.console.line(f"{name}: {describe(name, step.result)} [{plan.fingerprint}] ({how})")
+
+
+def discard(context: Context, plan: StagePlan) -> None:
+    """`--fresh`: put this stage's result, and the members behind it, aside.
+
+    Nothing a user made is lost: the folder is renamed, and the newest such copy is kept.
+    """
+    import shutil
+
+    parts = [plan.folder] + (
+        [plan.folder.parent / "members"] if plan.stage in ("teachers", "student") else []
+    )
+    for part in parts:
+        if part.exists():
+            aside = part.with_name(f".before-fresh-{part.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            part.rename(aside)
+
+
+def describe(name: str, manifest: Manifest) -> str:
+    """A stage's result in a few words."""
+    summary = manifest.summary
+    if name == "data":
+        info = summary["info"]
+        counts = info["counts"]
+        unlabelled = counts["transfer"] - counts["labelled"]
+        extra = f" and {unlabelled} without" if unlabelled else ""
+        return (
+            f"{counts['labelled']} rows with label{extra}, {counts['validation']} validation, "
+            f"{counts['test']} test, {info['num_classes']} classes"
+        )
+    if name == "teachers":
+        accuracies = [m["validation_accuracy"] for m in summary["members"] if "validation_accuracy" in m]
+        if not accuracies:
+            return f"{len(summary['members'])} given"
+        low, high = 100 * min(accuracies), 100 * max(accuracies)
+        return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%"
+    if name == "soft-targets":
+        layout = summary["layout"]
+        size = sum(entry["bytes"] for entry in manifest.files.values())
+        shape = f"{summary['rows']} rows x {layout['views']} views x {layout['members']} members"
+        text = f"{shape}, {size / 1e6:.1f} MB"
+        if layout["top_k"]:
+            bound = summary["error_bound_at_temperature_1"]
+            text += f", top {layout['top_k']}, error at most {bound:.3g} at T = 1"
+        return text
+    if name == "student":
+        shipped = next(m for m in summary["members"] if m["name"] == summary["shipped"])
+        return f"{len(summary['members'])} trained, {shipped['name']} is shipped"
+    return str(summary["verdict"]["text"])
+
+
+def prepare_folder(folder: Path) -> None:
+    """Raises InputError where the run folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--run-dir: {folder} cannot be written ({error.strerror}); choose another"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Refuse a second run in one folder; the lock goes with the process, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EnsembleKDError(
+                f"{folder}: another run is at work here; wait for it or choose another --run-dir"
+            ) from error
+        yield
+
+
+# -------------------------------------------------------------------------------------------------- check
+
+
+def check_objective(config: Config) -> None:
+    problems = student_stage.objective_problems(config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_sizes(config: Config, info: dict[str, Any]) -> None:
+    """What can be held against the settings only once the data is known."""
+    problems = []
+    counts = info["counts"]
+    if config.teachers.source == "train":
+        rows = round(counts["labelled"] * config.teachers.fraction)
+        size = config.teachers.training.batch_size
+        if rows < size:
+            problems.append(f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it")
+    size = config.student.training.batch_size
+    if counts["transfer"] < size:
+        problems.append(
+            f"student.training.batch_size: {size}, but the transfer set has {counts['transfer']} rows; "
+            "lower it"
+        )
+    top_k = config.soft_targets.top_k
+    if top_k is not None and top_k >= info["num_classes"]:
+        problems.append(
+            f"soft_targets.top_k: {top_k} of {info['num_classes']} classes saves nothing; "
+            "lower it, or set it to null"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan that `check` prints."""
+
+    name: str
+    state: str
+    """`done`, `to do: why`, or `unknown until ... is done`."""
+    size: int
+    """Bytes on disk now."""
+    expected: int | None = None
+    """Bytes it will take, where that can be told."""
+
+
+def check(config: Config, folder: Path) -> list[PlannedStage]:
+    """Validate everything that can be, and say what a run would do. Starts no Ray and writes nothing.
+
+    Raises ConfigError or InputError with all problems.
+    """
+    check_objective(config)
+    if problems := inspect_source(config):
+        raise InputError(problems)
+    found: list[PlannedStage] = []
+    plan = data_stage.plan(config, folder)
+    manifest = plan.done()
+    found.append(_line("data", plan, manifest))
+    if manifest is None:
+        later = [PlannedStage(name, "to do: follows data", 0) for name in STAGES[1:]]
+        return found + later
+    info = manifest.summary["info"]
+    check_sizes(config, info)
+    data = plan.fingerprint
+    plan = teachers_stage.plan(config, folder, data)
+    teachers = plan.done()
+    found.append(_line("teachers", plan, teachers, extra=size_on_disk(plan.folder.parent / "members")))
+    count = num_teachers(config)
+    if teachers is not None:
+        members = {entry["name"]: entry["fingerprint"] for entry in teachers.summary["members"]}
+    elif config.teachers.source == "train":
+        members = {task.name: task.fingerprint for task in teachers_stage.tasks(config, data)}
+    else:
+        members = {f"teacher-{i:03d}": "to be read" for i in range(count)}
+    plan = soft_targets_stage.plan(config, folder, data, members)
+    layout = soft_targets_stage.layout_of(config, info, len(members))
+    store = plan.done()
+    found.append(
+        _line("soft-targets", plan, store, expected=layout.bytes_per_row * info["counts"]["transfer"])
+    )
+    plan = student_stage.plan(config, folder, data, plan.fingerprint)
+    student = plan.done()
+    held = bytes_in_memory(info, layout)
+    line = _line("student", plan, student, extra=size_on_disk(plan.folder.parent / "members"))
+    how = "held in memory" if held <= config.compute.memory_budget * 1e9 else "streamed"
+    state = line.state if student else f"{line.state}; transfer set of {held / 1e6:.1f} MB {how}"
+    found.append(PlannedStage(line.name, state, line.size))
+    plan = report_stage.plan(
+        config, folder, teachers_stage.plan(config, folder, data).fingerprint, plan.fingerprint
+    )
+    found.append(_line("report", plan, plan.done()))
+    return found
+
+
+def _line(
+    name: str, plan: StagePlan, manifest: Manifest | None, extra: int = 0, expected: int | None = None
+) -> PlannedStage:
+    state = f"done [{plan.fingerprint}]" if manifest else f"to do: {plan.why()}"
+    return PlannedStage(name, state, size_on_disk(plan.folder) + extra, None if manifest else expected)

@@ -1,0 +1,240 @@
+"""From every system's outputs on the test rows to one JSON-able report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ensemble_kd.train.metrics import classification_metrics, confusion_matrix, log_softmax
+from ensemble_kd.train.statistics import (
+    Interval,
+    combined_interval,
+    gap_error,
+    gap_reason,
+    gap_recovered,
+    mean_and_error,
+    verdict,
+)
+
+ROLES = {
+    "teacher": "Teachers",
+    "ensemble": "Ensemble",
+    "hard": "Student, hard labels",
+    "pseudo": "Student, hard pseudo-labels",
+    "distilled": "Student, distilled",
+}
+"""Every role a system can have, in the order of the tables, and how it is called there."""
+
+SUMMARISED = ("accuracy", "errors", "nll", "brier", "ece")
+
+
+@dataclass
+class System:
+    """One trained classifier and its outputs on the N test rows."""
+
+    name: str
+    role: str
+    """`teacher`, `hard`, `pseudo` or `distilled`."""
+    seed: int | None
+    logits: np.ndarray  # (N, C) float32
+    parameters: int | None = None
+    bytes: int | None = None
+    """Size of its weights on disk."""
+    latency: dict[str, float] | None = None
+    """Milliseconds of one forward pass: `batch_1`, `batch_32`."""
+    validation_nll: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Per epoch: epoch, train_loss, validation_loss, validation_accuracy, seconds, learning_rate."""
+
+
+@dataclass
+class ReportInputs:
+    """All that a report is made of."""
+
+    name: str
+    created: float
+    """Seconds since 1970."""
+    info: dict[str, Any]
+    """`DataInfo.to_dict()`."""
+    labels: np.ndarray  # (N,)
+    teachers: list[System]
+    ensemble_log_probs: np.ndarray | None  # (N, C)
+    students: list[System]
+    shipped: str
+    """Name of the student in the model folder."""
+    temperature: float
+    alpha: float
+    objective: str
+    mean: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
+    """Members that were left out of the ensemble, with the reason."""
+    reference: list[dict[str, Any]] = field(default_factory=list)
+    """Rows to print beside ours: {"name": str, "values": {column: number or text}}."""
+
+
+def build_report(inputs: ReportInputs) -> dict[str, Any]:
+    """The report as plain JSON values; numbers that are not finite become None."""
+    systems = [_measure(system, inputs.labels) for system in inputs.teachers]
+    if inputs.ensemble_log_probs is not None:
+        systems.append(_ensemble(inputs))
+    order = list(ROLES)
+    students = sorted(inputs.students, key=lambda s: (order.index(s.role), s.seed or 0))
+    systems += [_measure(system, inputs.labels) for system in students]
+
+    difference, pseudo = (_difference(inputs, "distilled", other) for other in ("hard", "pseudo"))
+    gap = _gap(inputs, systems)
+    if difference is None:
+        judged = {
+            "outcome": "not measured",
+            "text": "Whether distillation helped was not measured: there is no student on hard labels.",
+        }
+    else:
+        text = verdict(difference, gap["value"], gap["reason"], pseudo)
+        judged = {"outcome": difference.outcome, "text": text}
+    report = {
+        "name": inputs.name,
+        "created": inputs.created,
+        "counts": {**inputs.info.get("counts", {}), "test": len(inputs.labels)},
+        "kind": inputs.info.get("kind"),
+        "class_names": list(inputs.info["class_names"]),
+        "verdict": judged,
+        "difference": asdict(difference) if difference else None,
+        "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
+        "gap_recovered": gap,
+        "summary": _summary(systems),
+        "systems": systems,
+        "shipped": inputs.shipped,
+        "confused": _confused(inputs),
+        "temperature": inputs.temperature,
+        "alpha": inputs.alpha,
+        "objective": inputs.objective,
+        "mean": inputs.mean,
+        "reference": inputs.reference,
+        "excluded": list(inputs.excluded),
+        "settings": inputs.settings,
+        "lineage": inputs.lineage,
+    }
+    return plain(report)
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON has it: no numpy scalars, tuples, NaN or infinities."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def shipped_system(inputs: ReportInputs) -> System | None:
+    return next((s for s in inputs.students if s.name == inputs.shipped), None)
+
+
+def _measure(system: System, labels: np.ndarray) -> dict[str, Any]:
+    metrics = classification_metrics(log_softmax(system.logits), labels)
+    latency = system.latency or {}
+    return {
+        "name": system.name,
+        "role": system.role,
+        "seed": system.seed,
+        **metrics,
+        "parameters": system.parameters,
+        "bytes": system.bytes,
+        "latency_ms_batch_1": latency.get("batch_1"),
+        "latency_ms_batch_32": latency.get("batch_32"),
+        "validation_nll": system.validation_nll,
+    }
+
+
+def _ensemble(inputs: ReportInputs) -> dict[str, Any]:
+    """The mean of the teachers: parameters, bytes and latency are sums (members run one after another)."""
+    assert inputs.ensemble_log_probs is not None
+
+    def total(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if known and len(known) == len(values) else None
+
+    latencies = [teacher.latency or {} for teacher in inputs.teachers]
+    return {
+        "name": "ensemble",
+        "role": "ensemble",
+        "seed": None,
+        **classification_metrics(inputs.ensemble_log_probs, inputs.labels),
+        "parameters": total([t.parameters for t in inputs.teachers]),
+        "bytes": total([t.bytes for t in inputs.teachers]),
+        "latency_ms_batch_1": total([latency.get("batch_1") for latency in latencies]),
+        "latency_ms_batch_32": total([latency.get("batch_32") for latency in latencies]),
+        "validation_nll": None,
+    }
+
+
+def _summary(systems: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per role: n and, of every metric, mean and standard error over members or seeds."""
+    summary: dict[str, Any] = {}
+    for role in ROLES:
+        rows = [system for system in systems if system["role"] == role]
+        if rows:
+            summary[role] = {"n": len(rows)}
+            for key in SUMMARISED:
+                mean, error = mean_and_error([row[key] for row in rows])
+                summary[role][key] = {"mean": mean, "standard_error": error}
+    return summary
+
+
+def _by_seed(inputs: ReportInputs, role: str) -> dict[int | None, np.ndarray]:
+    """(N,) correctness per seed of the students of a role."""
+    return {s.seed: s.logits.argmax(axis=1) == inputs.labels for s in inputs.students if s.role == role}
+
+
+def _difference(inputs: ReportInputs, role: str, other: str) -> Interval | None:
+    ours, theirs = _by_seed(inputs, role), _by_seed(inputs, other)
+    seeds = [seed for seed in ours if seed in theirs]
+    return combined_interval([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+
+
+def _gap(inputs: ReportInputs, systems: list[dict[str, Any]]) -> dict[str, Any]:
+    """`value` is the ratio of the means over paired seeds, `per_seed` the ratio of each."""
+    distilled, hard = (
+        {seed: float(correct.mean()) for seed, correct in _by_seed(inputs, role).items()}
+        for role in ("distilled", "hard")
+    )
+    ensemble = next((s["accuracy"] for s in systems if s["role"] == "ensemble"), None)
+    seeds = [seed for seed in distilled if seed in hard]
+    ours, theirs = [distilled[s] for s in seeds], [hard[s] for s in seeds]
+    reason = gap_reason(float(np.mean(theirs)) if seeds else None, ensemble)
+    if reason or ensemble is None:
+        return {"value": None, "per_seed": [], "standard_error": None, "reason": reason}
+    return {
+        "value": gap_recovered(float(np.mean(ours)), float(np.mean(theirs)), ensemble),
+        "per_seed": [gap_recovered(d, h, ensemble) for d, h in zip(ours, theirs, strict=True)],
+        "standard_error": gap_error(ours, theirs, ensemble),
+        "reason": None,
+    }
+
+
+def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:
+    """The shipped student's most frequent mistakes: true class, predicted class, how often."""
+    system = shipped_system(inputs)
+    if system is None:
+        return []
+    names = inputs.info["class_names"]
+    matrix = confusion_matrix(system.logits.argmax(axis=1), inputs.labels, len(names))
+    seen = matrix.sum(axis=1)
+    np.fill_diagonal(matrix, 0)
+    order = np.argsort(-matrix, axis=None, kind="stable")[:most]
+    cells = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, matrix.shape), strict=True)]
+    return [
+        {"true": names[i], "predicted": names[j], "count": int(matrix[i, j]), "of": int(seen[i])}
+        for i, j in cells
+        if matrix[i, j]
+    ]

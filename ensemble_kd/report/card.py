@@ -1,0 +1,157 @@
+"""The model card: Markdown with Hugging Face's metadata block, from the report alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from ensemble_kd.report.build import ROLES
+
+KINDS = {"image": "An image", "text": "A text", "numeric": "A tabular"}
+PIPELINE = {
+    "image": "image-classification",
+    "text": "text-classification",
+    "numeric": "tabular-classification",
+}
+
+
+def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, Any]) -> str:
+    """README.md of the model folder; `config` is the run's whole configuration as plain data."""
+    shipped = next((s for s in report["systems"] if s["name"] == report["shipped"]), None)
+    sections = [
+        "---\n"
+        + yaml.safe_dump(_metadata(report, info, shipped), sort_keys=False, allow_unicode=True)
+        + "---",
+        f"# {_text(report['name'])}",
+        f"{KINDS[info['kind']]} classifier with {info['num_classes']} classes, distilled from an ensemble. "
+        + _text(report["verdict"]["text"]),
+        "## Use\n\n```\nensemble-kd predict FOLDER INPUT\n```\n\n"
+        "`FOLDER` is this folder; it holds all that prediction needs. `INPUT` has the training data's "
+        f"columns: {_columns(info)}.",
+        "## Data\n\n" + _data(info),
+        "## Teachers\n\n" + _teachers(report, config),
+        "## Recipe\n\n" + _recipe(report, config),
+        "## Results\n\n" + _results(report),
+        "## Limits\n\n" + _limits(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(report: dict[str, Any], info: dict[str, Any], shipped: dict[str, Any] | None) -> dict[str, Any]:
+    """`license` is the user's to choose; Hugging Face reads `other` as "see the card"."""
+    metadata: dict[str, Any] = {
+        "license": "other",
+        "library_name": "ensemble-kd",
+        "pipeline_tag": PIPELINE[info["kind"]],
+        "tags": ["knowledge-distillation", "ensemble", "ensemble-kd", "safetensors"],
+    }
+    if shipped is not None:
+        result = {
+            "task": {"type": metadata["pipeline_tag"]},
+            "dataset": {"name": report["name"], "type": report["name"], "split": "test"},
+            "metrics": [{"type": "accuracy", "value": round(shipped["accuracy"], 6)}],
+        }
+        metadata["model-index"] = [{"name": report["name"], "results": [result]}]
+    return metadata
+
+
+def _columns(info: dict[str, Any]) -> str:
+    columns = info.get("preprocess", {}).get("columns", {})
+    return f"`{json.dumps(columns.get('input', 'input'), ensure_ascii=False)}`"
+
+
+def _data(info: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in info.get("counts", {}).items())
+    names = [f"`{_text(name)}`" for name in info["class_names"][:100]]
+    more = info["num_classes"] - len(names)
+    classes = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return f"Rows: {counts}. Input shape {info['input_shape']}.\n\nClasses, in order: {classes}."
+
+
+def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
+    teachers = config.get("teachers", {})
+    members = report["summary"].get("teacher")
+    if teachers.get("source") == "predictions":
+        text = "Outputs of teachers that existed already."
+    else:
+        text = f"{teachers.get('num_members', 'Several')} members, `{json.dumps(teachers.get('model', {}))}`."
+    if members:
+        text += f" Mean accuracy of one member: {_mean(members['accuracy'])}."
+    if report["excluded"]:
+        text += f" Left out: {_text('; '.join(report['excluded']))}."
+    return text
+
+
+def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
+    student = config.get("student", {})
+    lines = [
+        f"- Student: `{json.dumps(student.get('model', {}))}`",
+        f"- Soft loss: `{report['objective']}`, temperature {report['temperature']:g}, "
+        f"weight of the soft loss {report['alpha']:g}",
+        f"- Soft targets: {report['mean']} mean of the members' distributions",
+    ]
+    training = student.get("training", {})
+    if training:
+        kept = ("epochs", "batch_size", "optimizer", "learning_rate")
+        lines.append("- Training: " + ", ".join(f"{key} {training[key]}" for key in kept if key in training))
+    return "\n".join(lines)
+
+
+def _results(report: dict[str, Any]) -> str:
+    lines = ["| | n | accuracy | NLL | ECE |", "|---|---|---|---|---|"]
+    for role, entry in report["summary"].items():
+        cells = [_mean(entry["accuracy"]), _mean(entry["nll"], 1, 4), _mean(entry["ece"], 1, 4)]
+        lines.append(f"| {ROLES[role]} | {entry['n']} | " + " | ".join(cells) + " |")
+    text = (
+        "\n".join(lines) + f"\n\nOn {report['counts']['test']:,} test rows; ± is the standard error over n."
+    )
+    difference, gap = report["difference"], report["gap_recovered"]
+    if difference:
+        text += (
+            f"\n\nDistilled minus hard labels: {difference['points']:+.2f} points of accuracy, 95% interval "
+            f"{difference['low']:+.2f} to {difference['high']:+.2f} ({difference['over']})."
+        )
+    if gap["value"] is not None:
+        text += f" Share of the gap to the ensemble recovered: {100 * gap['value']:.0f}%."
+    else:
+        text += f" Gap recovered: not defined, {_text(gap['reason'])}."
+    return text
+
+
+def _limits(report: dict[str, Any]) -> str:
+    lines = [
+        "- Measured on the test rows of one data set; other inputs may behave differently.",
+        "- The model always answers with one of its classes, also for an input that belongs to none.",
+    ]
+    shipped = next((s for s in report["systems"] if s["name"] == report["shipped"]), None)
+    if shipped is not None:
+        known = [
+            (v, n)
+            for v, n in zip(shipped["per_class_accuracy"], report["class_names"], strict=True)
+            if v is not None
+        ]
+        value, name = min(known, key=lambda pair: pair[0])
+        lines.append(f"- Weakest class on the test rows: `{_text(name)}`, accuracy {100 * value:.1f}%.")
+        lines.append(f"- Expected calibration error {shipped['ece']:.4f} (15 bins).")
+    if report["verdict"]["outcome"] != "helped":
+        lines.append("- Distillation was not shown to help here; a student on hard labels may do as well.")
+    return "\n".join(lines)
+
+
+def _mean(entry: dict[str, Any], scale: int = 100, digits: int = 2) -> str:
+    if entry["mean"] is None:
+        return "–"
+    unit = "%" if scale == 100 else ""
+    text = f"{scale * entry['mean']:.{digits}f}{unit}"
+    error = entry["standard_error"]
+    return text if error is None else f"{text} ± {scale * error:.{digits}f}"
+
+
+def _text(value: Any) -> str:
+    """User text inside Markdown: one line, no markup of its own."""
+    text = " ".join(str(value).split())
+    for character, safe in (("<", "&lt;"), ("`", "'"), ("|", "\\|")):
+        text = text.replace(character, safe)
+    return text

@@ -1,0 +1,336 @@
+"""report.json and one self-contained report.html: nothing is fetched, everything of the user's is escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ensemble_kd.artifacts import write_atomic
+from ensemble_kd.report.build import ROLES, plain
+from ensemble_kd.report.plots import (
+    COLOURS,
+    confusion_plot,
+    per_class_plot,
+    reliability_diagram,
+    training_curves,
+)
+
+MANY_TEACHERS = 10
+MANY_CLASSES = 30
+LARGEST_CHANGES = 15
+LARGEST_CONFUSION = 120  # classes; beyond this a cell is smaller than a pixel or two
+
+CSS = """
+:root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --ink: #1d2129; --quiet: #626a76;
+  --line: #e3e5e8; --good: #1a7f4b; --bad: #b3273a; --unsure: #946200; }
+@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1b1e24; --ink: #e4e6ea;
+  --quiet: #9aa2ae; --line: #30353d; --good: #57c98c; --bad: #f07f8e; --unsure: #e0ae4a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.6rem 0 .7rem; }
+p { max-width: 72ch; } .quiet { color: var(--quiet); font-size: .9rem; }
+.verdict { border-left: 4px solid var(--unsure); background: var(--card); padding: .9rem 1.2rem;
+  margin: 1.4rem 0; border-radius: 0 8px 8px 0; }
+.verdict.helped { border-color: var(--good); } .verdict.hurt { border-color: var(--bad); }
+.verdict p { margin: 0; font-size: 1.1rem; }
+.facts { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.facts div { flex: 1 1 10rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .7rem 1rem; }
+.facts b { display: block; font-size: 1.3rem; font-weight: 600; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.facts span { color: var(--quiet); font-size: .85rem; }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .42rem .55rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
+thead th { border-top: 0; color: var(--quiet); font-weight: 500; }
+th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
+table.text td { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+table.pairs td:nth-child(2), table.pairs th:nth-child(2) { text-align: left; }
+.dot { display: inline-block; width: .62em; height: .62em; border-radius: 50%; margin-right: .55em; }
+tr.shipped td { font-weight: 600; }
+svg { max-width: 100%; height: auto; display: block; } .wide svg { min-width: 640px; }
+.full svg { max-width: none; }
+.plot { padding: .8rem; } .plot svg { margin: 0 auto; }
+details { margin: 1rem 0; } summary { cursor: pointer; } code { font-size: .88em; }
+"""
+
+_escape = html.escape
+
+
+def write_report(
+    report: dict[str, Any],
+    histories: dict[str, list[dict[str, Any]]],
+    arrays: dict[str, Any],
+    folder: Path,
+) -> list[str]:
+    """Write report.json and report.html into `folder`, each whole or not at all; returns the file names."""
+    report = plain(report)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(folder / "report.json", text + "\n")
+    write_atomic(folder / "report.html", render(report, plain(histories), arrays))
+    return ["report.html", "report.json"]
+
+
+def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, Any]) -> str:
+    """The page as one string."""
+    title = _escape(report["name"])
+    verdict = report["verdict"]
+    css_class = verdict["outcome"] if verdict["outcome"] in ("helped", "hurt") else "unsure"
+    parts = [
+        f"<h1>{title}</h1><p class=quiet>{_escape(_subtitle(report))}</p>",
+        f'<section class="verdict {css_class}"><p>{_escape(verdict["text"])}</p></section>',
+        _facts(report),
+        _results(report),
+        _reference(report),
+        _section("Training", training_curves(histories), "wide"),
+        _calibration_and_mistakes(report, arrays),
+        _per_class(report),
+        _record("Settings", report["settings"]),
+        _record("Lineage", report["lineage"], "Fingerprints of what this run was made from."),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{CSS}</style></head>\n<body><main>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</main></body></html>\n"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- sections
+
+
+def _subtitle(report: dict[str, Any]) -> str:
+    counts = " · ".join(f"{n:,} {split}" for split, n in report["counts"].items())
+    day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report["created"]))
+    return f"{day} · {len(report['class_names'])} classes · {counts}"
+
+
+def _facts(report: dict[str, Any]) -> str:
+    gap, facts = report["gap_recovered"], []
+    for role in ("ensemble", "hard", "distilled"):
+        if role in report["summary"]:
+            entry = report["summary"][role]["accuracy"]
+            facts.append((f"{_percent(entry)}", f"accuracy, {ROLES[role].lower()}"))
+    if gap["value"] is not None:
+        error = gap["standard_error"]
+        value = f"{100 * gap['value']:.0f}%" + (f" ± {100 * error:.0f}" if error is not None else "")
+        facts.append((value, "of the gap recovered"))
+    else:
+        facts.append(("–", f"gap recovered: {gap['reason']}"))
+    cells = "".join(
+        f"<div><b>{_escape(value)}</b><span>{_escape(what)}</span></div>" for value, what in facts
+    )
+    return f"<div class=facts>{cells}</div>"
+
+
+def _results(report: dict[str, Any]) -> str:
+    head = [
+        "",
+        "accuracy",
+        "errors",
+        "NLL",
+        "Brier",
+        "ECE",
+        "parameters",
+        "size",
+        "ms at 1",
+        "ms at 32",
+    ]
+    teachers = [s for s in report["systems"] if s["role"] == "teacher"]
+    shown = [s for s in report["systems"] if s["role"] != "teacher"]
+    rows = []
+    if teachers:
+        rows.append(_mean_row("teacher", report))
+    for i, system in enumerate(shown):
+        rows.append(_system_row(system, report["shipped"]))
+        role = system["role"]
+        last = i + 1 == len(shown) or shown[i + 1]["role"] != role
+        if last and report["summary"][role]["n"] > 1:
+            rows.append(_mean_row(role, report))
+    text = "<h2>Results on the test rows</h2>" + _table(head, rows)
+    text += (
+        "<p class=quiet>Mean ± standard error over members or seeds. NLL in nats; Brier summed over classes, "
+        "ECE over 15 bins, ms for one forward pass at batch size 1 and 32. The ensemble's parameters, size "
+        "and ms are those of all members.</p>"
+    )
+    if report["excluded"]:
+        text += f"<p>Left out of the ensemble: {_escape('; '.join(report['excluded']))}.</p>"
+    if teachers:
+        inner = _table(head, [_system_row(system, report["shipped"]) for system in teachers])
+        opened = " open" if len(teachers) <= MANY_TEACHERS else ""
+        text += f"<details{opened}><summary>Each of the {len(teachers)} teachers</summary>{inner}</details>"
+    return f"<section>{text}</section>"
+
+
+def _system_row(system: dict[str, Any], shipped: str) -> tuple[str, list[str]]:
+    name = system["name"] + (" (shipped)" if system["name"] == shipped else "")
+    return (
+        ' class="shipped"' if system["name"] == shipped else "",
+        [
+            _dot(system["role"]) + _escape(name),
+            f"{100 * system['accuracy']:.2f}%",
+            f"{system['errors']:,}",
+            _number(system["nll"]),
+            _number(system["brier"]),
+            _number(system["ece"]),
+            "–" if system["parameters"] is None else f"{system['parameters']:,}",
+            _size(system["bytes"]),
+            _number(system["latency_ms_batch_1"], 2),
+            _number(system["latency_ms_batch_32"], 2),
+        ],
+    )
+
+
+def _mean_row(role: str, report: dict[str, Any]) -> tuple[str, list[str]]:
+    entry = report["summary"][role]
+    name = f"{ROLES[role]}, mean of {entry['n']}" if entry["n"] > 1 else ROLES[role]
+    cells = [_dot(role) + _escape(name), _percent(entry["accuracy"]), _mean(entry["errors"], 1)]
+    # The errors of these three are in report.json; here they would push the table off the page.
+    return "", cells + [_number(entry[key]["mean"]) for key in ("nll", "brier", "ece")] + [""] * 4
+
+
+def _reference(report: dict[str, Any]) -> str:
+    if not report["reference"]:
+        return ""
+    columns = list(dict.fromkeys(key for row in report["reference"] for key in row["values"]))
+    rows = [
+        ("", [_escape(row["name"])] + [_escape(_cell(row["values"].get(key))) for key in columns])
+        for row in report["reference"]
+    ]
+    return f"<section><h2>Beside published figures</h2>{_table(['', *columns], rows)}</section>"
+
+
+def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) -> str:
+    text = ""
+    if arrays.get("reliability"):
+        text += _section("Calibration", reliability_diagram(arrays["reliability"]))
+        text += (
+            "<p class=quiet>The dashed line is perfect calibration; below it a model is overconfident. "
+            "Dots grow with the number of test rows.</p>"
+        )
+    confusion = arrays.get("confusion")
+    if confusion is not None and len(confusion) <= LARGEST_CONFUSION:
+        plot = confusion_plot(confusion, report["class_names"])
+        text += _section(
+            f"Mistakes of the shipped student, {report['shipped']}",
+            plot,
+            "full" if len(confusion) > 20 else "",
+        )
+        text += "<p class=quiet>Share of each true class; mistakes in red, their shade by the root.</p>"
+    if report["confused"]:
+        rows = [
+            ("", [_escape(c["true"]), _escape(c["predicted"]), str(c["count"]), str(c["of"])])
+            for c in report["confused"]
+        ]
+        head = ["true class", "predicted", "times", "of"]
+        text += f"<h2>Most confused</h2>{_table(head, rows, 'pairs')}"
+    return text
+
+
+def _per_class(report: dict[str, Any]) -> str:
+    accuracy: dict[str, list[float | None]] = {}
+    for role in ("hard", "distilled", "ensemble"):
+        rows = [s["per_class_accuracy"] for s in report["systems"] if s["role"] == role]
+        if rows:
+            columns = zip(*rows, strict=True)
+            accuracy[role] = [None if None in column else sum(column) / len(column) for column in columns]
+    if not accuracy:
+        return ""
+    names, picked = report["class_names"], list(range(len(report["class_names"])))
+    title = "Accuracy per class"
+    if len(names) > MANY_CLASSES and {"hard", "distilled"} <= set(accuracy):
+
+        def change(i: int) -> float:
+            ours, theirs = accuracy["distilled"][i], accuracy["hard"][i]
+            return 0.0 if ours is None or theirs is None else abs(ours - theirs)
+
+        picked = sorted(picked, key=change, reverse=True)[:LARGEST_CHANGES]
+        title += f", the {LARGEST_CHANGES} largest changes of {len(names)}"
+    else:
+        picked = picked[:MANY_CLASSES]
+    kept = {role: [values[i] for i in picked] for role, values in accuracy.items()}
+    return _section(title, per_class_plot([names[i] for i in picked], kept), "wide")
+
+
+def _record(title: str, record: Mapping[str, Any], note: str = "") -> str:
+    lines = list(_flat(record))
+    if not lines:
+        return ""
+    rows = [("", [f"<code>{_escape(key)}</code>", _escape(value)]) for key, value in lines]
+    note = f"<p class=quiet>{_escape(note)}</p>" if note else ""
+    folded = _table(["", ""], rows, "text", header=False)
+    opened = " open" if len(lines) <= 12 else ""
+    return f"<details{opened}><summary><b>{title}</b></summary>{note}{folded}</details>"
+
+
+# ------------------------------------------------------------------------------------------------- pieces
+
+
+def _section(title: str, plot: str, size: str = "") -> str:
+    """`size`: empty shrinks the plot to the screen, `wide` down to 640 pixels, `full` not at all."""
+    if not plot:
+        return ""
+    return f'<h2>{_escape(title)}</h2><div class="scroll plot {size}">{plot}</div>'
+
+
+def _table(
+    head: Sequence[str], rows: Iterable[tuple[str, list[str]]], css_class: str = "", header: bool = True
+) -> str:
+    """`rows` are (attributes of the row, cells that are HTML already)."""
+    top = "".join(f"<th>{_escape(cell)}</th>" for cell in head)
+    body = "".join(f"<tr{attributes}><td>{'</td><td>'.join(cells)}</td></tr>" for attributes, cells in rows)
+    top = f"<thead><tr>{top}</tr></thead>" if header else ""
+    return f'<div class=scroll><table class="{css_class}">{top}<tbody>{body}</tbody></table></div>'
+
+
+def _flat(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, _cell(value)
+
+
+def _cell(value: Any) -> str:
+    return (
+        "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
+
+
+def _dot(role: str) -> str:
+    return f'<span class=dot style="background:{COLOURS[role]}"></span>'
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(entry: dict[str, Any]) -> str:
+    scaled = {key: None if v is None else 100 * v for key, v in entry.items()}
+    return _mean(scaled, 2, "%")
+
+
+def _mean(entry: dict[str, Any], digits: int, unit: str = "") -> str:
+    if entry["mean"] is None:
+        return "–"
+    text = f"{entry['mean']:,.{digits}f}{unit}"
+    error = entry["standard_error"]
+    return text if error is None else f"{text} ± {error:,.{digits}f}"
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"

@@ -1,0 +1,116 @@
+"""Ray is started here and nowhere else, and only once something has to run on it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ensemble_kd.config import ComputeConfig
+from ensemble_kd.errors import ConfigError, EnsembleKDError
+
+SETTINGS = {
+    # The controller notices the end of a run at its next poll; 2 s apart by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A process of its own that only a spot cluster needs; set it to 1 there.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass
+class Runtime:
+    """A Ray session that starts at its first use. Use as a context manager."""
+
+    compute: ComputeConfig
+    address: str | None = None
+    """`auto`, `ray://HOST:PORT` or `HOST:PORT`; None starts Ray on this machine."""
+    verbose: bool = False
+    started: bool = False
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.started:
+            import ray
+
+            ray.shutdown()
+            self.started = False
+
+    def start(self) -> None:
+        """Start Ray, or connect to the cluster at `address`; the second call does nothing.
+
+        Raises EnsembleKDError where the cluster cannot be reached.
+        """
+        if self.started:
+            return
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import ray
+
+        if not self.verbose:
+            for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=self.address,
+                    log_to_driver=self.verbose,
+                    logging_level=logging.INFO if self.verbose else logging.ERROR,
+                    include_dashboard=None if self.address else False,
+                    namespace="ensemble-kd",
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise EnsembleKDError(
+                    f"no Ray cluster at {self.address or 'this machine'}: {error}; "
+                    "check --address, or leave it out to run on this machine"
+                ) from error
+            self.started = True
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = self.verbose
+        context.enable_operator_progress_bars = self.verbose
+
+    def resources(self) -> tuple[float, float]:
+        """CPUs and GPUs of the whole cluster."""
+        self.start()
+        import ray
+
+        total: dict[str, Any] = ray.cluster_resources()
+        return float(total.get("CPU", 0)), float(total.get("GPU", 0))
+
+    def gpus_per_worker(self) -> float:
+        wanted = self.compute.gpus_per_worker
+        return (1.0 if self.resources()[1] >= 1 else 0.0) if wanted == "auto" else float(wanted)
+
+    def capacity(self) -> int:
+        """Training workers that fit the cluster at once."""
+        cpus, gpus = self.resources()
+        fits = math.floor(cpus / self.compute.cpus_per_worker + 1e-9)
+        if self.gpus_per_worker() > 0:
+            fits = min(fits, math.floor(gpus / self.gpus_per_worker() + 1e-9))
+        return fits
+
+    def group_size(self, members: int, replicas: int, path: str) -> int:
+        """Workers for `members` with `replicas` workers each.
+
+        Raises ConfigError where the cluster is too small, before anything waits for resources that will
+        never come.
+        """
+        capacity = self.capacity()
+        cpus, gpus = self.resources()
+        has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, room for {capacity} workers"
+        if capacity < replicas:
+            raise ConfigError(
+                f"{path}.replicas_per_member: {replicas} workers per member, but {has}; "
+                "lower it, or compute.cpus_per_worker or compute.gpus_per_worker"
+            )
+        wanted = self.compute.num_workers
+        if wanted != "auto" and wanted > capacity:
+            raise ConfigError(f"compute.num_workers: {wanted}, but {has}; lower it, or set it to auto")
+        limit = capacity if wanted == "auto" else wanted
+        groups = max(1, min(limit // replicas, members))
+        return groups * replicas

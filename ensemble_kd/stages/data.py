@@ -1,0 +1,30 @@
+"""Stage 1: the data set as arrays on disk, split, checked and fingerprinted. Needs no Ray."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.config import Config
+from ensemble_kd.data.prepared import prepare, source_fingerprint
+from ensemble_kd.stages.context import Context, StagePlan
+
+
+def plan(config: Config, run: Any) -> StagePlan:
+    """Reads the source once to fingerprint it."""
+    settings = config.data.model_dump(mode="json")
+    settings.pop("augment")  # used by teachers and soft targets, which carry it in their own settings
+    settings.pop("path")  # the content counts, not where it lies
+    return StagePlan.of(
+        run, "data", {"data": settings, "seed": config.seed}, {"source": source_fingerprint(config.data)}
+    )
+
+
+def run(context: Context, plan: StagePlan) -> Manifest:
+    """Prepare the data. Raises InputError with everything that is wrong with the source."""
+    began = time.perf_counter()
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    info, files = prepare(context.config, plan.folder)
+    summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began}
+    return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)

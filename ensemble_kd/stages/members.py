@@ -1,0 +1,95 @@
+"""What the stages that train members share: progress, tracking, and looking after finished members."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ensemble_kd.artifacts import damage, read_manifest
+from ensemble_kd.errors import ArtifactError
+from ensemble_kd.stages.context import Console, Context
+from ensemble_kd.train.member import MemberTask, finished
+
+
+def member_summary(task: MemberTask, members: Path) -> dict[str, Any]:
+    """What the stage's manifest says of a finished member: everything but its history."""
+    manifest = finished(task, members)
+    assert manifest is not None
+    kept = {key: value for key, value in manifest.summary.items() if key != "history"}
+    return {**kept, "name": task.name, "role": task.role, "fingerprint": task.fingerprint}
+
+
+def all_intact(folders: list[Path], console: Console) -> bool:
+    """Compare every member's files with their checksums; a damaged member is named and removed."""
+    good = True
+    for folder in folders:
+        try:
+            manifest = read_manifest(folder)
+            problems = [f"{folder}: missing"] if manifest is None else damage(folder, manifest)
+        except ArtifactError as error:
+            problems = [str(error)]
+        if problems:
+            good = False
+            for problem in problems:
+                console.warning(f"{problem}; this member is trained again")
+            shutil.rmtree(folder, ignore_errors=True)
+    return good
+
+
+def follow(
+    context: Context, stage: str, tasks: list[MemberTask], members: Path
+) -> tuple[Callable[[MemberTask, dict[str, Any]], None], Callable[[], None]]:
+    """Turn the workers' events into a progress bar and MLflow runs; the second function ends both."""
+    total = sum(task.training["epochs"] for task in tasks)
+    kept = [task for task in tasks if finished(task, members) is not None]
+    standing = {task.name: task.training["epochs"] for task in kept}
+    opened: set[str] = set()
+    context.console.progress(stage, sum(standing.values()), total, "starting workers")
+
+    def open_run(task: MemberTask) -> str:
+        key = f"{stage}/{task.name}"
+        if key not in opened:
+            opened.add(key)
+            tags = {"role": task.role, "fingerprint": task.fingerprint, **prefixed(task.inputs)}
+            context.tracker.start(
+                key, {"seed": task.seed, "model": task.model, "training": task.training}, tags
+            )
+        return key
+
+    def on_event(task: MemberTask, event: dict[str, Any]) -> None:
+        key = open_run(task)
+        if event["kind"] == "epoch":
+            entry = event["entry"]
+            standing[task.name] = int(entry["epoch"])
+            context.tracker.metrics(key, entry, int(entry["epoch"]))
+            note = f"{task.name}: loss {entry['train_loss']:.4f}"
+            if "validation_accuracy" in entry:
+                note += f", validation {100 * entry['validation_accuracy']:.2f}%"
+            context.console.progress(stage, sum(standing.values()), total, note)
+        elif event["kind"] == "warning":
+            context.console.warning(f"{task.name}: {event['text']}")
+        elif event["kind"] in ("done", "failed"):
+            standing[task.name] = task.training["epochs"]
+            context.tracker.end(key, event["kind"] == "done")
+
+    def close() -> None:
+        context.console.progress(stage, 0, 0, "")
+        for task in tasks:
+            manifest = finished(task, members)
+            if manifest is None:
+                continue
+            key = f"{stage}/{task.name}"
+            if key not in opened:  # trained by an earlier run: its history is on disk
+                context.tracker.history(open_run(task), manifest.summary["history"])
+                context.tracker.end(key)
+            final = {k: v for k, v in manifest.summary.items() if k.startswith("validation_")}
+            context.tracker.metrics(key, {f"final_{k}": v for k, v in final.items()})
+
+    return on_event, close
+
+
+def prefixed(inputs: dict[str, str]) -> dict[str, str]:
+    """Lineage as MLflow tags: `input.data` and so on."""
+    return {f"input.{name}": value for name, value in inputs.items()}

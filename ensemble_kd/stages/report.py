@@ -1,0 +1,200 @@
+"""Stage 5: did it work? The report, and the student alone in its folder."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.config import Config
+from ensemble_kd.data.prepared import load_split
+from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.errors import ArtifactError
+from ensemble_kd.models.build import Network
+from ensemble_kd.models.package import save_package
+from ensemble_kd.report.build import ReportInputs, System, build_report
+from ensemble_kd.report.card import model_card
+from ensemble_kd.report.page import write_report
+from ensemble_kd.report.plots import histories_of, plot_arrays
+from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages import teachers as teachers_stage
+from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.train.member import PREDICTIONS, load_network
+
+JSON, PAGE, MODEL = "report.json", "report.html", "model"
+
+
+def plan(config: Config, run: Path, teachers: str, student: str) -> StagePlan:
+    settings = {"name": config.name, "mean": config.student.mean, **config.report.model_dump(mode="json")}
+    settings |= {"weights": config.student.weights}
+    return StagePlan.of(run, "report", settings, {"teachers": teachers, "student": student})
+
+
+def intact(plan: StagePlan, context: Context) -> Manifest | None:
+    """The finished report, if it and the model folder still stand in the run folder."""
+    manifest = plan.checked(context.console)
+    placed = all((context.folder / name).exists() for name in (JSON, PAGE, f"{MODEL}/manifest.json"))
+    return manifest if placed else None
+
+
+def run(
+    context: Context,
+    plan: StagePlan,
+    data: Path,
+    info: dict[str, Any],
+    teachers: Manifest,
+    teachers_folder: Path,
+    student: Manifest,
+    lineage: dict[str, Any],
+) -> Manifest:
+    """Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    config = context.config
+    context.console.progress("report", 0, 3, "reading predictions")
+    try:
+        test = load_split(data, "test")
+        given = teachers.summary["source"] == "predictions"
+        systems = (
+            _given_teachers(teachers, teachers_folder)
+            if given
+            else [
+                _system(entry, teachers_stage.members_folder(context.folder), info, test.inputs)
+                for entry in teachers.summary["members"]
+            ]
+        )
+        students = [
+            _system(entry, student_stage.members_folder(context.folder), info, test.inputs)
+            for entry in student.summary["members"]
+        ]
+        ensemble = None
+        if systems:
+            members = torch.from_numpy(np.stack([system.logits for system in systems], 1))  # (N, M, C)
+            ensemble = mean_logits(members, 1.0, config.student.mean, _weights(config, teachers)).numpy()
+        context.console.progress("report", 1, 3, "drawing")
+        inputs = ReportInputs(
+            name=config.name,
+            created=time.time(),
+            info=info,
+            labels=test.labels,
+            teachers=systems,
+            ensemble_log_probs=ensemble,
+            students=students,
+            shipped=student.summary["shipped"],
+            temperature=config.student.temperature,
+            alpha=config.student.alpha,
+            objective=config.student.objective_fields["name"],
+            mean=config.student.mean,
+            settings=config.model_dump(mode="json", exclude={"report"}),
+            lineage=lineage,
+            excluded=teachers.summary["excluded"],
+            reference=[row.model_dump(mode="json") for row in config.report.reference],
+        )
+        report = build_report(inputs)
+        write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
+        context.console.progress("report", 2, 3, "packing the student")
+        _pack(context, report, info, student, data, lineage)
+        for name in (JSON, PAGE):
+            _copy(plan.folder / name, context.folder / name)
+    finally:
+        context.console.progress("report", 0, 0, "")
+    summary = {
+        "verdict": report["verdict"],
+        "gap_recovered": report["gap_recovered"]["value"],
+        "shipped": student.summary["shipped"],
+    }
+    return finish(plan.folder, "report", plan.fingerprint, plan.config, plan.inputs, [JSON, PAGE], summary)
+
+
+def _weights(config: Config, teachers: Manifest) -> list[float] | None:
+    """The members' weights, without those of members that were left out."""
+    if config.student.weights is None:
+        return None
+    names = [entry["name"] for entry in teachers.summary["members"]]
+    return [w for i, w in enumerate(config.student.weights) if f"teacher-{i:03d}" in names]
+
+
+def _given_teachers(teachers: Manifest, folder: Path) -> list[System]:
+    found = []
+    for entry in teachers.summary["members"]:
+        splits = load_file(folder / entry["predictions"])
+        if "test" in splits:
+            found.append(System(entry["name"], "teacher", None, splits["test"]))
+    return found
+
+
+def _system(entry: dict[str, Any], members: Path, info: dict[str, Any], inputs: np.ndarray) -> System:
+    folder = members / entry["fingerprint"]
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(f"{folder}: {entry['name']} is missing; run its stage again")
+    network = load_network(manifest.config, info, folder)
+    return System(
+        name=entry["name"],
+        role=entry["role"],
+        seed=int(entry["name"].rsplit("-", 1)[1]),
+        logits=load_file(folder / PREDICTIONS)["test"],
+        parameters=entry["parameters"],
+        bytes=entry["bytes"],
+        latency=measure_latency(network, inputs),
+        validation_nll=entry["validation_loss"],
+        history=manifest.summary["history"],
+    )
+
+
+@torch.inference_mode()
+def measure_latency(network: Network, inputs: np.ndarray, seconds: float = 0.1) -> dict[str, float]:
+    """Median milliseconds of a forward pass at batch 1 and 32, on one thread of this machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {}
+    try:
+        for size in (1, 32):
+            batch = torch.from_numpy(np.resize(inputs[:size], (size, *inputs.shape[1:])).copy())
+            network(batch)
+            times: list[float] = []
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times) < 3:
+                began = time.perf_counter()
+                network(batch)
+                times.append(time.perf_counter() - began)
+            found[f"batch_{size}"] = 1000 * statistics.median(times)
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def _pack(
+    context: Context,
+    report: dict[str, Any],
+    info: dict[str, Any],
+    student: Manifest,
+    data: Path,
+    lineage: dict[str, Any],
+) -> None:
+    entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
+    folder = student_stage.members_folder(context.folder) / entry["fingerprint"]
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    tokenizer = data / "tokenizer.json"
+    save_package(
+        context.folder / MODEL,
+        load_network(manifest.config, info, folder),
+        manifest.config["model"],
+        info,
+        model_card(report, info, context.config.model_dump(mode="json")),
+        tokenizer if tokenizer.exists() else None,
+        {**lineage, "member": entry["fingerprint"]},
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, partial)
+    partial.replace(target)

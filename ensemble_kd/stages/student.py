@@ -1,0 +1,143 @@
+"""Stage 4: the students. Distilled ones and their baselines are members of one worker group."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.config import Config
+from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.objectives.base import build_objective
+from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.members import all_intact, follow, member_summary
+from ensemble_kd.stages.teachers import STREAM_OF_STUDENTS
+from ensemble_kd.stages.training_data import arrays_and_loader
+from ensemble_kd.train.batches import mix
+from ensemble_kd.train.member import MemberTask, finished
+from ensemble_kd.workers import train_members
+
+STORED = frozenset({"logits"})
+"""What the store can give to an objective."""
+
+
+def needs(config: Config) -> frozenset[str]:
+    """What the student's objective wants from the teachers."""
+    return frozenset(build_objective(config.student.objective_fields, config.student.temperature).needs)
+
+
+def objective_problems(config: Config) -> list[str]:
+    """What is wrong with `student.objective`, before anything runs."""
+    try:
+        wanted = needs(config)
+    except ConfigError as error:
+        return error.problems
+    if missing := sorted(wanted - STORED):
+        name = config.student.objective_fields["name"]
+        return [
+            f"student.objective: {name!r} needs the teacher's {', '.join(missing)}; the soft targets hold "
+            "logits only; use an objective on logits"
+        ]
+    if config.soft_targets.top_k is not None and config.student.objective_fields["name"] == "mse":
+        return ["student.objective: 'mse' needs every logit; set soft_targets.top_k=null or use 'kl'"]
+    return []
+
+
+def tasks(config: Config, data: str, store: str, counts: dict[str, int]) -> list[MemberTask]:
+    """Per seed the distilled student and the same on hard labels, on pseudo-labels too if rows lack labels."""
+    student, found = config.student, []
+    augment = config.data.augment if config.soft_targets.views > 1 else None
+    roles = ["distilled", "hard"] + (["pseudo"] if counts["transfer"] > counts["labelled"] else [])
+    for seed in range(student.seeds):
+        for role in roles:
+            soft = role == "distilled"
+            reads = role != "hard"
+            found.append(
+                MemberTask(
+                    name=f"{role}-seed-{seed}",
+                    role=role,
+                    seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
+                    model=student.model.model_dump(mode="json"),
+                    training=student.training.model_dump(mode="json"),
+                    inputs={"data": data, "soft_targets": store} if reads else {"data": data},
+                    rows={"labelled": role == "hard", "bootstrap": False, "fraction": 1.0},
+                    examples_per_epoch=counts["transfer"],
+                    augment=augment.model_dump(mode="json") if augment else {},
+                    views=config.soft_targets.views,
+                    alpha=student.alpha if soft else 0.0,
+                    objective=student.objective_fields if soft else None,
+                    temperature=student.temperature if soft else 1.0,
+                    mean=student.mean,
+                    weights=student.weights,
+                    pseudo_labels=role == "pseudo",
+                )
+            )
+    return found
+
+
+def plan(config: Config, run: Path, data: str, store: str) -> StagePlan:
+    settings = config.student.model_dump(mode="json", exclude={"replicas_per_member"})
+    settings |= {"seed": config.seed, "views": config.soft_targets.views}
+    if config.soft_targets.views > 1:
+        settings["augment"] = config.data.augment.model_dump(mode="json")
+    return StagePlan.of(run, "student", settings, {"data": data, "soft_targets": store})
+
+
+def members_folder(run: Path) -> Path:
+    """Trained students by fingerprint: a change of T leaves the hard-label baseline standing."""
+    return run / "student" / "members"
+
+
+def run(
+    context: Context, plan: StagePlan, data: Path, info: dict[str, Any], store: Path, receipt: Manifest
+) -> Manifest:
+    """Train what is missing and choose the student to ship, on validation rows.
+
+    Raises TrainingError where a student's loss was not finite.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    members = members_folder(context.folder)
+    wanted = tasks(context.config, plan.inputs["data"], plan.inputs["soft_targets"], info["counts"])
+    arrays, load, streams = arrays_and_loader(
+        data, info, context.config.compute.memory_budget, store, receipt
+    )
+    if streams:
+        context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
+    on_event, close = follow(context, "student", wanted, members)
+    try:
+        train_members(
+            context.runtime,
+            list({task.fingerprint: task for task in reversed(wanted)}.values())[::-1],
+            members,
+            load,
+            arrays,
+            replicas=context.config.student.replicas_per_member,
+            path="student",
+            on_event=on_event,
+        )
+    finally:
+        close()
+    lost = [task.name for task in wanted if finished(task, members) is None]
+    if lost:
+        raise TrainingError(
+            f"student: {', '.join(lost)}: the loss became NaN or infinite; lower "
+            "student.training.learning_rate or set student.training.gradient_clip"
+        )
+    entries = [member_summary(task, members) for task in wanted]
+    distilled = [entry for entry in entries if entry["role"] == "distilled"]
+    shipped = min(distilled, key=lambda entry: (-entry["validation_accuracy"], entry["validation_loss"]))
+    summary = {"members": entries, "shipped": shipped["name"], "seconds": time.perf_counter() - began}
+    return finish(plan.folder, "student", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def intact(plan: StagePlan, context: Context) -> Manifest | None:
+    """The finished stage, if the students behind it are intact; damaged ones are named and put aside."""
+    manifest = plan.checked(context.console)
+    if manifest is None:
+        return None
+    folders = [
+        members_folder(context.folder) / member["fingerprint"] for member in manifest.summary["members"]
+    ]
+    return manifest if all_intact(folders, context.console) else None

@@ -1,0 +1,145 @@
+"""Stage 2: the ensemble, trained in one Ray Train worker group, or taken from files of predictions."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from ensemble_kd.artifacts import Manifest, fingerprint, finish
+from ensemble_kd.config import Config, member_settings
+from ensemble_kd.data.predictions import align, predictions_fingerprint
+from ensemble_kd.data.prepared import load_split
+from ensemble_kd.errors import TrainingError
+from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.members import follow, member_summary
+from ensemble_kd.stages.training_data import arrays_and_loader
+from ensemble_kd.train.batches import mix
+from ensemble_kd.train.member import PREDICTIONS, MemberTask, finished
+from ensemble_kd.workers import train_members
+
+STREAM_OF_TEACHERS, STREAM_OF_STUDENTS = 101, 202
+"""Keep the members' seeds apart from the students'."""
+
+
+def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
+    """One task per member; `data` is the data's fingerprint, `labelled` its number of labelled rows."""
+    teachers = config.teachers
+    found = []
+    for i in range(teachers.num_members):
+        model, training = member_settings(teachers, i)
+        augment = config.data.augment if teachers.augment and config.data.augment.active else None
+        found.append(
+            MemberTask(
+                name=f"teacher-{i:03d}",
+                role="teacher",
+                seed=mix(config.seed, STREAM_OF_TEACHERS, i),
+                model=model.model_dump(mode="json"),
+                training=training.model_dump(mode="json"),
+                inputs={"data": data},
+                rows={"labelled": True, "bootstrap": teachers.bootstrap, "fraction": teachers.fraction},
+                examples_per_epoch=labelled,
+                augment=augment.model_dump(mode="json") if augment else {},
+            )
+        )
+    return found
+
+
+def plan(config: Config, run: Path, data: str) -> StagePlan:
+    if config.teachers.source == "predictions":
+        assert config.teachers.predictions is not None
+        settings = config.teachers.predictions.model_dump(
+            mode="json", include={"id_column", "column", "values"}
+        )
+        files = predictions_fingerprint(config.teachers.predictions)
+        return StagePlan.of(run, "teachers", settings, {"data": data, "predictions": files})
+    members = [task.fingerprint for task in tasks(config, data)]
+    settings = {
+        "num_members": config.teachers.num_members,
+        "on_failure": config.teachers.on_failure,
+        **{key: config.teachers.model_dump(mode="json")[key] for key in ("model", "training", "overrides")},
+        "seed": config.seed,
+    }
+    return StagePlan.of(run, "teachers", settings, {"data": data, "members": fingerprint(*members)})
+
+
+def members_folder(run: Path) -> Path:
+    """Trained teachers by fingerprint; a member that stays the same is never trained again."""
+    return run / "teachers" / "members"
+
+
+def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> Manifest:
+    """Train what is missing. Raises TrainingError for a member whose loss was not finite."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    if context.config.teachers.source == "predictions":
+        return _from_predictions(context, plan, data, info)
+    began = time.perf_counter()
+    members = members_folder(context.folder)
+    wanted = tasks(context.config, plan.inputs["data"], info["counts"]["labelled"])
+    arrays, load, _ = arrays_and_loader(data, info, context.config.compute.memory_budget)
+    on_event, close = follow(context, "teachers", wanted, members)
+    try:
+        train_members(
+            context.runtime,
+            wanted,
+            members,
+            load,
+            arrays,
+            replicas=context.config.teachers.replicas_per_member,
+            path="teachers",
+            on_event=on_event,
+        )
+    finally:
+        close()
+    good = [task for task in wanted if finished(task, members) is not None]
+    lost = [task.name for task in wanted if task not in good]
+    if lost and (context.config.teachers.on_failure == "stop" or not good):
+        raise TrainingError(
+            f"teachers: {', '.join(lost)}: the loss became NaN or infinite; the others are kept. Lower "
+            "teachers.training.learning_rate or set teachers.training.gradient_clip, or set "
+            "teachers.on_failure=exclude to go on without"
+        )
+    if lost:
+        context.console.warning(f"teachers: {', '.join(lost)} left out: the loss became NaN or infinite")
+    summary = {
+        "source": "train",
+        "members": [member_summary(task, members) for task in good],
+        "excluded": lost,
+        "seconds": time.perf_counter() - began,
+    }
+    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _from_predictions(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> Manifest:
+    """Check the user's files against the rows and keep the logits of validation and test."""
+    files = context.config.teachers.predictions
+    assert files is not None
+    names, entries = [], []
+    for i in range(len(files.train)):
+        splits = {
+            split: align(getattr(files, split)[i], files, load_split(data, split).ids, info["num_classes"])
+            for split in ("validation", "test")
+            if getattr(files, split)
+        }
+        name = f"teacher-{i:03d}.{PREDICTIONS}"
+        save_file(splits, plan.folder / name)
+        names.append(name)
+        given = fingerprint(plan.inputs["predictions"], i)
+        entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
+    summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
+    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
+
+
+def intact(plan: StagePlan, context: Context) -> Manifest | None:
+    """The finished stage, if the members behind it are intact; damaged ones are named and put aside."""
+    from ensemble_kd.stages.members import all_intact
+
+    manifest = plan.checked(context.console)
+    if manifest is None or manifest.summary["source"] == "predictions":
+        return manifest
+    folders = [
+        members_folder(context.folder) / member["fingerprint"] for member in manifest.summary["members"]
+    ]
+    return manifest if all_intact(folders, context.console) else None

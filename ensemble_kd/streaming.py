@@ -1,0 +1,97 @@
+"""A transfer set larger than memory, streamed through Ray Data shard by shard.
+
+A shard of inputs and the shard of soft targets with the same rows are read together by one task, so there
+is no join, and shuffled within; the order of shards changes from epoch to epoch. The tasks claim next to no
+CPU because the workers that wait for them hold the cluster's CPUs: a full claim could never be granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from ensemble_kd.data.prepared import DataInfo, read_shard
+from ensemble_kd.data.store import StoreLayout
+from ensemble_kd.data.store import read_shard as read_targets
+from ensemble_kd.errors import ArtifactError
+from ensemble_kd.train.batches import Block, mix
+from ensemble_kd.train.stored import restore
+
+CLAIM = 0.001
+"""CPUs that a reading task asks for."""
+
+
+def open_stream(
+    shards: list[str],
+    parts: list[str],
+    info: dict[str, Any],
+    layout: StoreLayout | None,
+    seed: int,
+    views: int,
+    epoch: int,
+) -> Iterator[Block]:
+    """The blocks of one epoch; equal for equal (seed, epoch)."""
+    import ray.data
+    from ray.data import DataContext, ExecutionOptions
+
+    order = np.random.default_rng(mix(seed, epoch)).permutation(len(shards))
+    items = [
+        {"shard": shards[i], "part": parts[i] if parts else "", "seed": mix(seed, epoch, int(i))}
+        for i in order
+    ]
+    DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().execution_options = ExecutionOptions(preserve_order=True)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read,
+        batch_size=1,
+        num_cpus=CLAIM,
+        fn_kwargs={"info": info, "layout": layout, "views": views},
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+        yield _block(batch, layout)
+
+
+def _read(
+    batch: dict[str, Any], info: dict[str, Any], layout: StoreLayout | None, views: int
+) -> dict[str, Any]:
+    path = Path(batch["shard"][0])
+    arrays = read_shard(path, DataInfo.from_dict(info))
+    generator = np.random.default_rng(int(batch["seed"][0]))
+    order = generator.permutation(len(arrays.labels))
+    numbers = pq.read_table(path, columns=["row"])["row"].to_numpy()
+    out: dict[str, Any] = {
+        "rows": numbers[order],
+        "inputs": arrays.inputs[order],
+        "labels": arrays.labels[order],
+    }
+    picked = generator.integers(views, size=len(order)) if views > 1 else np.zeros(len(order), np.int64)
+    out["views"] = picked
+    if layout is not None:
+        rows, columns = read_targets(Path(batch["part"][0]), layout)
+        if not np.array_equal(rows, numbers):
+            raise ArtifactError(f"{batch['part'][0]}: other rows than {path}; delete it and run again")
+        out |= {f"store/{name}": column[order, picked] for name, column in columns.items()}
+    return out
+
+
+def _block(batch: dict[str, Any], layout: StoreLayout | None) -> Block:
+    members = None
+    if layout is not None:
+        columns = {
+            name.removeprefix("store/"): torch.from_numpy(column.copy())
+            for name, column in batch.items()
+            if name.startswith("store/")
+        }
+        members = restore(columns, layout)
+    return Block(
+        torch.from_numpy(batch["rows"].copy()),
+        torch.from_numpy(batch["inputs"].copy()),
+        torch.from_numpy(batch["labels"].copy()),
+        members,
+        torch.from_numpy(batch["views"].copy()),
+    )

@@ -1,0 +1,265 @@
+"""Batches for the training loop, from tensors in memory or from a stream of shards.
+
+Both sources yield *blocks*: a few thousand examples gathered at once, augmented at once and given their
+soft targets at once; a batch is a slice of a block. That costs a Python call per block where indexing
+each batch by itself would cost one per batch, which is what a small student would spend its time on.
+
+Every random choice is a function of (seed, epoch, row), never of a running generator: a resumed run,
+another number of replicas or another machine sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensemble_kd.config import AugmentConfig
+from ensemble_kd.data.augment import view
+from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.objectives.base import Batch
+
+BLOCK_EXAMPLES = 8192
+"""Examples gathered at once; large enough to hide Python, small enough to stay in the cache."""
+
+VIEW_SEED = 0
+"""Seed of the stored views: the stage that fills the store and the student must see the same ones."""
+
+
+@dataclass
+class Block:
+    """Examples on their way to batches."""
+
+    rows: Tensor
+    """(B,) int64: row number in the split; seeds augmentation."""
+    inputs: Tensor
+    """(B, ...) raw inputs."""
+    labels: Tensor
+    """(B,) int64, -1 where unlabelled."""
+    member_logits: Tensor | None = None
+    """(B, M, C) the members' logits, for the view that `views` names."""
+    views: Tensor | None = None
+    """(B,) int64: which stored view of the example this is."""
+
+
+class MemberLogits(Protocol):
+    """Teacher outputs in memory, picked by row and view."""
+
+    num_views: int
+
+    def pick(self, rows: Tensor, views: Tensor) -> Tensor:
+        """(B, M, C) logits of the members."""
+        ...
+
+
+class Source(Protocol):
+    """Where blocks come from."""
+
+    def blocks(self, epoch: int, num_examples: int) -> Iterator[Block]:
+        """Blocks with `num_examples` examples in all, in an order that depends on the epoch alone."""
+        ...
+
+
+def mix(*numbers: int) -> int:
+    """A 31-bit seed from several numbers (splitmix64 steps), the same on every machine."""
+    state = 0
+    for number in numbers:
+        state = (state + (number & 0xFFFFFFFF) + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state & 0x7FFFFFFF
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the same memory. Arrays from Ray's object store are read-only, as we treat them."""
+    if not array.flags.writeable:
+        array = array.view()
+        # torch warns that writing would be undefined; nothing here writes to its sources.
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(array)
+    return torch.from_numpy(array)
+
+
+class TensorSource:
+    """Rows held in memory and picked by index, without a copy of the whole."""
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        seed: int,
+        teacher: MemberLogits | None = None,
+        num_views: int = 1,
+    ) -> None:
+        """`rows` (N,) are the rows to draw from; a row may stand in it several times."""
+        self.inputs, self.labels, self.rows, self.seed = inputs, labels, rows, seed
+        self.teacher, self.num_views = teacher, num_views
+
+    def blocks(self, epoch: int, num_examples: int) -> Iterator[Block]:
+        for begin, picked in self._order(epoch, num_examples):
+            rows = self.rows[picked]
+            block = Block(rows, self.inputs[rows], self.labels[rows])
+            if self.num_views > 1:
+                generator = torch.Generator().manual_seed(mix(self.seed, epoch, begin, 1))
+                block.views = torch.randint(self.num_views, rows.shape, generator=generator).to(rows.device)
+            if self.teacher is not None:
+                views = block.views if block.views is not None else torch.zeros_like(rows)
+                block.member_logits = self.teacher.pick(rows, views)
+            yield block
+
+    def _order(self, epoch: int, num_examples: int) -> Iterator[tuple[int, Tensor]]:
+        """Indices into `rows`: one permutation after another until there are enough."""
+        permutations, missing, turn = [], num_examples, 0
+        while missing > 0:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, turn))
+            permutations.append(torch.randperm(len(self.rows), generator=generator)[:missing])
+            missing -= len(permutations[-1])
+            turn += 1
+        order = torch.cat(permutations).to(self.rows.device)
+        for begin in range(0, num_examples, BLOCK_EXAMPLES):
+            yield begin, order[begin : begin + BLOCK_EXAMPLES]
+
+
+class StreamSource:
+    """Shards that arrive one after another and are never all in memory.
+
+    `open_epoch(epoch)` yields blocks of whole shards, each shard in an order of its own; what is left of
+    one shard after its last full batch opens the next.
+    """
+
+    def __init__(self, open_epoch: Callable[[int], Iterator[Block]]) -> None:
+        self.open_epoch = open_epoch
+
+    def blocks(self, epoch: int, num_examples: int) -> Iterator[Block]:
+        turn = 0
+        while num_examples > 0:
+            before = num_examples
+            for block in self.open_epoch(mix(epoch, turn) if turn else epoch):
+                if len(block.rows) > num_examples:
+                    block = slice_block(block, slice(0, num_examples))
+                num_examples -= len(block.rows)
+                if len(block.rows):
+                    yield block
+                if num_examples <= 0:
+                    return
+            if num_examples == before:
+                raise ValueError("the stream of shards holds no rows to train on")
+            turn += 1
+
+
+def slice_block(block: Block, part: slice | Tensor) -> Block:
+    return Block(
+        block.rows[part],
+        block.inputs[part],
+        block.labels[part],
+        None if block.member_logits is None else block.member_logits[part],
+        None if block.views is None else block.views[part],
+    )
+
+
+def join_blocks(first: Block, second: Block) -> Block:
+    def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    inputs = pad_alike(first.inputs, second.inputs)
+    return Block(
+        torch.cat([first.rows, second.rows]),
+        torch.cat(inputs),
+        torch.cat([first.labels, second.labels]),
+        cat(first.member_logits, second.member_logits),
+        cat(first.views, second.views),
+    )
+
+
+def pad_alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Token matrices (B, L) of two shards brought to one length with padding (0)."""
+    if first.dim() != 2 or first.shape[1] == second.shape[1]:
+        return first, second
+    length = max(first.shape[1], second.shape[1])
+    return tuple(torch.nn.functional.pad(x, (0, length - x.shape[1])) for x in (first, second))  # type: ignore[return-value]
+
+
+@dataclass
+class Targets:
+    """What the loss wants of the members, at which temperature, averaged how."""
+
+    temperature: float = 1.0
+    mean: str = "arithmetic"
+    weights: list[float] | None = None
+    pseudo_labels: bool = False
+    """Replace missing labels by the ensemble's most probable class."""
+    soft: bool = False
+    """Whether the loss reads the teacher at all."""
+
+
+@dataclass
+class Batches:
+    """Cuts a source's blocks into the batches of one replica."""
+
+    source: Source
+    batch_size: int
+    steps_per_epoch: int
+    targets: Targets
+    augment: AugmentConfig
+    fresh_views: bool = False
+    """Augment anew in every epoch (teachers), rather than by the block's stored views (students)."""
+    seed: int = 0
+    rank: int = 0
+    replicas: int = 1
+    device: torch.device = torch.device("cpu")
+    trim_padding: bool = False
+    """Cut token matrices to the longest text of the batch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of this replica: its share of each global batch."""
+        left: Block | None = None
+        for block in self.source.blocks(epoch, self.steps_per_epoch * self.batch_size):
+            block = block if left is None else join_blocks(left, block)
+            whole = len(block.rows) - len(block.rows) % self.batch_size
+            left = slice_block(block, slice(whole, None)) if whole < len(block.rows) else None
+            if whole:
+                yield from self._cut(self._finish(slice_block(block, slice(0, whole)), epoch))
+
+    def _finish(self, block: Block, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.replicas > 1:  # (steps, replicas, share): keep this replica's share before any work
+            steps = torch.arange(len(block.rows), device=block.rows.device)
+            share = self.batch_size // self.replicas
+            block = slice_block(block, (steps % self.batch_size) // share == self.rank)
+        inputs = block.inputs.to(self.device, non_blocking=True)
+        rows = block.rows.to(self.device, non_blocking=True)
+        labels = block.labels.to(self.device, non_blocking=True)
+        if self.augment.active and self.fresh_views:
+            inputs = view(inputs, rows, 1 + epoch, self.seed, self.augment)
+        elif self.augment.active and block.views is not None:
+            inputs = view(inputs, rows, block.views.to(self.device), VIEW_SEED, self.augment)
+        teacher = None
+        if block.member_logits is not None:
+            members = block.member_logits.to(self.device, non_blocking=True)
+            if self.targets.pseudo_labels:
+                guess = mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1)
+                labels = torch.where(labels < 0, guess, labels)
+            if self.targets.soft:
+                targets = self.targets
+                teacher = mean_logits(members, targets.temperature, targets.mean, targets.weights)
+        return inputs, labels, teacher
+
+    def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[Batch]:
+        inputs, labels, teacher = parts
+        share = self.batch_size // self.replicas
+        for begin in range(0, len(labels), share):
+            part = slice(begin, begin + share)
+            batch_inputs = inputs[part]
+            if self.trim_padding:
+                longest = max(1, int((batch_inputs != 0).any(0).nonzero()[-1:].sum()) + 1)
+                batch_inputs = batch_inputs[:, :longest]
+            yield Batch(batch_inputs, labels[part], None if teacher is None else Outputs(teacher[part]))

@@ -1,0 +1,228 @@
+"""The one training loop: teacher, specialist, student and trial all pass through `train`.
+
+It is torch only. Ray starts it in workers, tests and benchmarks call it directly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ensemble_kd.config import TrainingConfig
+from ensemble_kd.errors import ArtifactError
+from ensemble_kd.models.build import Network
+from ensemble_kd.models.weights import max_norm_
+from ensemble_kd.objectives.base import Batch
+from ensemble_kd.objectives.mixture import DistillationLoss
+from ensemble_kd.train.batches import Batches, mix
+from ensemble_kd.train.checkpoint import load_state, save_state
+from ensemble_kd.train.device import autocast
+
+Evaluate = Callable[[Network], dict[str, float]]
+
+
+class NotFiniteError(Exception):
+    """The loss of a member became NaN or infinite."""
+
+    def __init__(self, epoch: int, loss: float) -> None:
+        super().__init__(f"loss became {loss} in epoch {epoch}")
+        self.epoch = epoch
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The workers that train one member together; by default one."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+    """torch.distributed process group of these workers, None for one."""
+
+    def agree(self, flag: bool, device: torch.device) -> bool:
+        """The first replica's answer, on all of them."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([float(flag)], device=device)
+        dist.broadcast(shared, group=self.group, group_src=0)
+        return bool(shared.item())
+
+
+@dataclass
+class Progress:
+    """Where a member's training stands; survives in its checkpoint."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    stopped: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One entry per epoch: epoch, train_loss, validation_loss, validation_accuracy, seconds, ..."""
+
+
+def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD in torch's fused form; weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+
+
+def learning_rate(training: TrainingConfig, step: int, total_steps: int) -> float:
+    """Linear warm-up from 0, then constant or a half cosine down to 0; `step` counts from 0."""
+    warmup = round(training.warmup_fraction * total_steps)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / (warmup + 1)
+    if training.schedule == "constant":
+        return training.learning_rate
+    part = (step - warmup) / max(1, total_steps - warmup)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def train(
+    network: Network,
+    batches: Batches,
+    loss: DistillationLoss,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    evaluate: Evaluate | None = None,
+    checkpoint: Path | None = None,
+    replicas: Replicas | None = None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda entry: None,
+    on_warning: Callable[[str], None] = lambda text: None,
+) -> Progress:
+    """Train `network` in place; afterwards it holds the weights to keep.
+
+    With `checkpoint`, every epoch ends in a saved state and a later call continues from it, ending in the
+    same bits as an undisturbed run. With early stopping the best epoch's weights are kept, else the last.
+    Raises NotFiniteError when the loss is no longer finite.
+    """
+    replicas = replicas or Replicas()
+    device = batches.device
+    optimizer = make_optimizer(network, training)
+    progress, best = Progress(), None
+    if checkpoint is not None and checkpoint.exists():
+        try:
+            best, saved = load_state(checkpoint, network, optimizer)
+            progress = Progress(**saved)
+        except (ArtifactError, TypeError) as error:
+            on_warning(f"{error}; this member starts again")
+            progress, best = Progress(), None
+            optimizer = make_optimizer(network, training)
+    model: nn.Module = network
+    if replicas.size > 1:
+        model = DistributedDataParallel(network, process_group=replicas.group)
+    total_steps = training.epochs * batches.steps_per_epoch
+    while progress.epoch < training.epochs and not progress.stopped:
+        epoch = progress.epoch
+        began = time.perf_counter()
+        # Dropout follows (seed, epoch), so that a resumed run draws what the undisturbed one drew.
+        torch.manual_seed(mix(seed, epoch, replicas.rank, 7))
+        model.train()
+        total = torch.zeros((), device=device)
+        for step, batch in enumerate(batches.epoch(epoch), start=epoch * batches.steps_per_epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(training, step, total_steps)
+            total += _step(model, network, optimizer, batch, loss, training, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+        train_loss = float(total) / batches.steps_per_epoch
+        if not replicas.agree(math.isfinite(train_loss), device):
+            raise NotFiniteError(epoch + 1, train_loss)
+        entry = {
+            "epoch": epoch + 1,
+            "train_loss": train_loss,
+            "learning_rate": learning_rate(training, step, total_steps),
+            "seconds": seconds,
+            "examples_per_second": batches.steps_per_epoch * batches.batch_size / seconds,
+        }
+        if evaluate is not None:
+            entry |= evaluate(network)
+        progress.epoch += 1
+        progress.history.append(entry)
+        if training.early_stopping is not None:
+            judged = entry.get("validation_loss", train_loss)
+            if judged < progress.best_loss:
+                progress.best_loss, progress.best_epoch = judged, progress.epoch
+                best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+            late = progress.epoch - progress.best_epoch >= training.early_stopping
+            progress.stopped = replicas.agree(late, device)
+        if checkpoint is not None and replicas.rank == 0:
+            save_state(checkpoint, network, optimizer, best, progress.__dict__)
+        if replicas.rank == 0:
+            on_epoch(entry)
+    if best is not None:
+        network.load_state_dict(best)
+    return progress
+
+
+def _step(
+    model: nn.Module,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    loss: DistillationLoss,
+    training: TrainingConfig,
+    device: torch.device,
+) -> Tensor:
+    """One optimiser step; returns the batch's loss, detached."""
+    parts = training.gradient_accumulation
+    total = torch.zeros((), device=device)
+    optimizer.zero_grad(set_to_none=True)
+    for i, part in enumerate(_parts(batch, parts)):
+        wait = i < parts - 1 and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if wait else nullcontext():  # type: ignore[operator]
+            with autocast(device, training.precision):
+                outputs = model(part.inputs)
+            value = loss(outputs, part.teacher, part) / parts
+            value.backward()
+        total += value.detach()
+    if training.gradient_clip is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clip)
+    optimizer.step()
+    if training.max_norm is not None:
+        max_norm_(network, training.max_norm)
+    return total
+
+
+def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
+    if parts == 1:
+        yield batch
+        return
+    size = len(batch.labels) // parts
+    for begin in range(0, size * parts, size):
+        yield batch[begin : begin + size]
+
+
+@torch.no_grad()
+def predict(
+    network: Network, inputs: Tensor, device: torch.device, batch_size: int = 1024, precision: str = "float32"
+) -> Tensor:
+    """(N, C) float32 logits on the CPU, in evaluation mode."""
+    network.eval()
+    chunks = []
+    for begin in range(0, len(inputs), batch_size):
+        with autocast(device, precision):
+            outputs = network(inputs[begin : begin + batch_size].to(device))
+        chunks.append(outputs.logits.float().cpu())
+    if not chunks:
+        return torch.empty(0, 0)
+    return torch.cat(chunks)

@@ -1,0 +1,84 @@
+"""How good a classifier's distributions are on labelled rows. numpy only.
+
+N examples, C classes; `log_probs` are log-softmax rows, shape (N, C).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, C) logits -> (N, C) float64 log-probabilities."""
+    shifted = logits.astype(np.float64)
+    shifted = shifted - shifted.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def classification_metrics(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy, errors, nll, brier, ece, per_class_accuracy and count of (N, C) `log_probs`.
+
+    nll is the mean over examples in nats; brier the sum over classes, mean over examples (0 to 2);
+    ece as in `expected_calibration_error`; per_class_accuracy is None for a class without examples.
+    """
+    _check(log_probs, labels)
+    log_probs = log_probs.astype(np.float64)
+    count, num_classes = log_probs.shape
+    rows = np.arange(count)
+    correct = log_probs.argmax(axis=1) == labels
+    probs = np.exp(log_probs)
+    # sum_c (p_c - y_c)^2 = sum_c p_c^2 - 2 p_label + 1, without a one-hot matrix
+    brier = (probs**2).sum(axis=1) - 2 * probs[rows, labels] + 1
+    seen = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[correct], minlength=num_classes)
+    return {
+        "accuracy": float(correct.mean()),
+        "errors": int(count - correct.sum()),
+        "nll": float(-log_probs[rows, labels].mean()),
+        "brier": float(brier.mean()),
+        "ece": expected_calibration_error(log_probs, labels),
+        "per_class_accuracy": [float(r / n) if n else None for r, n in zip(right, seen, strict=True)],
+        "count": count,
+    }
+
+
+def reliability_bins(log_probs: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> dict[str, list[Any]]:
+    """Count, mean confidence and accuracy per bin of the confidence, the largest probability of a row.
+
+    Equal-width bins over (0, 1], closed on the right (arXiv 1706.04599); None in an empty bin.
+    """
+    _check(log_probs, labels)
+    confidence = np.exp(log_probs.astype(np.float64).max(axis=1))
+    correct = log_probs.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    sums = [np.bincount(bins, weights=w, minlength=num_bins) for w in (confidence, correct)]
+    means = [[float(s / n) if n else None for s, n in zip(total, count, strict=True)] for total in sums]
+    return {"count": count.tolist(), "confidence": means[0], "accuracy": means[1]}
+
+
+def expected_calibration_error(log_probs: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
+    """Mean over examples of |accuracy - confidence| of the example's bin."""
+    bins = reliability_bins(log_probs, labels, num_bins)
+    rows = zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True)
+    return float(sum(n * abs(acc - conf) for n, conf, acc in rows if n) / len(labels))
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C, C) counts: row = true class, column = predicted class."""
+    flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
+
+
+def _check(log_probs: np.ndarray, labels: np.ndarray) -> None:
+    if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1] or len(labels) == 0:
+        raise ValueError(f"log_probs (N, C) and labels (N,), N >= 1; got {log_probs.shape}, {labels.shape}")
+    if labels.min() < 0 or labels.max() >= log_probs.shape[1]:
+        raise ValueError(
+            f"labels lie in {labels.min()}..{labels.max()}, expected 0..{log_probs.shape[1] - 1}; "
+            "leave unlabelled rows out"
+        )
+    if np.isnan(log_probs).any():
+        raise ValueError("log_probs hold NaN; leave the model out")

@@ -1,0 +1,30 @@
+"""The store of soft targets as the training loop reads it: member logits for any rows and views."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ensemble_kd.data.store import StoreLayout
+from ensemble_kd.ensemble import top_k
+from ensemble_kd.train.batches import as_tensor
+
+
+def restore(columns: dict[str, Tensor], layout: StoreLayout) -> Tensor:
+    """(B, M, C) member logits from columns (B, M, ...) of one view."""
+    if layout.top_k is None:
+        return columns["logits"]
+    return top_k.restore(top_k.TopK(columns["values"], columns["indices"], columns["rest"]), layout.classes)
+
+
+class StoredLogits:
+    """The store in memory."""
+
+    def __init__(self, columns: dict[str, np.ndarray], layout: StoreLayout) -> None:
+        self.columns = {name: as_tensor(column) for name, column in columns.items()}
+        self.layout, self.num_views = layout, layout.views
+
+    def pick(self, rows: Tensor, views: Tensor) -> Tensor:
+        """(B, M, C) logits of the members for these rows (B,) and views (B,)."""
+        rows, views = rows.cpu(), views.cpu()
+        return restore({name: column[rows, views] for name, column in self.columns.items()}, self.layout)

@@ -1,0 +1,13 @@
+"""The whole pipeline as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/pipeline.py CONFIG [options]
+
+Options are those of `ensemble-kd run`; inside a job the cluster is found without --address.
+"""
+
+import sys
+
+from ensemble_kd.cli import app
+
+if __name__ == "__main__":
+    app(["run", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Stage `report` as a Ray job: ray job submit --working-dir . -- python jobs/report.py CONFIG ..."""
+
+import sys
+
+from ensemble_kd.cli import app
+
+if __name__ == "__main__":
+    app(["report", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Stage `teachers` as a Ray job: ray job submit --working-dir . -- python jobs/teachers.py CONFIG ..."""
+
+import sys
+
+from ensemble_kd.cli import app
+
+if __name__ == "__main__":
+    app(["teachers", *sys.argv[1:]])

@@ -1,0 +1,46 @@
+"""A small set of images and its configuration, for the tests of the data room."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemble_kd.config import Config, validate
+
+REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def make_config(batch_size: int = 4, seed: int = 0, **data: Any) -> Config:
+    """A configuration whose data block is `data`."""
+    model = {"name": "bag" if data.get("kind") == "text" else "mlp"}
+    block = {"model": model, "training": {"batch_size": batch_size}}
+    return validate({"name": "test", "seed": seed, "data": data, "teachers": block, "student": block})
+
+
+def make_images(rows: int = 30, shape: tuple[int, int, int] = (5, 4, 3), seed: int = 0) -> np.ndarray:
+    """(N, H, W, C) uint8 noise."""
+    return np.random.default_rng(seed).integers(0, 256, (rows, *shape)).astype(np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """One image (H, W, C) as PNG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    def find(name: str) -> Path:
+        if not (REAL_DATA / name).is_dir():
+            pytest.skip(f"the real set {name} is not at {REAL_DATA}")
+        return REAL_DATA / name
+
+    return find

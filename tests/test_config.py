@@ -1,0 +1,134 @@
+"""The configuration: recipes load, mistakes are named with their path and a remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ensemble_kd.config import (
+    Config,
+    apply_override,
+    json_schema,
+    load_config,
+    member_settings,
+    recipe_paths,
+    validate,
+)
+from ensemble_kd.errors import ConfigError
+
+BASE = {"name": "x", "data": {"source": "digits"}}
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config("digits", list(overrides))
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", sorted(recipe_paths()))
+def test_every_shipped_recipe_loads(name: str, tmp_path: Path) -> None:
+    overrides = [] if name == "digits" else [f"data.path={tmp_path}"]
+    assert load_config(name, overrides).name == name
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe_paths()) - {"digits"}))
+def test_recipe_without_its_path_says_what_to_set(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.path: missing.*--set data\.path"):
+        load_config(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "start", "part"),
+    [
+        ("student.temperature=0", "student.temperature:", "greater than 0"),
+        ("student.temperature=-1", "student.temperature:", "got -1"),
+        ("student.alpha=1.5", "student.alpha:", "less than or equal to 1"),
+        ("teachers.num_members=0", "teachers.num_members:", "greater than or equal to 1"),
+        ("teachers.num_membres=3", "teachers.num_membres:", "did you mean 'num_members'?"),
+        ("nonsense.key=1", "nonsense:", "'key'"),
+        ("student.model.hiden=3", "student.model.hiden:", "did you mean 'hidden'?"),
+        ("student.model.name=mpl", "student.model:", "mpl"),
+        ("data.path=/nowhere/x.parquet", "data.path:", "no such file"),
+        ("student.weights=[1, 2]", "student.weights:", "2 weights for 5 teachers"),
+        ("teachers.overrides=[{training: {epocs: 3}}]", "teachers.overrides.0.training.epocs:", "'epochs'"),
+        ("student.model={name: bag}", "student.model.name:", "does not take image inputs"),
+        ("teachers.replicas_per_member=3", "teachers.training.batch_size:", "3 replicas"),
+        ("compute.num_workers=0", "compute.num_workers:", "at least 1"),
+        ("soft_targets.num_actors=0", "soft_targets.num_actors:", "at least 1"),
+        ("teachers.source=predictions", "teachers.predictions:", "missing"),
+        ("data.augment={}", "soft_targets.views:", "data.augment changes nothing"),
+    ],
+)
+def test_wrong_settings_are_named(override: str, start: str, part: str) -> None:
+    lines = [line for line in problems(override) if line.startswith(start)]
+    assert lines and part in lines[0], problems(override)
+
+
+def test_all_problems_come_at_once() -> None:
+    lines = problems("student.temperature=0", "student.alpha=2", "teachers.epochs=3", "data.augment={}")
+    starts = {line.split(":")[0] for line in lines}
+    assert {"student.temperature", "student.alpha", "teachers.epochs", "soft_targets.views"} <= starts
+
+
+def test_temperature_below_one_is_allowed() -> None:
+    assert load_config("digits", ["student.temperature=0.5"]).student.temperature == 0.5
+
+
+def test_overrides_reach_lists_and_make_blocks() -> None:
+    raw = {"student": {"model": {"hidden": [1, 2]}}}
+    apply_override(raw, "student.model.hidden.1=7")
+    apply_override(raw, "teachers.model.name=mlp")
+    assert raw == {"student": {"model": {"hidden": [1, 7]}}, "teachers": {"model": {"name": "mlp"}}}
+
+
+@pytest.mark.parametrize("assignment", ["student.alpha", "=3", "name.x=1"])
+def test_malformed_override_is_refused(assignment: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        apply_override({"name": "x"}, assignment)
+
+
+def test_unknown_recipe_is_told_apart() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        load_config("digist")
+
+
+def test_file_that_is_no_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("a: [1")
+    with pytest.raises(ConfigError, match="broken.yaml: cannot be read as YAML"):
+        load_config(file)
+
+
+def test_member_overrides_take_turns() -> None:
+    config = validate(
+        {
+            **BASE,
+            "teachers": {
+                "num_members": 3,
+                "overrides": [{}, {"model": {"name": "mlp", "hidden": [7]}, "training": {"epochs": 3}}],
+            },
+        }
+    )
+    assert [member_settings(config.teachers, i)[1].epochs for i in range(3)] == [20, 3, 20]
+    assert member_settings(config.teachers, 1)[0].hidden == [7]
+
+
+def test_schema_describes_every_setting() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+    described = {f"#/$defs/{name}" for name, block in schema["$defs"].items() if block.get("description")}
+    undescribed = [
+        f"{name}.{key}"
+        for name, block in {**schema["$defs"], "Config": schema}.items()
+        for key, entry in block.get("properties", {}).items()
+        if not entry.get("description") and entry.get("$ref") not in described
+    ]
+    assert undescribed == []
+
+
+def test_resolved_configuration_round_trips() -> None:
+    config = load_config("digits")
+    assert Config.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
