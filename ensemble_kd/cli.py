@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-out = Rich(highlight=False, soft_wrap=True)
-err = Rich(stderr=True, highlight=False, soft_wrap=True)
+WIDTH = None if sys.stdout.isatty() else 120
+"""Columns: the terminal's, or enough for the tables where there is none."""
+out = Rich(highlight=False, soft_wrap=True, width=WIDTH)
+err = Rich(stderr=True, highlight=False, soft_wrap=True, width=WIDTH)
 
 ConfigPath = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")

@@ -50,9 +50,13 @@ class Runtime:
             return
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        import ray
-
         if not self.verbose:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        import ray
+        import ray.data
+        import ray.train
+
+        if not self.verbose:  # after the imports, which set these levels themselves
             for name in ("ray", "ray.data", "ray.train", "ray.tune"):
                 logging.getLogger(name).setLevel(logging.ERROR)
         if not ray.is_initialized():

@@ -97,10 +97,11 @@ class Tracker:
                 ]
 
     def _connect(self) -> Any:
-        for name in ("alembic", "mlflow", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         from mlflow import MlflowClient
 
+        for name in ("alembic", "mlflow", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         client = MlflowClient(tracking_uri=self.uri)
         found = client.get_experiment_by_name(self.config.experiment)
         self.experiment = (

@@ -212,8 +212,6 @@ def image_shape(arrays: list[pa.Array], given: tuple[int, int, int] | None) -> t
     elif not (_is_binary(kind) or _is_list(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind)):
         raise ColumnError(f"holds {kind}, expected bytes, lists of numbers, or PNG/JPEG bytes")
     if given is not None:
-        if given[2] not in MODES and not (_is_list(kind) or pa.types.is_fixed_size_binary(kind)):
-            raise ColumnError(f"data.image.shape has {given[2]} channels; encoded images have 1, 3 or 4")
         return given
     for value in array:
         row = value.as_py()
@@ -274,13 +272,16 @@ def _decode_encoded(raw: bytes, shape: tuple[int, int, int]) -> np.ndarray | str
     from PIL import Image
 
     height, width, channels = shape
+    if channels not in MODES and raw.startswith((PNG, JPEG)):
+        return f"PNG/JPEG image where data.image.shape has {channels} channels; encoded images have 1, 3 or 4"
+    mode = MODES.get(channels, "RGB")
     try:
         with Image.open(io.BytesIO(raw)) as image:
             if (image.height, image.width) != (height, width):
                 return f"image of {image.height}x{image.width} pixels, expected {height}x{width}"
             if image.mode[0] in "IF":
                 return f"image of mode {image.mode}, more than 8 bits a channel; convert it to 8 bits"
-            return np.asarray(image.convert(MODES[channels]), dtype=np.uint8).reshape(shape)
+            return np.asarray(image.convert(mode), dtype=np.uint8).reshape(shape)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         size = int(np.prod(shape))
         if not raw.startswith((PNG, JPEG)):

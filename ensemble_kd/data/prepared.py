@@ -1,35 +1,23 @@
 """Prepare a data set: read, check, split, decode, and write shards that the other stages read.
 
-Two passes over the source, a bounded number of rows at a time: labels and ids, from which splits and
-classes follow; then inputs. A learned vocabulary takes a third, over the train texts.
+Two passes over the source, a bounded number of rows at a time: labels and ids (`scan`), then inputs. A
+learned vocabulary takes two more, over the train texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config
-from ensemble_kd.data.decode import ColumnError, single
-from ensemble_kd.data.labels import (
-    UNLABELLED,
-    Span,
-    encode,
-    integers_if_all,
-    join,
-    names_from,
-    plain_values,
-    repeated_ids,
-    spread,
-)
-from ensemble_kd.data.preprocess import InputReader, Preprocessor, missing_column
+from ensemble_kd.data.decode import ColumnError
+from ensemble_kd.data.labels import UNLABELLED
+from ensemble_kd.data.preprocess import InputReader, Preprocessor
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.records import (
     INFO_FILE,
@@ -42,15 +30,9 @@ from ensemble_kd.data.records import (
     read_shard,
     shard_paths,
 )
-from ensemble_kd.data.sources import (
-    FilePiece,
-    Piece,
-    Source,
-    open_source,
-    read_class_names,
-    source_fingerprint,
-)
-from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan, plan_splits
+from ensemble_kd.data.scan import Reading, Scan, check_columns, plan, scan
+from ensemble_kd.data.sources import open_source, source_fingerprint
+from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan
 from ensemble_kd.data.statistics import NumberMoments, PixelMoments
 from ensemble_kd.data.tokenize import TOKENIZER_FILE, HashedTokenizer, Tokenizer, learn_subwords
 from ensemble_kd.errors import InputError
@@ -71,214 +53,6 @@ __all__ = [
 BATCH_ROWS = 8192
 """Rows decoded at once, or `data.shard_rows` where that is less."""
 INSPECTED_ROWS = 100_000
-
-
-@dataclass
-class Scan:
-    """What the first pass finds."""
-
-    names: list[str] = field(default_factory=list)
-    labels: dict[str, np.ndarray] = field(default_factory=dict)
-    """Class numbers of the labelled splits, -1 where there is none."""
-    ids: dict[str, pa.Array] = field(default_factory=dict)
-    """Ids where a column is named."""
-    whole: bool = True
-    """Whether every row was read."""
-
-
-class Reading:
-    """Reads the pieces of a source in bounded tables, up to a limit of rows in all."""
-
-    def __init__(self, source: Source, rows: int, limit: int | None = None) -> None:
-        self.source, self.rows = source, rows
-        self.limits = dict.fromkeys(source.splits, limit)
-        if limit is not None:  # no split goes without; train is the largest as a rule
-            self.limits = dict.fromkeys(source.splits, limit // 5)
-            self.limits["train"] = limit - (len(source.splits) - 1) * (limit // 5)
-
-    def tables(self, split: str, columns: list[str]) -> Iterator[tuple[Piece, int, int, pa.Table]]:
-        """The piece, the first row in it and in the split, and the table."""
-        begin, limit = 0, self.limits[split]
-        for piece in self.source.splits[split]:
-            first = 0
-            for table in piece.batches(columns, self.rows):
-                if limit is not None and begin + table.num_rows > limit:
-                    table = table.slice(0, limit - begin)
-                if not table.num_rows:
-                    break
-                yield piece, first, begin, table
-                first, begin = first + table.num_rows, begin + table.num_rows
-
-    def cut(self, split: str, rows: int) -> bool:
-        return self.limits[split] is not None and rows == self.limits[split]
-
-
-# -------------------------------------------------------------------------------------- first pass
-
-
-def check_columns(source: Source, config: Config, problems: Problems) -> None:
-    columns = config.data.columns
-    inputs = [columns.input] if isinstance(columns.input, str) else columns.input
-    if len(inputs) > 1 and config.data.kind == "text":
-        problems.add("data.columns.input: one column for text, got a list")
-    if not inputs:
-        problems.add("data.columns.input: an empty list; name the columns of the inputs")
-    if columns.label in inputs:
-        problems.add(f"data.columns.input: {columns.label!r} is the label; a model would only copy it")
-    for split, pieces in source.splits.items():
-        wanted = [("input", name) for name in inputs]
-        wanted += [] if split == "unlabelled" else [("label", columns.label)]
-        wanted += [("id", columns.id)] if columns.id is not None else []
-        for piece in pieces:
-            try:
-                have = piece.columns()
-            except InputError as error:
-                for line in error.problems:
-                    problems.add(line)
-                continue
-            for which, name in wanted:
-                if name not in have:
-                    problems.add(missing_column(which, name, piece.name, have))
-
-
-def _read_keys(
-    reading: Reading, split: str, columns: list[str], problems: Problems
-) -> tuple[list[list[pa.Array]], list[Span]]:
-    """Label and id columns of a split, each a list with one array a piece; and where the pieces lie."""
-    found: list[list[pa.Array]] = [[] for _ in columns]
-    spans: list[Span] = []
-    chunks: list[list[pa.Array]] = [[] for _ in columns]
-
-    def finish(piece: Piece) -> None:
-        for i, parts in enumerate(chunks):
-            if parts:
-                whole = join(parts)
-                untyped = isinstance(piece, FilePiece) and piece.format == "csv"
-                found[i].append(
-                    integers_if_all(whole) if untyped and pa.types.is_string(whole.type) else whole
-                )
-            parts.clear()
-
-    current: Piece | None = None
-    for piece, first, begin, table in reading.tables(split, columns):
-        if current is not piece:
-            if current is not None:
-                finish(current)
-            current = piece
-            spans.append(Span(piece.name, begin, begin))
-        spans[-1] = Span(piece.name, begin - first, begin + table.num_rows)
-        for i, name in enumerate(columns):
-            try:
-                chunks[i].append(plain_values(single(table[name])))
-            except ColumnError as error:
-                problems.add(f"data.columns: {name!r} of {piece.name} {error}")
-                chunks[i].append(pa.nulls(table.num_rows, pa.int64()))
-    if current is not None:
-        finish(current)
-    return found, spans
-
-
-def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
-    """Labels, ids and classes of all splits, checked."""
-    source, columns = reading.source, config.data.columns
-    result = Scan()
-    listed = read_class_names(config.data, problems) or source.class_names
-    raw: dict[str, pa.Array] = {}
-    spans: dict[str, list[Span]] = {}
-    for split in source.splits:
-        names = [] if split == "unlabelled" else [columns.label]
-        names += [columns.id] if columns.id is not None else []
-        if not names:
-            continue
-        found, spans[split] = _read_keys(reading, split, names, problems)
-        if split != "unlabelled":
-            raw[split] = labels = join(found[0])
-            if config.data.source == "hub" and pa.types.is_integer(labels.type):  # -1: withheld
-                raw[split] = pc.if_else(pc.equal(labels, -1), pa.scalar(None, pa.int64()), labels)
-        if columns.id is not None:
-            result.ids[split] = join(found[-1])
-        rows = spans[split][-1].end if spans[split] else 0
-        result.whole &= not reading.cut(split, rows)
-        if not rows:
-            problems.add(f"{split}: no rows in {', '.join(piece.name for piece in source.splits[split])}")
-    if "train" not in raw:
-        return result
-    result.names = listed or names_from(raw["train"], problems)
-    for split, labels in raw.items():
-        result.labels[split], bad = encode(labels, result.names, listed is not None)
-        spread(bad, spans[split], "a wrong label", problems)
-        if split != "train":
-            nulls = ((int(i), f"no label; {split} rows need one") for i in np.flatnonzero(labels.is_null()))
-            spread(nulls, spans[split], "no label", problems)
-    if any(pa.types.is_string(ids.type) for ids in result.ids.values()):
-        result.ids = {split: pc.cast(ids, pa.string()) for split, ids in result.ids.items()}
-    for split, ids in result.ids.items():
-        if split != "unlabelled":
-            spread(repeated_ids(ids), spans[split], "a repeated id", problems)
-    if "unlabelled" in result.ids:  # it joins train in the transfer set
-        train = len(result.ids["train"])
-        both = [*spans["train"], *(Span(s.name, s.begin + train, s.end + train) for s in spans["unlabelled"])]
-        bad = ((i, m) for i, m in repeated_ids(join([result.ids["train"], result.ids["unlabelled"]])))
-        spread(((i, m) for i, m in bad if i >= train), both, "a repeated id", problems)
-    return result
-
-
-def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
-    """Splits and the checks that need all labels; None where classes or rows are too few."""
-    data, labels = config.data, found.labels.get("train", np.zeros(0, np.int64))
-    num_classes, present = len(found.names), np.unique(labels[labels >= 0])
-    if not len(labels):
-        return None
-    if len(present) < 2:
-        what = f"only the class {found.names[present[0]]!r}" if len(present) else "no label"
-        problems.add(f"data.columns.label: train holds {what}; a classifier needs at least two classes")
-        return None
-    held = {"validation": data.validation_fraction, "test": data.test_fraction}
-    held = {split: fraction for split, fraction in held.items() if split not in found.labels}
-    if sum(held.values()) >= 1:
-        problems.add(
-            f"data.validation_fraction: {held['validation']} and data.test_fraction {held['test']} leave "
-            "nothing to train on; together they must be below 1"
-        )
-        return None
-    made = plan_splits(
-        labels, num_classes, config.seed, held.get("validation"), held.get("test"), data.label_fraction
-    )
-    for split, number in (("validation", VALIDATION), ("test", TEST)):
-        if split in held and not (made.part == number).any():
-            problems.add(
-                f"data.{split}_fraction: {held[split]} of {int((labels >= 0).sum())} labelled train rows "
-                f"leaves no {split} row; raise it, or give a {split} split"
-            )
-    for split in ("validation", "test"):
-        theirs = np.unique(found.labels.get(split, np.zeros(0, np.int64)))
-        absent = np.setdiff1d(theirs[theirs >= 0], present)
-        for code in absent[:10]:
-            rows = int((found.labels[split] == code).sum())
-            problems.add(
-                f"{split}: class {found.names[code]!r} ({rows} rows) does not occur in train; "
-                "add train rows of it or remove these"
-            )
-    _check_batches(config, int((made.labels[made.part == TRAIN] >= 0).sum()), problems)
-    return made
-
-
-def _check_batches(config: Config, labelled: int, problems: Problems) -> None:
-    sizes = {"student.training.batch_size": config.student.training.batch_size}
-    if config.teachers.source == "train":
-        sizes["teachers.training.batch_size"] = config.teachers.training.batch_size
-        for i, override in enumerate(config.teachers.overrides):
-            if isinstance(size := override.training.get("batch_size"), int):
-                sizes[f"teachers.overrides.{i}.training.batch_size"] = size
-    for path, size in sizes.items():
-        share = config.teachers.fraction if path.startswith("teachers") else 1.0
-        rows = int(labelled * share)
-        if size > rows:
-            of = f" (teachers.fraction {share} of {labelled})" if share < 1 else ""
-            problems.add(f"{path}: {size} is more than the {rows} labelled train rows{of}; lower it")
-
-
-# ------------------------------------------------------------------------------------- second pass
 
 
 class Inputs:
@@ -385,7 +159,7 @@ def _tokenizer(
             part = made.part[begin : begin + rows]
             yield [text for text, number in zip(texts, part, strict=True) if number == TRAIN]
 
-    return learn_subwords(train_texts(), config.data.text, folder)
+    return learn_subwords(train_texts, config.data.text, folder)
 
 
 def prepare(config: Config, folder: Path) -> tuple[DataInfo, list[str]]:

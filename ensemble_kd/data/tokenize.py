@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from ensemble_kd.errors import ArtifactError
 TOKENIZER_FILE = "tokenizer.json"
 WORD = re.compile(r"\w+|[^\w\s]")
 CACHED_WORDS = 500_000
+MOST_CHARACTERS = 1000
+"""Characters that a learned vocabulary holds at the most; the rarest are unknown."""
 
 
 class Tokenizer(Protocol):
@@ -125,25 +128,48 @@ class SubwordTokenizer:
         return flat + 1, ends
 
 
-def learn_subwords(batches: Iterable[list[str]], config: TextConfig, folder: Path) -> SubwordTokenizer:
-    """Learn a WordPiece vocabulary (arXiv 1609.08144) and save it as `tokenizer.json`."""
+def learn_subwords(
+    batches: Callable[[], Iterable[list[str]]], config: TextConfig, folder: Path
+) -> SubwordTokenizer:
+    """Learn a WordPiece vocabulary (arXiv 1609.08144) and save it as `tokenizer.json`.
+
+    `batches` gives the training texts from the beginning each time it is called; they are read twice. The
+    same texts give the same file. The library alone does not promise that: it numbers the characters
+    inside words in the order of a hash map, and breaks ties between merges by those numbers. So they are
+    numbered beforehand, and the vocabulary is then put into a tokenizer that knows nothing of it.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     steps: list[Any] = [normalizers.NFC()]
     if config.lowercase:
         steps.append(normalizers.Lowercase())
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer = normalizers.Sequence(steps)
+
+    def empty(vocabulary: dict[str, int]) -> Any:
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizer
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    seen: Counter[str] = Counter()
+    for texts in batches():
+        seen.update(normalizer.normalize_str("\n".join(texts)))
+    letters = sorted(c for c in seen if not c.isspace())
+    letters.sort(key=lambda c: -seen[c])
+    letters = sorted(letters[: min(MOST_CHARACTERS, config.vocabulary_size // 3)])
+    first = ["[UNK]", *letters, *(f"##{c}" for c in letters)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocabulary_size,
         min_frequency=2,
-        special_tokens=["[UNK]"],
-        limit_alphabet=min(1000, config.vocabulary_size // 2),
+        special_tokens=first,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
         show_progress=False,
     )
+    learned = empty({})
     with _one_thread():
-        tokenizer.train_from_iterator(batches, trainer)
+        learned.train_from_iterator(batches(), trainer)
+    tokenizer = empty(learned.get_vocab(with_added_tokens=True))
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
     return SubwordTokenizer(tokenizer, config.max_length)
 

@@ -13,11 +13,10 @@ import pyarrow.csv as pacsv
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
+from data_cases import make_config, make_images, png, real_set
 
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import Arrays, load_info, load_split, prepare, source_fingerprint
-
-from .conftest import make_config, make_images, png
 
 SHAPE = (5, 4, 3)
 LABELS = np.arange(30) % 3
@@ -67,7 +66,17 @@ def encoded(images: np.ndarray, encoding: str) -> pa.Array:
 @pytest.mark.parametrize("shape", ["given", "found"])
 @pytest.mark.parametrize(
     "encoding",
-    ["fixed", "bytes", "large bytes", "png", "hugging face", "flat list", "fixed list", "float list", "nested"],
+    [
+        "fixed",
+        "bytes",
+        "large bytes",
+        "png",
+        "hugging face",
+        "flat list",
+        "fixed list",
+        "float list",
+        "nested",
+    ],
 )
 def test_image_encodings(tmp_path: Path, encoding: str, shape: str, channels: int) -> None:
     images = make_images(shape=(5, 4, channels))
@@ -307,9 +316,9 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     assert source_fingerprint(make_config(path=moved, kind="numeric").data) == first
 
 
-def test_real_mnist(tmp_path: Path, real_data: Any) -> None:
+def test_real_mnist(tmp_path: Path) -> None:
     config = make_config(
-        path=str(real_data("mnist")),
+        path=str(real_set("mnist")),
         columns={"input": "image"},
         image={"shape": [28, 28, 1]},
         class_names="labels.txt",
@@ -324,7 +333,7 @@ def test_real_mnist(tmp_path: Path, real_data: Any) -> None:
         "transfer": 54000,
         "labelled": 54000,
     }
-    table = pq.read_table(real_data("mnist") / "train.parquet")
+    table = pq.read_table(real_set("mnist") / "train.parquet")
     images = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8).reshape(-1, 28, 28, 1)
     transfer = splits["transfer"]
     np.testing.assert_array_equal(transfer.inputs, images[transfer.ids])
@@ -334,9 +343,9 @@ def test_real_mnist(tmp_path: Path, real_data: Any) -> None:
     assert info.std == pytest.approx([pixels.std(dtype=np.float64)], rel=1e-4)
 
 
-def test_real_banking77(tmp_path: Path, real_data: Any) -> None:
+def test_real_banking77(tmp_path: Path) -> None:
     config = make_config(
-        path=str(real_data("banking77")), kind="text", columns={"input": "text"}, class_names="labels.txt"
+        path=str(real_set("banking77")), kind="text", columns={"input": "text"}, class_names="labels.txt"
     )
     splits = prepared(config, tmp_path / "out")
     info = load_info(tmp_path / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,8 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture
-def real_data() -> Callable[[str], Path]:
-    def find(name: str) -> Path:
-        if not (REAL_DATA / name).is_dir():
-            pytest.skip(f"the real set {name} is not at {REAL_DATA}")
-        return REAL_DATA / name
-
-    return find
+def real_set(name: str) -> Path:
+    """The folder of a real data set; skips the test where it is not at hand."""
+    if not (REAL_DATA / name).is_dir():
+        pytest.skip(f"the real set {name} is not at {REAL_DATA}")
+    return REAL_DATA / name
