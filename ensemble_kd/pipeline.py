@@ -28,7 +28,7 @@ from ensemble_kd.stages import soft_targets as soft_targets_stage
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.stages.members import prefixed
+from ensemble_kd.stages.members import members_folder, prefixed
 from ensemble_kd.stages.training_data import bytes_in_memory
 from ensemble_kd.tracking import Tracker
 
@@ -147,7 +147,7 @@ def _trained(folder: Path, members: dict[str, str]) -> list[tuple[dict[str, Any]
     """Settings and folder of each trained teacher."""
     found = []
     for fingerprint in members.values():
-        member = teachers_stage.members_folder(folder) / fingerprint
+        member = members_folder(folder, "teachers") / fingerprint
         found.append((json.loads((member / "manifest.json").read_text())["config"], str(member.resolve())))
     return found
 
@@ -161,7 +161,7 @@ def _track_outcome(context: Context, student: Manifest, lineage: dict[str, Any])
     tracker.tags("", {**flat, "verdict": report["verdict"]["text"][:4000]})
     for entry in student.summary["members"]:
         # Where the student stage was skipped, its members have no runs of this session.
-        if f"student/{entry['name']}" in tracker.ids:
+        if f"student/{entry['name']}" in tracker.asked:
             tracker.tags(
                 f"student/{entry['name']}", {**flat, "shipped": str(entry["name"] == report["shipped"])}
             )
@@ -369,7 +369,8 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     if teachers is not None:
         members = {entry["name"]: entry["fingerprint"] for entry in teachers.summary["members"]}
     elif config.teachers.source == "train":
-        members = {task.name: task.fingerprint for task in teachers_stage.tasks(config, data)}
+        wanted = teachers_stage.tasks(config, data, info["counts"]["labelled"])
+        members = {task.name: task.fingerprint for task in wanted}
     else:
         members = {f"teacher-{i:03d}": "to be read" for i in range(count)}
     plan = soft_targets_stage.plan(config, folder, data, members)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ensemble_kd.data.files import list_files
 from ensemble_kd.data.prepared import DataInfo, Preprocessor
-from ensemble_kd.data.sources import open_tables
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.models.package import load_package
 from ensemble_kd.train.loop import predict
@@ -39,7 +39,7 @@ def predict_file(
     problems: list[str] = []
     tables = []
     first = 0
-    for table in open_tables(source, batch_size):
+    for table in _tables(source, info, preprocessor, batch_size):
         inputs, found = preprocessor.transform(table)
         bad = [i for i, problem in enumerate(found) if problem is not None]
         problems += [f"row {first + i}: {found[i]}" for i in bad]
@@ -61,6 +61,20 @@ def predict_file(
             output,
         )
     return problems
+
+
+def _tables(source: str, info: DataInfo, preprocessor: Preprocessor, rows: int) -> Iterator[pa.Table]:
+    """The needed columns of the input's files, some rows at a time."""
+    id_column = info.preprocess.get("columns", {}).get("id")
+    for piece in list_files(source, "INPUT")[0]:
+        held = piece.columns()
+        missing = [name for name in preprocessor.columns if name not in held]
+        if missing:
+            raise InputError(
+                f"INPUT: {piece.name} has no column {', '.join(map(repr, missing))}; it has {', '.join(held)}"
+            )
+        wanted = [*preprocessor.columns, *([id_column] if id_column in held else [])]
+        yield from piece.batches(wanted, rows)
 
 
 def _ids(table: pa.Table, info: DataInfo, first: int) -> list[Any]:

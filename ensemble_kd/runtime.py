@@ -12,6 +12,8 @@ from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import ConfigError, EnsembleKDError
 
 SETTINGS = {
+    # Ray's local workers run at niceness 15, and starve beside anything else that computes.
+    "RAY_worker_niceness": "0",
     # The controller notices the end of a run at its next poll; 2 s apart by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # A process of its own that only a spot cluster needs; set it to 1 there.

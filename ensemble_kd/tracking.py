@@ -29,6 +29,8 @@ class Tracker:
         self.artifacts = None if config.uri else (runs / "mlartifacts").resolve().as_uri()
         self.ids: dict[str, str] = {}
         """MLflow run id by our own key: `` for the parent, `teachers`, `teachers/teacher-000`, ..."""
+        self.asked: set[str] = set()
+        """Keys of all runs that were asked for; `ids` follows when the thread gets there."""
         self.jobs: queue.Queue[Any] = queue.Queue()
         self.failed: str | None = None
         self.thread: threading.Thread | None = None
@@ -42,6 +44,7 @@ class Tracker:
         self, key: str, parameters: dict[str, Any] | None = None, tags: dict[str, str] | None = None
     ) -> None:
         """Open the run `key`; the part before its last slash is the parent."""
+        self.asked.add(key)
         self._put(lambda client: self._start(client, key, parameters or {}, tags or {}))
 
     def metrics(self, key: str, values: dict[str, Any], step: int = 0) -> None:

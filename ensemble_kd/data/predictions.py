@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ensemble_kd.artifacts import checksum, fingerprint
@@ -33,21 +34,30 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
     """
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"teachers.predictions: {path}: not a readable Parquet file ({error})") from error
     for column in (files.id_column, files.column):
         if column not in table.column_names:
             raise InputError(
                 f"teachers.predictions: {path}: no column {column!r}; it has {table.column_names}"
             )
-    lengths = np.unique([len(row) if row is not None else 0 for row in table[files.column].to_pylist()])
-    if lengths.tolist() != [num_classes]:
+    if not table.num_rows:
+        raise InputError(f"teachers.predictions: {path}: holds no rows")
+    column = table[files.column].combine_chunks()
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    kind = column.type
+    numbers = getattr(kind, "value_type", None)  # of a list
+    if numbers is None or not (pa.types.is_floating(numbers) or pa.types.is_integer(numbers)):
+        raise InputError(
+            f"teachers.predictions: {path}: column {files.column!r} holds {kind}, expected lists of numbers"
+        )
+    lengths = sorted(pc.unique(pc.fill_null(pc.list_value_length(column), 0)).to_pylist())
+    if lengths != [num_classes]:
         raise InputError(
             f"teachers.predictions: {path}: rows of {'/'.join(map(str, lengths))} numbers in column "
             f"{files.column!r}, the data has {num_classes} classes; give one number per class, in class order"
         )
-    values = np.asarray(pa.concat_arrays(table[files.column].chunks).flatten(), np.float32)
-    values = values.reshape(-1, num_classes)
+    values = np.asarray(column.flatten(), np.float32).reshape(-1, num_classes)
     position = {key: i for i, key in enumerate(table[files.id_column].to_pylist())}
     if len(position) != table.num_rows:
         raise InputError(f"teachers.predictions: {path}: {table.num_rows - len(position)} ids occur twice")

@@ -68,8 +68,10 @@ class ShardWriter:
         self.path, self.layout = path, layout
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         fields = [pa.field("row", pa.int64(), nullable=False)]
+        widest = 1
         for name, (shape, kind) in layout.columns().items():
             width = int(np.prod(shape)) * np.dtype(kind).itemsize
+            widest = max(widest, width)
             fields.append(pa.field(name, pa.binary(width), nullable=False))
         self.schema = pa.schema(fields)
         self.writer = pq.ParquetWriter(
@@ -79,6 +81,8 @@ class ShardWriter:
             use_dictionary=False,
             write_statistics=["row"],
             column_encoding={"row": "DELTA_BINARY_PACKED"},
+            # Arrow looks at the size of a page once per batch of rows; a page must stay below 2 GB.
+            write_batch_size=min(1024, max(1, 2**20 // widest)),
         )
         self.rows = 0
 
@@ -107,8 +111,10 @@ class ShardWriter:
         return entry
 
     def abort(self) -> None:
-        self.writer.close()
-        self.temporary.unlink(missing_ok=True)
+        try:
+            self.writer.close()  # writes a footer, for which a full disk has no room
+        finally:
+            self.temporary.unlink(missing_ok=True)
 
 
 def read_shard(path: Path, layout: StoreLayout) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -118,8 +124,10 @@ def read_shard(path: Path, layout: StoreLayout) -> tuple[np.ndarray, dict[str, n
     """
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: not a readable shard of soft targets ({error})") from error
+    if "row" not in table.column_names:
+        raise ArtifactError(f"{path}: column 'row' expected; the schema is {table.schema}")
     return table["row"].to_numpy(), {
         name: _column(path, table, name, shape, kind) for name, (shape, kind) in layout.columns().items()
     }

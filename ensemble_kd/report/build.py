@@ -24,6 +24,7 @@ ROLES = {
     "teacher": "Teachers",
     "ensemble": "Ensemble",
     "hard": "Student, hard labels",
+    "plain": "Student, hard labels, no augmentation",
     "pseudo": "Student, hard pseudo-labels",
     "distilled": "Student, distilled",
 }
@@ -38,7 +39,7 @@ class System:
 
     name: str
     role: str
-    """`teacher`, `hard`, `pseudo` or `distilled`."""
+    """`teacher`, `hard`, `plain` (hard labels on the unaugmented rows), `pseudo` or `distilled`."""
     seed: int | None
     logits: np.ndarray  # (N, C) float32
     parameters: int | None = None
@@ -97,6 +98,14 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     else:
         text = verdict(difference, gap["value"], gap["reason"], pseudo)
         judged = {"outcome": difference.outcome, "text": text}
+    plain_gap = None
+    if any(student.role == "plain" for student in inputs.students):
+        plain_gap = _gap(inputs, systems, "plain")
+        if plain_gap["value"] is not None:
+            judged["text"] += (
+                f" Against the student that sees hard labels and no augmentation it recovered "
+                f"{100 * plain_gap['value']:.0f}%."
+            )
     report = {
         "name": inputs.name,
         "created": inputs.created,
@@ -107,6 +116,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "difference": asdict(difference) if difference else None,
         "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
         "gap_recovered": gap,
+        "gap_recovered_from_unaugmented": plain_gap,
         "summary": _summary(systems),
         "systems": systems,
         "shipped": inputs.shipped,
@@ -202,11 +212,11 @@ def _difference(inputs: ReportInputs, role: str, other: str) -> Interval | None:
     return combined_interval([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
 
 
-def _gap(inputs: ReportInputs, systems: list[dict[str, Any]]) -> dict[str, Any]:
+def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "hard") -> dict[str, Any]:
     """`value` is the ratio of the means over paired seeds, `per_seed` the ratio of each."""
     distilled, hard = (
         {seed: float(correct.mean()) for seed, correct in _by_seed(inputs, role).items()}
-        for role in ("distilled", "hard")
+        for role in ("distilled", baseline)
     )
     ensemble = next((s["accuracy"] for s in systems if s["role"] == "ensemble"), None)
     seeds = [seed for seed in distilled if seed in hard]

@@ -25,6 +25,7 @@ COLOURS = {
     "teacher": "#8a8f98",
     "ensemble": "#c28a12",
     "hard": "#d1495b",
+    "plain": "#8c4a57",
     "pseudo": "#7b61c9",
     "distilled": "#2f80d0",
 }

@@ -16,6 +16,9 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings = config.data.model_dump(mode="json")
     settings.pop("augment")  # used by teachers and soft targets, which carry it in their own settings
     settings.pop("path")  # the content counts, not where it lies
+    for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
+        if isinstance(settings[name], str):
+            settings.pop(name)
     return StagePlan.of(
         run, "data", {"data": settings, "seed": config.seed}, {"source": source_fingerprint(config.data)}
     )

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd.artifacts import damage, read_manifest
-from ensemble_kd.errors import ArtifactError
+from ensemble_kd.artifacts import MANIFEST, damage, read_manifest
+from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.stages.context import Console, Context
 from ensemble_kd.train.member import MemberTask, finished
+
+STREAM_OF_TEACHERS, STREAM_OF_STUDENTS = 101, 202
+"""Keep the members' seeds apart from the students'."""
+
+
+def members_folder(run: Path, stage: str) -> Path:
+    """Members of `teachers` or `student` by fingerprint; one that stays the same is never trained again."""
+    return run / stage / "members"
+
+
+def kept_weights(weights: list[float] | None, names: Iterable[str]) -> list[float] | None:
+    """`student.weights` without those of teachers that were left out; `names` are the teachers there are.
+
+    Raises ConfigError where only weights of 0 remain.
+    """
+    if weights is None:
+        return None
+    there = set(names)
+    kept = [weight for i, weight in enumerate(weights) if f"teacher-{i:03d}" in there]
+    if not sum(kept) > 0:
+        raise ConfigError(
+            f"student.weights: only teachers of weight 0 remain ({', '.join(sorted(there))}); "
+            "raise one of their weights"
+        )
+    return kept
 
 
 def member_summary(task: MemberTask, members: Path) -> dict[str, Any]:
@@ -34,8 +59,15 @@ def all_intact(folders: list[Path], console: Console) -> bool:
             good = False
             for problem in problems:
                 console.warning(f"{problem}; this member is trained again")
-            shutil.rmtree(folder, ignore_errors=True)
+            if (folder / MANIFEST).exists():  # without one it is unfinished, and its checkpoint is of use
+                shutil.rmtree(folder, ignore_errors=True)
     return good
+
+
+def drop_damaged(tasks: list[MemberTask], members: Path, console: Console) -> None:
+    """Before training: what an earlier stage finished must be whole to be taken as it is."""
+    folders = [task.folder(members) for task in tasks]
+    all_intact([folder for folder in folders if (folder / MANIFEST).exists()], console)
 
 
 def follow(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, checksum, damage, finish, read_manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.ensemble.combine import mean_logits
@@ -23,9 +23,8 @@ from ensemble_kd.report.build import ReportInputs, System, build_report
 from ensemble_kd.report.card import model_card
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
-from ensemble_kd.stages import student as student_stage
-from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.train.member import PREDICTIONS, load_network
 
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
@@ -40,8 +39,21 @@ def plan(config: Config, run: Path, teachers: str, student: str) -> StagePlan:
 def intact(plan: StagePlan, context: Context) -> Manifest | None:
     """The finished report, if it and the model folder still stand in the run folder."""
     manifest = plan.checked(context.console)
-    placed = all((context.folder / name).exists() for name in (JSON, PAGE, f"{MODEL}/manifest.json"))
-    return manifest if placed else None
+    return manifest if manifest is not None and _placed(plan, manifest, context.folder) else None
+
+
+def _placed(plan: StagePlan, manifest: Manifest, run: Path) -> bool:
+    """Whether report and model in the run folder are this plan's: other settings put theirs there too."""
+    for name in (JSON, PAGE):
+        if not (run / name).is_file() or checksum(run / name) != manifest.files[name]["sha256"]:
+            return False
+    try:
+        model = read_manifest(run / MODEL)
+    except ArtifactError:
+        return False
+    if model is None or damage(run / MODEL, model):
+        return False
+    return bool(model.summary.get("lineage", {}).get("student") == plan.inputs["student"])
 
 
 def run(
@@ -65,18 +77,19 @@ def run(
             _given_teachers(teachers, teachers_folder)
             if given
             else [
-                _system(entry, teachers_stage.members_folder(context.folder), info, test.inputs)
+                _system(entry, members_folder(context.folder, "teachers"), info, test.inputs)
                 for entry in teachers.summary["members"]
             ]
         )
         students = [
-            _system(entry, student_stage.members_folder(context.folder), info, test.inputs)
+            _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
         ensemble = None
         if systems:
+            weights = kept_weights(config.student.weights, [system.name for system in systems])
             members = torch.from_numpy(np.stack([system.logits for system in systems], 1))  # (N, M, C)
-            ensemble = mean_logits(members, 1.0, config.student.mean, _weights(config, teachers)).numpy()
+            ensemble = mean_logits(members, 1.0, config.student.mean, weights).numpy()
         context.console.progress("report", 1, 3, "drawing")
         inputs = ReportInputs(
             name=config.name,
@@ -110,14 +123,6 @@ def run(
         "shipped": student.summary["shipped"],
     }
     return finish(plan.folder, "report", plan.fingerprint, plan.config, plan.inputs, [JSON, PAGE], summary)
-
-
-def _weights(config: Config, teachers: Manifest) -> list[float] | None:
-    """The members' weights, without those of members that were left out."""
-    if config.student.weights is None:
-        return None
-    names = [entry["name"] for entry in teachers.summary["members"]]
-    return [w for i, w in enumerate(config.student.weights) if f"teacher-{i:03d}" in names]
 
 
 def _given_teachers(teachers: Manifest, folder: Path) -> list[System]:
@@ -179,7 +184,7 @@ def _pack(
     lineage: dict[str, Any],
 ) -> None:
     entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
-    folder = student_stage.members_folder(context.folder) / entry["fingerprint"]
+    folder = members_folder(context.folder, "student") / entry["fingerprint"]
     manifest = read_manifest(folder)
     assert manifest is not None
     tokenizer = data / "tokenizer.json"

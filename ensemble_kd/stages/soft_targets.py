@@ -71,6 +71,7 @@ class Labeller:
         self.networks: list[Network] = [
             load_network(settings, info, Path(folder)).to(self.device) for settings, folder in teachers
         ]
+        self.precisions = [s.get("training", {}).get("precision", "auto") for s, _ in teachers]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         entries = [
@@ -105,7 +106,7 @@ class Labeller:
         for v in range(self.layout.views):
             seen = view(inputs, rows, v, VIEW_SEED, self.augment) if v else inputs
             for m, network in enumerate(self.networks):
-                with autocast(self.device, "auto"):
+                with autocast(self.device, self.precisions[m]):
                     out[:, v, m] = network(seen).logits.float().cpu()
         return out
 
@@ -142,12 +143,14 @@ def run(
 ) -> Manifest:
     """Fill the store. `teachers` are (settings, folder) of the trained members; `given` reads predictions."""
     plan.folder.mkdir(parents=True, exist_ok=True)
+    for stale in plan.folder.glob(".*.tmp"):  # what a killed run was writing
+        stale.unlink()
     began = time.perf_counter()
     members = len(plan.inputs) - 1
     layout = layout_of(context.config, info, members)
     shards = shard_paths(data, "transfer")
     firsts = np.cumsum([0, *(_rows(path) for path in shards)])
-    work = [
+    work: list[dict[str, Any]] = [
         {
             "source": str(shards[i].resolve()),
             "target": str((plan.folder / shard_name(i)).resolve()),
@@ -283,8 +286,8 @@ def _from_files(
     for item in todo:
         target, first = Path(item["target"]), item["first"]
         rows = np.arange(first, first + _rows(Path(item["source"])))
-        writer = ShardWriter(target, layout)
         columns, bound = encode(torch.from_numpy(logits[rows][:, None]), layout)
+        writer = ShardWriter(target, layout)
         writer.write(rows, **columns)
         yield target, {**writer.close(), "bound": bound}
 

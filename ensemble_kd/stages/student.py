@@ -11,8 +11,15 @@ from ensemble_kd.config import Config
 from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.stages.context import Context, StagePlan
-from ensemble_kd.stages.members import all_intact, follow, member_summary
-from ensemble_kd.stages.teachers import STREAM_OF_STUDENTS
+from ensemble_kd.stages.members import (
+    STREAM_OF_STUDENTS,
+    all_intact,
+    drop_damaged,
+    follow,
+    kept_weights,
+    member_summary,
+    members_folder,
+)
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, finished
@@ -44,15 +51,25 @@ def objective_problems(config: Config) -> list[str]:
     return []
 
 
-def tasks(config: Config, data: str, store: str, counts: dict[str, int]) -> list[MemberTask]:
-    """Per seed the distilled student and the same on hard labels, on pseudo-labels too if rows lack labels."""
+def tasks(
+    config: Config, data: str, store: str, counts: dict[str, int], weights: list[float] | None = None
+) -> list[MemberTask]:
+    """Per seed the distilled student and its baselines, all with the same budget, order and initialisation.
+
+    `hard` sees the labels of the same augmented views. `plain`, where there are such views, sees the rows as
+    they are: the baseline of arXiv 1503.02531. `pseudo`, where rows lack labels, sees the ensemble's.
+    `weights` are those of the teachers in the store.
+    """
     student, found = config.student, []
-    augment = config.data.augment if config.soft_targets.views > 1 else None
-    roles = ["distilled", "hard"] + (["pseudo"] if counts["transfer"] > counts["labelled"] else [])
+    roles = ["distilled", "hard"]
+    roles += ["plain"] if config.soft_targets.views > 1 else []
+    roles += ["pseudo"] if counts["transfer"] > counts["labelled"] else []
     for seed in range(student.seeds):
         for role in roles:
             soft = role == "distilled"
-            reads = role != "hard"
+            reads = role in ("distilled", "pseudo")
+            views = 1 if role == "plain" else config.soft_targets.views
+            augment = config.data.augment.model_dump(mode="json") if views > 1 else {}
             found.append(
                 MemberTask(
                     name=f"{role}-seed-{seed}",
@@ -61,15 +78,15 @@ def tasks(config: Config, data: str, store: str, counts: dict[str, int]) -> list
                     model=student.model.model_dump(mode="json"),
                     training=student.training.model_dump(mode="json"),
                     inputs={"data": data, "soft_targets": store} if reads else {"data": data},
-                    rows={"labelled": role == "hard", "bootstrap": False, "fraction": 1.0},
+                    rows={"labelled": not reads, "bootstrap": False, "fraction": 1.0},
                     examples_per_epoch=counts["transfer"],
-                    augment=augment.model_dump(mode="json") if augment else {},
-                    views=config.soft_targets.views,
+                    augment=augment,
+                    views=views,
                     alpha=student.alpha if soft else 0.0,
                     objective=student.objective_fields if soft else None,
                     temperature=student.temperature if soft else 1.0,
                     mean=student.mean,
-                    weights=student.weights,
+                    weights=weights,
                     pseudo_labels=role == "pseudo",
                 )
             )
@@ -84,11 +101,6 @@ def plan(config: Config, run: Path, data: str, store: str) -> StagePlan:
     return StagePlan.of(run, "student", settings, {"data": data, "soft_targets": store})
 
 
-def members_folder(run: Path) -> Path:
-    """Trained students by fingerprint: a change of T leaves the hard-label baseline standing."""
-    return run / "student" / "members"
-
-
 def run(
     context: Context, plan: StagePlan, data: Path, info: dict[str, Any], store: Path, receipt: Manifest
 ) -> Manifest:
@@ -98,8 +110,10 @@ def run(
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    members = members_folder(context.folder)
-    wanted = tasks(context.config, plan.inputs["data"], plan.inputs["soft_targets"], info["counts"])
+    members = members_folder(context.folder, "student")
+    weights = kept_weights(context.config.student.weights, receipt.inputs.keys() - {"data"})
+    wanted = tasks(context.config, plan.inputs["data"], plan.inputs["soft_targets"], info["counts"], weights)
+    drop_damaged(wanted, members, context.console)
     arrays, load, streams = arrays_and_loader(
         data, info, context.config.compute.memory_budget, store, receipt
     )
@@ -138,6 +152,7 @@ def intact(plan: StagePlan, context: Context) -> Manifest | None:
     if manifest is None:
         return None
     folders = [
-        members_folder(context.folder) / member["fingerprint"] for member in manifest.summary["members"]
+        members_folder(context.folder, "student") / member["fingerprint"]
+        for member in manifest.summary["members"]
     ]
     return manifest if all_intact(folders, context.console) else None

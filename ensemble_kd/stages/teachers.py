@@ -14,14 +14,18 @@ from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.stages.context import Context, StagePlan
-from ensemble_kd.stages.members import follow, member_summary
+from ensemble_kd.stages.members import (
+    STREAM_OF_TEACHERS,
+    all_intact,
+    drop_damaged,
+    follow,
+    member_summary,
+    members_folder,
+)
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask, finished
 from ensemble_kd.workers import train_members
-
-STREAM_OF_TEACHERS, STREAM_OF_STUDENTS = 101, 202
-"""Keep the members' seeds apart from the students'."""
 
 
 def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
@@ -65,19 +69,15 @@ def plan(config: Config, run: Path, data: str) -> StagePlan:
     return StagePlan.of(run, "teachers", settings, {"data": data, "members": fingerprint(*members)})
 
 
-def members_folder(run: Path) -> Path:
-    """Trained teachers by fingerprint; a member that stays the same is never trained again."""
-    return run / "teachers" / "members"
-
-
 def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> Manifest:
     """Train what is missing. Raises TrainingError for a member whose loss was not finite."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     if context.config.teachers.source == "predictions":
         return _from_predictions(context, plan, data, info)
     began = time.perf_counter()
-    members = members_folder(context.folder)
+    members = members_folder(context.folder, "teachers")
     wanted = tasks(context.config, plan.inputs["data"], info["counts"]["labelled"])
+    drop_damaged(wanted, members, context.console)
     arrays, load, _ = arrays_and_loader(data, info, context.config.compute.memory_budget)
     on_event, close = follow(context, "teachers", wanted, members)
     try:
@@ -126,7 +126,7 @@ def _from_predictions(context: Context, plan: StagePlan, data: Path, info: dict[
         name = f"teacher-{i:03d}.{PREDICTIONS}"
         save_file(splits, plan.folder / name)
         names.append(name)
-        given = fingerprint(plan.inputs["predictions"], i)
+        given = fingerprint(plan.fingerprint, i)  # covers the files and how they are read
         entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
@@ -134,12 +134,11 @@ def _from_predictions(context: Context, plan: StagePlan, data: Path, info: dict[
 
 def intact(plan: StagePlan, context: Context) -> Manifest | None:
     """The finished stage, if the members behind it are intact; damaged ones are named and put aside."""
-    from ensemble_kd.stages.members import all_intact
-
     manifest = plan.checked(context.console)
     if manifest is None or manifest.summary["source"] == "predictions":
         return manifest
     folders = [
-        members_folder(context.folder) / member["fingerprint"] for member in manifest.summary["members"]
+        members_folder(context.folder, "teachers") / member["fingerprint"]
+        for member in manifest.summary["members"]
     ]
     return manifest if all_intact(folders, context.console) else None

@@ -119,6 +119,8 @@ class TensorSource:
 
     def _order(self, epoch: int, num_examples: int) -> Iterator[tuple[int, Tensor]]:
         """Indices into `rows`: one permutation after another until there are enough."""
+        if not len(self.rows):
+            raise ValueError("there are no rows to train on")
         permutations, missing, turn = [], num_examples, 0
         while missing > 0:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, turn))
@@ -158,12 +160,15 @@ class StreamSource:
 
 
 def slice_block(block: Block, part: slice | Tensor) -> Block:
+    def take(tensor: Tensor) -> Tensor:  # member logits may lie on another device than the rows
+        return tensor[part if isinstance(part, slice) else part.to(tensor.device)]
+
     return Block(
-        block.rows[part],
-        block.inputs[part],
-        block.labels[part],
-        None if block.member_logits is None else block.member_logits[part],
-        None if block.views is None else block.views[part],
+        take(block.rows),
+        take(block.inputs),
+        take(block.labels),
+        None if block.member_logits is None else take(block.member_logits),
+        None if block.views is None else take(block.views),
     )
 
 

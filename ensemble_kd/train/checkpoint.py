@@ -58,14 +58,14 @@ def load_state(
         raise ArtifactError(f"{path}: not a readable checkpoint ({error})") from error
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
     states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, rest = name.split("/", 1)
-        if kind == "optimizer":
-            index, key = rest.split("/", 1)
-            states.setdefault(int(index), {})[key] = tensor
-        else:
-            groups[kind][rest] = tensor
     try:
+        for name, tensor in tensors.items():
+            kind, rest = name.split("/", 1)
+            if kind == "optimizer":
+                index, key = rest.split("/", 1)
+                states.setdefault(int(index), {})[key] = tensor
+            else:
+                groups[kind][rest] = tensor
         model.load_state_dict(groups["model"])
         state = optimizer.state_dict()
         state["state"] = states

@@ -56,6 +56,14 @@ class Replicas:
         dist.broadcast(shared, group=self.group, group_src=0)
         return bool(shared.item())
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the replicas; not finite where one of theirs is not."""
+        if self.size == 1:
+            return value
+        shared = value.clone()
+        dist.all_reduce(shared, group=self.group)
+        return shared / self.size
+
 
 @dataclass
 class Progress:
@@ -119,12 +127,14 @@ def train(
     optimizer = make_optimizer(network, training)
     progress, best = Progress(), None
     if checkpoint is not None and checkpoint.exists():
+        initial = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
         try:
             best, saved = load_state(checkpoint, network, optimizer)
             progress = Progress(**saved)
         except (ArtifactError, TypeError) as error:
             on_warning(f"{error}; this member starts again")
             progress, best = Progress(), None
+            network.load_state_dict(initial)  # part of the checkpoint may have been loaded
             optimizer = make_optimizer(network, training)
     model: nn.Module = network
     if replicas.size > 1:
@@ -144,9 +154,7 @@ def train(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
-        train_loss = float(total) / batches.steps_per_epoch
-        if not replicas.agree(math.isfinite(train_loss), device):
-            raise NotFiniteError(epoch + 1, train_loss)
+        train_loss = float(replicas.mean(total)) / batches.steps_per_epoch
         entry = {
             "epoch": epoch + 1,
             "train_loss": train_loss,
@@ -156,6 +164,10 @@ def train(
         }
         if evaluate is not None:
             entry |= evaluate(network)
+        # The validation loss too: a last step may ruin the weights after its own loss was still finite.
+        losses = [train_loss, entry.get("validation_loss", train_loss)]
+        if not replicas.agree(all(map(math.isfinite, losses)), device):
+            raise NotFiniteError(epoch + 1, next((x for x in losses if not math.isfinite(x)), math.nan))
         progress.epoch += 1
         progress.history.append(entry)
         if training.early_stopping is not None:

@@ -33,6 +33,7 @@ from ensemble_kd.train.batches import (
     TensorSource,
     as_tensor,
     mix,
+    slice_block,
 )
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train
 
@@ -49,7 +50,7 @@ class MemberTask:
     name: str
     """For people: `teacher-003`, `distilled-seed-0`; not part of the fingerprint."""
     role: str
-    """`teacher`, `hard`, `pseudo` or `distilled`; not part of the fingerprint."""
+    """`teacher`, `distilled`, or a baseline: `hard`, `plain`, `pseudo`; not part of the fingerprint."""
     seed: int
     model: dict[str, Any]
     training: dict[str, Any]
@@ -132,6 +133,9 @@ def train_member(
     replicas = replicas or Replicas()
     folder = task.folder(members)
     folder.mkdir(parents=True, exist_ok=True)
+    if replicas.rank == 0:
+        for stale in folder.glob(".*.tmp"):  # what a killed run was writing
+            stale.unlink()
     began = time.perf_counter()
     training = TrainingConfig.model_validate(task.training)
     torch.manual_seed(mix(task.seed, 11))
@@ -220,10 +224,13 @@ def make_batches(
     source: Source
     if data.transfer is not None:
         labels = as_tensor(data.transfer.labels)
+        inputs, labels, rows = _resident(
+            [as_tensor(data.transfer.inputs), labels, pick_rows(task, labels)], device
+        )
         source = TensorSource(
-            _resident(as_tensor(data.transfer.inputs), device),
-            _resident(labels, device),
-            _resident(pick_rows(task, labels), device),
+            inputs,
+            labels,
+            rows,
             mix(task.seed, 13),
             data.teacher if task.reads_teacher else None,
             max(1, task.views),
@@ -247,12 +254,16 @@ def make_batches(
     )
 
 
-def _resident(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a GPU, rows live where the model does, as long as they take at most a quarter of its free memory."""
+def _resident(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """On a GPU, rows live where the model does, as long as they take at most a quarter of its free memory.
+
+    All or none: rows on a GPU cannot pick from inputs that are not.
+    """
     if device.type != "cuda":
-        return tensor
+        return tensors
     free, _ = torch.cuda.mem_get_info(device)
-    return tensor.to(device) if tensor.numel() * tensor.element_size() < free // 4 else tensor
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return [tensor.to(device) for tensor in tensors] if size < free // 4 else tensors
 
 
 def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
@@ -269,8 +280,6 @@ def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
 
 def _filtered(task: MemberTask, blocks: Iterator[Block]) -> Iterator[Block]:
     """The streaming form of `pick_rows`: each row decides by a hash of its number."""
-    from ensemble_kd.train.batches import slice_block
-
     for block in blocks:
         keep = block.labels >= 0 if task.rows["labelled"] else torch.ones_like(block.labels, dtype=torch.bool)
         rows = block.rows.numpy().astype(np.uint64)

@@ -1,0 +1,35 @@
+"""Shared by all tests: one Ray session, and the data sets beside the repository where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: two threads each on two busy cores are far slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray, started once for all tests that run a pipeline in this process."""
+    import ray
+
+    from ensemble_kd.config import ComputeConfig
+    from ensemble_kd.runtime import Runtime
+
+    with Runtime(ComputeConfig()) as runtime:
+        runtime.start()
+        yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder `shared/data` beside the repository; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real data sets are not here: no folder {folder}")
+    return folder

@@ -1,0 +1,88 @@
+"""The benchmarks: the list is complete, a result says what it must, and one of them runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.harness import BENCHMARKS, Benchmark, Measured, run
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_figure_of_the_readme_has_a_benchmark() -> None:
+    expected = {"demo", "loop", "ensemble", "targets", "store", "precompute", "memory"}
+    assert expected <= set(BENCHMARKS)
+    for name, entry in BENCHMARKS.items():
+        assert entry.name == name and entry.bound > 0 and entry.unit
+        assert entry.text and "\n" not in entry.text
+        assert entry.sense in ("at least", "at most")
+
+
+def test_without_a_name_they_are_listed() -> None:
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in BENCHMARKS)
+
+
+def test_an_unknown_name_gets_a_hint() -> None:
+    result = CliRunner().invoke(app, ["stor"])
+    assert result.exit_code == 2
+    assert "'store'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("sense", "ours", "problem", "holds"),
+    [
+        ("at least", 9.0, None, True),
+        ("at least", 8.9, None, False),
+        ("at most", 9.0, None, True),
+        ("at most", 9.1, None, False),
+        ("at most", 1.0, "3 Ray Train runs, 2 allowed", False),
+    ],
+)
+def test_the_bound_decides(sense: Any, ours: float, problem: str | None, holds: bool) -> None:
+    entry = Benchmark("x", "text", "s", sense, 0.9, lambda quick: Measured(ours, 10.0, {}, problem))
+    result = run(entry, quick=True)
+    assert result["holds"] is holds
+    assert result["ratio"] == pytest.approx(ours / 10)
+    assert set(result["machine"]) == {
+        "cpu",
+        "cores",
+        "memory_gb",
+        "gpu",
+        "python",
+        "torch",
+        "ray",
+        "load_before",
+    }
+
+
+def test_the_store_is_as_small_as_promised() -> None:
+    result = CliRunner().invoke(app, ["store", "--quick", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert {"name", "ours", "reference", "ratio", "bound", "holds", "unit", "detail", "machine"} <= set(found)
+    assert found["holds"] and found["ratio"] >= 1 and found["detail"]["quick"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loop", "precompute"])
+def test_inside_ray_they_run_to_a_result(name: str) -> None:
+    """Whether the bound holds is not asked of a busy machine's quick run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", name, "--quick", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert found["ours"] > 0 and found["reference"] > 0

@@ -1,0 +1,119 @@
+"""Processes killed for real: the same command again ends in the same result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+OVERRIDES = [
+    "teachers.num_members=2",
+    "teachers.training.epochs=40",
+    "student.training.epochs=40",
+    "student.seeds=1",
+    "data.shard_rows=100",
+    "soft_targets.batch_size=8",
+    "tracking.enabled=false",
+]
+
+
+def command(folder: Path) -> list[str]:
+    sets = [part for override in OVERRIDES for part in ("--set", override)]
+    return [sys.executable, "-m", "ensemble_kd", "run", "digits", "--run-dir", str(folder), *sets]
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """What must not depend on the disturbances: weights, predictions and soft targets."""
+    patterns = ("*/members/*/*.safetensors", "soft_targets/*/part-*.parquet", "model/weights.safetensors")
+    return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
+
+
+def unfinished(folder: Path, stage: str, pattern: str) -> Callable[[], bool]:
+    """Whether a stage is in the middle of its work: `pattern` is there, its manifest is not."""
+
+    def middle() -> bool:
+        return any(folder.glob(f"{stage}/{pattern}")) and not any(
+            path for path in folder.glob(f"{stage}/*/manifest.json") if path.parent.parent.name == stage
+        )
+
+    return middle
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(command(folder), check=True, capture_output=True, timeout=400)
+    return folder
+
+
+def test_driver_killed_in_the_middle_of_every_stage(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    middles = {
+        "data": unfinished(folder, "data", "*"),
+        "teachers": unfinished(folder, "teachers", "members/*/checkpoint.safetensors"),
+        "soft_targets": unfinished(folder, "soft_targets", "*/part-*.parquet"),
+        "student": unfinished(folder, "student", "members/*/checkpoint.safetensors"),
+        "report": unfinished(folder, "report", "*"),
+    }
+    for stage, in_the_middle in middles.items():
+        process = subprocess.Popen(
+            command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        end = time.monotonic() + 180
+        while not in_the_middle():
+            assert process.poll() is None, f"the run ended before it was seen in the middle of {stage}"
+            assert time.monotonic() < end, f"{stage} was not reached in time"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not list((folder / "model").glob("manifest.json")) or stage == "report"
+    last = subprocess.run(command(folder), capture_output=True, text=True, timeout=400)
+    assert last.returncode == 0, last.stderr
+    assert outcome(folder) == outcome(undisturbed)
+
+
+def test_worker_killed_costs_nothing_but_time(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    in_the_middle = unfinished(folder, "teachers", "members/*/checkpoint.safetensors")
+    end = time.monotonic() + 180
+    while not in_the_middle():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    workers = descendants(process.pid, "RayTrainWorker")
+    assert workers, "no worker process was found"
+    os.kill(workers[0], signal.SIGKILL)
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert outcome(folder) == outcome(undisturbed)
+
+
+def descendants(root: int, name: str) -> list[int]:
+    """Processes below `root` whose command line holds `name`, read from /proc."""
+    parents: dict[int, int] = {}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if name in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+
+    def below(pid: int) -> bool:
+        while pid > 1:
+            if pid == root:
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return [pid for pid in found if below(pid)]
