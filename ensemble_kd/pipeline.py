@@ -51,6 +51,7 @@ def run(
     """
     console = console or Console()
     check_objective(config)
+    folder = folder.absolute()  # workers run in folders of their own
     prepare_folder(folder)
     with locked(folder):
         write_json(folder / "resolved.json", config.model_dump(mode="json"))

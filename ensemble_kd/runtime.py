@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,20 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Ray's compiled core announces its own log level on the file descriptor, past every logger."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @dataclass
@@ -63,13 +80,14 @@ class Runtime:
                 logging.getLogger(name).setLevel(logging.ERROR)
         if not ray.is_initialized():
             try:
-                ray.init(
-                    address=self.address,
-                    log_to_driver=self.verbose,
-                    logging_level=logging.INFO if self.verbose else logging.ERROR,
-                    include_dashboard=None if self.address else False,
-                    namespace="ensemble-kd",
-                )
+                with nullcontext() if self.verbose else quiet_stderr():
+                    ray.init(
+                        address=self.address,
+                        log_to_driver=self.verbose,
+                        logging_level=logging.INFO if self.verbose else logging.ERROR,
+                        include_dashboard=None if self.address else False,
+                        namespace="ensemble-kd",
+                    )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EnsembleKDError(
                     f"no Ray cluster at {self.address or 'this machine'}: {error}; "
