@@ -167,7 +167,7 @@ def _write_store(name: str, rows: int, members: int) -> dict[str, float]:
 
 
 class MemoryWatch:
-    """Peak memory of this process and what it started, sampled ten times a second.
+    """Peak memory of this process, its Ray Data actors and, less often, all of Ray: sampled.
 
     Proportional set size: a page that several processes share counts once. Where the system does not tell
     it, the resident set size.
@@ -190,20 +190,22 @@ class MemoryWatch:
     def _watch(self) -> None:
         psutil = importlib.import_module("psutil")  # Ray brings it; importing ray puts it on the path
         me = psutil.Process()
-        while not self._stop.wait(0.1):
+        while not self._stop.wait(0.05):
             now = dict.fromkeys(self.peaks, 0.0)
+            everything = self.samples % 20 == 0  # a look at every process of Ray takes a while
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    told = process.memory_full_info()
-                    size = float(getattr(told, "pss", told.rss))
                     title = " ".join(process.cmdline()[:1])
+                    actor = "MapBatches" in title or "MapWorker" in title
+                    if not (process == me or actor or everything):
+                        continue
+                    told = process.memory_full_info()
                 except psutil.Error:  # gone between the listing and the look
                     continue
-                now["all of Ray too"] += size
-                if process == me:
-                    now["driver"] = size
-                elif "MapBatches" in title or "MapWorker" in title:
-                    now["actors"] += size
+                size = float(getattr(told, "pss", told.rss))
+                now["all of Ray too"] += size if everything else 0
+                now["driver"] += size if process == me else 0
+                now["actors"] += size if actor else 0
             now["driver and actors"] = now["driver"] + now["actors"]
             self.peaks = {kind: max(size, now[kind]) for kind, size in self.peaks.items()}
             self.samples += 1

@@ -43,7 +43,7 @@ Set = Annotated[
 ]
 RunDir = Annotated[Path | None, typer.Option(help="Folder of this run; by default runs/NAME.")]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster (auto, HOST:PORT, ray://...); local by default.")
+    str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo what is done already.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]

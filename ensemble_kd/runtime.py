@@ -46,7 +46,7 @@ class Runtime:
 
     compute: ComputeConfig
     address: str | None = None
-    """`auto`, `ray://HOST:PORT` or `HOST:PORT`; None starts Ray on this machine."""
+    """`auto` or `HOST:PORT`; None starts Ray on this machine."""
     verbose: bool = False
     started: bool = False
 

@@ -61,9 +61,10 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
     position = {key: i for i, key in enumerate(table[files.id_column].to_pylist())}
     if len(position) != table.num_rows:
         raise InputError(f"teachers.predictions: {path}: {table.num_rows - len(position)} ids occur twice")
-    order = np.array([position.get(key, -1) for key in ids.tolist()], np.int64)
+    keys = ids.tolist()  # plain numbers and strings, also in messages
+    order = np.array([position.get(key, -1) for key in keys], np.int64)
     if (order < 0).any():
-        absent = ids[order < 0]
+        absent = [key for key, at in zip(keys, order, strict=True) if at < 0]
         raise InputError(
             f"teachers.predictions: {path}: {len(absent)} of {len(ids)} rows have no prediction, for example "
             f"id {absent[0]!r}; predictions must cover every row, by data.columns.id or the row number"
@@ -71,13 +72,13 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
     values = values[order]
     if not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0, 0])
-        raise InputError(f"teachers.predictions: {path}: id {ids[row]!r} holds a number that is not finite")
+        raise InputError(f"teachers.predictions: {path}: id {keys[row]!r} holds a number that is not finite")
     if files.values == "probabilities":
         off = np.abs(values.sum(1) - 1) > 1e-2
         if (values < 0).any() or off.any():
             row = int(np.argmax(off | (values < 0).any(1)))
             raise InputError(
-                f"teachers.predictions: {path}: id {ids[row]!r} is no distribution "
+                f"teachers.predictions: {path}: id {keys[row]!r} is no distribution "
                 f"(sum {values[row].sum():.4f}); set teachers.predictions.values=logits if these are logits"
             )
         values = np.log(np.maximum(values, SMALLEST))

@@ -213,19 +213,24 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
                 f"{split}: class {found.names[code]!r} ({rows} rows) does not occur in train; "
                 "add train rows of it or remove these"
             )
-    _check_batches(config, int((made.labels[made.part == TRAIN] >= 0).sum()), problems)
+    train = made.labels[made.part == TRAIN]
+    _check_batches(config, int((train >= 0).sum()), len(train), problems)
     return made
 
 
-def _check_batches(config: Config, labelled: int, problems: Problems) -> None:
-    sizes = {"student.training.batch_size": config.student.training.batch_size}
+def _check_batches(config: Config, labelled: int, train: int, problems: Problems) -> None:
+    """Teachers draw from labelled rows, students from all of the transfer set."""
+    size = config.student.training.batch_size
+    if size > train and config.data.unlabelled is None:
+        problems.add(f"student.training.batch_size: {size} is more than the {train} train rows; lower it")
+    sizes = {}
     if config.teachers.source == "train":
         sizes["teachers.training.batch_size"] = config.teachers.training.batch_size
         for i, override in enumerate(config.teachers.overrides):
             if isinstance(size := override.training.get("batch_size"), int):
                 sizes[f"teachers.overrides.{i}.training.batch_size"] = size
     for path, size in sizes.items():
-        share = config.teachers.fraction if path.startswith("teachers") else 1.0
+        share = config.teachers.fraction
         rows = int(labelled * share)
         if size > rows:
             of = f" (teachers.fraction {share} of {labelled})" if share < 1 else ""

@@ -298,7 +298,7 @@ def test_fewer_rows_than_a_batch(tmp_path: Path) -> None:
         path=str(tmp_path), kind="numeric", columns={"input": "x", "label": "y"}, batch_size=64
     )
     assert problems_of(config, tmp_path) == [
-        "student.training.batch_size: 64 is more than the 28 labelled train rows; lower it",
+        "student.training.batch_size: 64 is more than the 28 train rows; lower it",
         "teachers.training.batch_size: 64 is more than the 28 labelled train rows; lower it",
     ]
 

@@ -39,7 +39,9 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def judge(model: Network) -> dict[str, float]:
     held = arrays(30, 1)
     logits = predict(model, torch.from_numpy(held.inputs), torch.device("cpu"))
-    return {"validation_loss": float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(held.labels)))}
+    return {
+        "validation_loss": float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(held.labels)))
+    }
 
 
 def scripted(losses: list[float]) -> Callable[[Network], dict[str, float]]:
@@ -63,7 +65,9 @@ def test_warm_up_then_half_a_cosine() -> None:
 
 def test_constant_after_the_warm_up() -> None:
     training = settings(learning_rate=0.5, warmup_fraction=0.2, schedule="constant")
-    assert [learning_rate(training, step, 10) for step in (0, 1, 2, 9)] == pytest.approx([1 / 6, 1 / 3, 0.5, 0.5])
+    assert [learning_rate(training, step, 10) for step in (0, 1, 2, 9)] == pytest.approx(
+        [1 / 6, 1 / 3, 0.5, 0.5]
+    )
     assert learning_rate(settings(learning_rate=0.5, warmup_fraction=0), 0, 1) == 0.5
 
 
@@ -147,7 +151,9 @@ def test_a_corrupt_checkpoint_is_named_and_the_member_starts_again(tmp_path: Pat
     train(resumed, batches(), LOSS, settings(), seed=3, checkpoint=file, on_warning=warnings.append)
     assert len(warnings) == 1 and warnings[0].endswith("starts again")
     assert str(file) in warnings[0] or how == "unknown progress"
-    assert same(state(whole), state(resumed)), "it starts from the initial weights, not from half a checkpoint"
+    assert same(state(whole), state(resumed)), (
+        "it starts from the initial weights, not from half a checkpoint"
+    )
 
 
 # ------------------------------------------------------------------------------------------ not finite
@@ -231,7 +237,9 @@ def test_the_gradient_is_clipped_as_a_whole() -> None:
 def test_max_norm_bounds_hidden_units_and_not_the_head() -> None:
     model = network()
     train(model, batches(), LOSS, settings(learning_rate=0.1, max_norm=0.3), seed=0)
-    norms = {name: float(p.detach().norm(dim=1).max()) for name, p in model.named_parameters() if p.dim() == 2}
+    norms = {
+        name: float(p.detach().norm(dim=1).max()) for name, p in model.named_parameters() if p.dim() == 2
+    }
     assert norms["body.layers.0.weight"] <= 0.3 + 1e-6
     assert norms["body.head.weight"] > 0.3
 
