@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 import threading
 import time
@@ -167,14 +166,13 @@ def _write_store(name: str, rows: int, members: int) -> dict[str, float]:
 
 
 class MemoryWatch:
-    """Peak memory of this process, its Ray Data actors and, less often, all of Ray: sampled.
+    """Peak memory of this process and of its Ray Data actors: anonymous resident pages, sampled.
 
-    Proportional set size: a page that several processes share counts once. Where the system does not tell
-    it, the resident set size.
+    Shared pages (libraries, Ray's object store) are left out: every process would count them again.
     """
 
     def __init__(self) -> None:
-        self.peaks = {"driver": 0.0, "actors": 0.0, "driver and actors": 0.0, "all of Ray too": 0.0}
+        self.peaks = {"driver": 0.0, "actors": 0.0, "driver and actors": 0.0}
         self.samples = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -188,27 +186,27 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        psutil = importlib.import_module("psutil")  # Ray brings it; importing ray puts it on the path
-        me = psutil.Process()
-        while not self._stop.wait(0.05):
-            now = dict.fromkeys(self.peaks, 0.0)
-            everything = self.samples % 20 == 0  # a look at every process of Ray takes a while
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    title = " ".join(process.cmdline()[:1])
-                    actor = "MapBatches" in title or "MapWorker" in title
-                    if not (process == me or actor or everything):
-                        continue
-                    told = process.memory_full_info()
-                except psutil.Error:  # gone between the listing and the look
-                    continue
-                size = float(getattr(told, "pss", told.rss))
-                now["all of Ray too"] += size if everything else 0
-                now["driver"] += size if process == me else 0
-                now["actors"] += size if actor else 0
+        while not self._stop.wait(0.2):
+            actors = [path for path in Path("/proc").glob("[0-9]*") if "MapWorker" in _text(path / "cmdline")]
+            now = {"driver": _anonymous(Path("/proc/self")), "actors": sum(map(_anonymous, actors))}
             now["driver and actors"] = now["driver"] + now["actors"]
             self.peaks = {kind: max(size, now[kind]) for kind, size in self.peaks.items()}
             self.samples += 1
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # gone between the listing and the look
+        return ""
+
+
+def _anonymous(process: Path) -> float:
+    """Bytes."""
+    for line in _text(process / "status").splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024.0 * int(line.split()[1])
+    return 0.0
 
 
 @benchmark(
@@ -227,7 +225,7 @@ def memory(quick: bool) -> Measured:
             found.append(pool.submit(_write_store, folder, rows, 3).result())
         say(f"{rows} rows: {found[-1]['driver and actors'] / 1e6:.0f} MB in {found[-1]['seconds']:.0f} s")
     detail: dict[str, Any] = {"rows": sizes[1], "reference_rows": sizes[0], "features": FEATURES}
-    for key in ("driver", "actors", "all of Ray too"):
+    for key in ("driver", "actors"):
         detail[f"{key} (MB)"] = rounded([run[key] / 1e6 for run in found], 1)
     detail["seconds"] = rounded([run["seconds"] for run in found], 1)
     detail["samples"] = [int(run["samples"]) for run in found]

@@ -42,9 +42,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated.")
 ]
 RunDir = Annotated[Path | None, typer.Option(help="Folder of this run; by default runs/NAME.")]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")
-]
+Address = Annotated[str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo what is done already.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
 

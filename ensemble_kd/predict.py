@@ -26,10 +26,12 @@ def predict_file(
 ) -> list[str]:
     """Write one line per row: id, label, probability of each class; returns the rows that were skipped.
 
-    Raises InputError for an unreadable model folder or input, or an unknown output format.
+    Raises InputError for an unreadable model folder or input, an unknown output format or folder.
     """
     if output is not None and output.suffix not in SUFFIXES:
         raise InputError(f"--output: {output}: unknown format {output.suffix!r}; use {', '.join(SUFFIXES)}")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InputError(f"--output: {output}: no such folder: {output.parent}")
     try:
         package = load_package(model)
     except ArtifactError as error:

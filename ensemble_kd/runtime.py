@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,6 +41,16 @@ def quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def reachable(address: str) -> bool:
+    """Whether something listens there; Ray itself would keep trying for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
 @dataclass
 class Runtime:
     """A Ray session that starts at its first use. Use as a context manager."""
@@ -67,6 +78,11 @@ class Runtime:
         """
         if self.started:
             return
+        if self.address not in (None, "auto") and not reachable(str(self.address)):
+            raise EnsembleKDError(
+                f"no Ray cluster at {self.address}; check --address (HOST:PORT of the head node), "
+                "or leave it out to run on this machine"
+            )
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         if not self.verbose:

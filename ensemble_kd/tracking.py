@@ -150,4 +150,4 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         items = ((f"{path}.{k}" if path else str(k), v) for k, v in value.items())
         return {name: leaf for key, inner in items for name, leaf in flatten(inner, key).items()}
-    return {path: value}
+    return {path: value} if path else {}

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "ensemble_kd"
 
 # From the top down; a room may import from every line below its own, and from itself.
 LEVELS = [
-    {"jobs", "tune", "cli", "__main__"},
+    {"jobs", "tune", "__main__"},
+    {"cli"},
     {"pipeline", "predict"},
     {"stages"},
     {"workers", "streaming", "tracking", "report"},
@@ -24,14 +25,8 @@ LEVELS = [
     {"config", "artifacts"},
     {"errors"},
 ]
-BESIDE = {
-    ("objectives", "models"): {"ensemble_kd.models.outputs"},  # the record of outputs, and nothing else
-    ("artifacts", "config"): set(),
-    ("config", "artifacts"): set(),
-    ("train", "runtime"): set(),
-    ("runtime", "train"): set(),
-}
-"""What a room may import from one on its own line; from others there, nothing."""
+BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
+"""What a room may import from another on its own line: the record of outputs, and nothing else."""
 
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {"context", "members", "training_data"}

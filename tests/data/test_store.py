@@ -87,9 +87,9 @@ def test_many_classes_make_no_page_over_the_limit(tmp_path: Path) -> None:
     _, found = read_shard(tmp_path / shard_name(0), layout)
     assert np.array_equal(found["logits"], held["logits"])
     path = tmp_path / shard_name(0)
-    # A page's header has at least 10 bytes: one page for all rows would hide it.
+    # Each page has a header: with one page for all rows there would be some 550 bytes beside the numbers.
     overhead = path.stat().st_size - held["logits"].nbytes
-    assert overhead >= 20 * 10
+    assert overhead > 800
 
 
 def test_nothing_appears_before_the_shard_is_whole(tmp_path: Path) -> None:

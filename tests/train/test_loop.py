@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from toy import arrays, batches, network, settings
 
 from ensemble_kd.models.build import Network
 from ensemble_kd.objectives.mixture import DistillationLoss
@@ -23,7 +24,6 @@ from ensemble_kd.train.loop import (
     predict,
     train,
 )
-from toy import arrays, batches, network, settings
 
 LOSS = DistillationLoss()
 
@@ -184,7 +184,7 @@ def test_weights_ruined_by_the_very_last_step_are_noticed(tmp_path: Path) -> Non
             return value.clone()
 
         @staticmethod
-        def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        def backward(context: Any, gradient: Tensor) -> Tensor:
             return gradient * math.nan
 
     def ruined(*args: Any) -> Tensor:
@@ -256,8 +256,10 @@ def test_weight_decay_is_on_matrices_only(optimizer: str) -> None:
 
 def test_weight_decay_shrinks_a_weight_without_gradient() -> None:
     model = network(hidden=[4], dropout=0.0)
+    head = model.head
+    assert head is not None
     with torch.no_grad():
-        model.body.head.weight.zero_()  # no gradient reaches the first layer
+        head.weight.zero_()  # no gradient reaches the first layer
     before, after = first_step(model, learning_rate=0.1, weight_decay=0.5)
     ratio = after["body.layers.0.weight"] / before["body.layers.0.weight"]
     torch.testing.assert_close(ratio, torch.full_like(ratio, 1 - 0.1 * 0.5 * 1.9))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from toy import CLASSES, INFO, arrays, data, settings, task
 
 from ensemble_kd.artifacts import damage, read_json
 from ensemble_kd.config import TrainingConfig
@@ -31,7 +32,6 @@ from ensemble_kd.train.member import (
     pick_rows,
     train_member,
 )
-from toy import CLASSES, INFO, arrays, data, settings, task
 
 CPU = torch.device("cpu")
 

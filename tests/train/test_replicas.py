@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
+from toy import batches, network, settings
 
 from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train.loop import NotFiniteError, Replicas, train
-from toy import batches, network, settings
 
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": 0.5},
@@ -75,7 +75,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_replicas_equal_one_process(tmp_path: Path) -> None:
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     for case in CASES:
         expected, losses = run(case)
         for rank in (0, 1):

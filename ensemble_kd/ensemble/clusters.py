@@ -1,0 +1,492 @@
+"""Which classes do the teachers confuse? Covariance of predictions in one pass, and its clusters.
+
+The specialists of Hinton, Vinyals and Dean (arXiv 1503.02531, section 5.2): k-means on the columns of the
+covariance matrix of the generalist's predicted probabilities. No labels are needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix, diags
+from scipy.sparse.linalg import eigsh
+from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from ensemble_kd.errors import InputError
+
+METHODS = ("kmeans", "online", "spectral")
+LARGE = 1024
+"""Above this many classes columns are projected and the affinity is sparse; below, all is exact."""
+PROJECTED = 256
+"""Dimensions of projected columns: squared distances keep to about 1 +- sqrt(2 / 256) = 9%."""
+NEIGHBOURS = 64
+"""Entries that the sparse affinity keeps for each class."""
+UNCONFUSED = 1e-3
+"""A class whose positive covariances add up to less than this share of its variance is left out."""
+MOST_CLUSTERS = 512
+"""What `auto` tries at most where there are more than `LARGE` classes."""
+
+
+class StreamingCovariance:
+    """Covariance (C, C) of probabilities that come in blocks, divided by the number of rows.
+
+    C_ab = (n_a C_a + n_b C_b) / n + n_a n_b / n^2 d d^T, with d = mean_b - mean_a (Chan, Golub and LeVeque,
+    1979), for a block as for another accumulator: any order and any chunks give the same up to rounding.
+    `dtype` is float64 up to 2048 classes and float32 above, where the matrix of 15,000 classes takes
+    900 MB; the mean is always float64. The matrix is held once: only blocks on and below its diagonal are
+    computed, which halves the work, and `covariance` mirrors them in place.
+    """
+
+    def __init__(self, num_classes: int, dtype: torch.dtype | None = None) -> None:
+        self.num_classes = num_classes
+        self.dtype = dtype or (torch.float64 if num_classes <= 2048 else torch.float32)
+        self.count = 0
+        self.mean = torch.zeros(num_classes, dtype=torch.float64)
+        self._matrix = torch.zeros(num_classes, num_classes, dtype=self.dtype)
+
+    def update(self, probabilities: Tensor | np.ndarray, rows: int = 4096) -> None:
+        """Add predictions (B, C), `rows` at a time. Raises InputError for another width or for NaN."""
+        block = torch.as_tensor(probabilities)
+        if block.ndim != 2 or block.shape[1] != self.num_classes:
+            raise InputError(
+                f"predictions of shape {tuple(block.shape)}, expected (examples, {self.num_classes} classes)"
+            )
+        for part in block.detach().cpu().split(rows):
+            if len(part):
+                self._add(part)
+
+    def _add(self, part: Tensor) -> None:
+        mean = part.mean(0, dtype=torch.float64)  # (C,)
+        if not bool(mean.isfinite().all()):
+            raise InputError("predictions hold NaN or infinite values; they must be probabilities")
+        n, total = len(part), self.count + len(part)
+        centred = torch.empty(n + 1, self.num_classes, dtype=self.dtype)
+        torch.sub(part.to(self.dtype), mean.to(self.dtype), out=centred[:n])
+        difference = mean - self.mean
+        # The last row brings the distance between the means into the same product.
+        centred[n] = (difference * (self.count * n / total) ** 0.5).to(self.dtype)
+        self._accumulate(centred, self.count / total, 1 / total)
+        self.mean += difference * (n / total)
+        self.count = total
+
+    def merge(self, other: StreamingCovariance) -> None:
+        """Add what another accumulator has seen; `other` is not changed."""
+        if other.num_classes != self.num_classes:
+            raise InputError(f"covariances of {self.num_classes} and {other.num_classes} classes")
+        if not other.count:
+            return
+        total = self.count + other.count
+        difference = other.mean - self.mean
+        self._matrix.mul_(self.count / total).add_(other._matrix.to(self.dtype), alpha=other.count / total)
+        distance = (difference * (self.count * other.count) ** 0.5 / total).to(self.dtype)
+        self._accumulate(distance[None], 1.0, 1.0)
+        self.mean += difference * (other.count / total)
+        self.count = total
+
+    def _accumulate(self, rows: Tensor, beta: float, alpha: float, width: int = 1024) -> None:
+        """matrix <- beta matrix + alpha rows^T rows, on and below the diagonal blocks; (R, C)."""
+        for i in range(0, self.num_classes, width):
+            end = min(i + width, self.num_classes)
+            self._matrix[i:end, :end].addmm_(rows[:, i:end].T, rows[:, :end], beta=beta, alpha=alpha)
+
+    def covariance(self, width: int = 1024) -> np.ndarray:
+        """(C, C), symmetric to the last bit. A view: later updates show in it. All 0 before any row."""
+        for i in range(0, self.num_classes, width):
+            end = min(i + width, self.num_classes)
+            self._matrix[:i, i:end] = self._matrix[i:end, :i].T
+            block = self._matrix[i:end, i:end]
+            block.copy_(torch.tril(block) + torch.tril(block, -1).T)
+        return self._matrix.numpy()
+
+
+def confusion_affinity(confusion: np.ndarray) -> np.ndarray:
+    """(N + N^T) / (2 sum N): a symmetric matrix from counts N[true, predicted], instead of a covariance."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    _check_matrix(counts)
+    if (counts < 0).any() or counts.sum() <= 0:
+        raise InputError("a confusion matrix holds counts: none below 0, and not all of them 0")
+    return (counts + counts.T) / (2 * counts.sum())
+
+
+def confusion_mass(matrix: np.ndarray, rows: int = 1024) -> np.ndarray:
+    """(C,) sum of the positive entries off the diagonal in each class's column, in float64."""
+    masses = [
+        np.maximum(matrix[i : i + rows], 0).sum(1, dtype=np.float64) for i in range(0, len(matrix), rows)
+    ]
+    return np.maximum(np.concatenate(masses) - np.maximum(np.diagonal(matrix), 0), 0)
+
+
+def confusion_captured(matrix: np.ndarray, cluster: Sequence[int], total: float | None = None) -> float:
+    """Share of all positive off-diagonal entries that lies between classes of `cluster`.
+
+    `total` is `confusion_mass(matrix).sum()`: give it where many clusters are asked about.
+    """
+    total = float(confusion_mass(matrix).sum()) if total is None else total
+    index = np.asarray(cluster, dtype=np.int64)
+    inside = np.maximum(matrix[np.ix_(index, index)].astype(np.float64), 0)
+    return float((inside.sum() - np.diagonal(inside).sum()) / total) if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """A partition of the columns."""
+
+    labels: np.ndarray
+    """(C,) the cluster of each class; -1 for classes that nobody confuses."""
+    centroids: np.ndarray
+    """(K, C) mean of the columns of each cluster, normalised ones where `normalise`."""
+    normalise: bool
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.centroids)
+
+    def distances(self, matrix: np.ndarray) -> np.ndarray:
+        """(C, K) squared distance of each column to each centroid; infinite for classes left out."""
+        squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)  # (C,)
+        products = (matrix @ self.centroids.T).astype(np.float64)  # the matrix is symmetric
+        if self.normalise:
+            products /= _norms(squares)[:, None]
+            squares = (squares > 0).astype(np.float64)
+        centroids = np.einsum("ij,ij->i", self.centroids, self.centroids, dtype=np.float64)
+        distances = np.maximum(squares[:, None] - 2 * products + centroids, 0)
+        distances[self.labels < 0] = np.inf
+        return distances
+
+
+def cluster_columns(
+    matrix: np.ndarray,
+    *,
+    method: str = "kmeans",
+    num_clusters: int | str = "auto",
+    seed: int = 0,
+    normalise: bool = True,
+) -> Clustering:
+    """Clusters of the columns of a symmetric matrix (C, C), a covariance or `confusion_affinity`.
+
+    kmeans:   scikit-learn's, best of several starts
+    online:   MacQueen's, as in the paper: c = argmin_j |x - mu_j|^2; n_c += 1; mu_c += (x - mu_c) / n_c.
+              Deviations: k-means++ start, up to ten passes in random order, the best of several starts
+    spectral: k-means on the unit rows of the leading eigenvectors of D^-1/2 A D^-1/2 (Ng, Jordan and
+              Weiss, 2001), where A is the positive part of the correlation (of the matrix, where not
+              `normalise`) without its diagonal
+
+    `normalise` scales columns to length 1; without it frequent classes dominate. Classes that nobody
+    confuses (see `UNCONFUSED`) get label -1.
+
+    `auto` takes the number of clusters with the largest share of confusion captured less the share of the
+    pairs of classes that its clusters hold, sum_k [captured_k - n_k (n_k - 1) / (C (C - 1))]: 0 for one
+    cluster of all, and 0 in expectation for random ones. Up to 256 classes all of 2 .. C / 2 are tried,
+    above that a geometric grid and then the numbers around the best; equal scores give fewer clusters.
+
+    Above `LARGE` classes no second matrix of that size is made: k-means runs on a random projection to
+    `PROJECTED` dimensions, spectral clustering keeps the `NEIGHBOURS` largest entries of each row. The
+    same seed gives the same clusters; they are numbered by their least class. Fewer than `num_clusters`
+    come back where fewer columns differ.
+
+    Raises InputError for more clusters than classes, where no two classes are confused, and where one
+    cluster holds more than half of all classes although more than two clusters were asked for.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: {', '.join(METHODS)}, got {method!r}")
+    matrix = np.asarray(matrix)
+    _check_matrix(matrix)
+    num_classes = len(matrix)
+    if num_clusters != "auto" and (not isinstance(num_clusters, int | np.integer) or num_clusters < 1):
+        raise InputError(f"clusters.num_clusters: 'auto' or an integer above 0, got {num_clusters!r}")
+    masses = confusion_mass(matrix)
+    chosen = np.flatnonzero(masses > UNCONFUSED * np.maximum(np.diagonal(matrix), 0))  # classes
+    if len(chosen) < 2:
+        raise InputError(
+            f"clusters: no two of {num_classes} classes are confused, so there is nothing to specialise on; "
+            "soften the predictions (clusters.temperature=3) or run without specialists"
+        )
+    if num_clusters != "auto" and int(num_clusters) > len(chosen):
+        left_out = num_classes - len(chosen)
+        raise InputError(
+            f"clusters.num_clusters: {num_clusters} clusters of {len(chosen)} classes"
+            + (f" ({left_out} more are confused with no other)" if left_out else "")
+            + f"; ask for at most {max(len(chosen) // 2, 1)}, or 'auto'"
+        )
+    if num_clusters == "auto":
+        tried = _candidates(len(chosen))
+        points = _points(matrix, chosen, method, normalise, seed, max(tried))
+        local = _auto(matrix, chosen, points, tried, method, seed, masses.sum())
+    else:
+        points = _points(matrix, chosen, method, normalise, seed, int(num_clusters))
+        local = _partition(points, int(num_clusters), method, seed)
+        if _collapsed(local, num_classes, int(num_clusters)):
+            raise InputError(_collapse(local, num_classes, str(num_clusters), method))
+    labels = np.full(num_classes, -1)
+    labels[chosen] = local
+    return Clustering(labels, _centroids(matrix, labels, normalise), normalise)
+
+
+def assign_classes(
+    matrix: np.ndarray,
+    clustering: Clustering,
+    *,
+    classes_per_specialist: int | None = None,
+    overlap: bool = True,
+    min_size: int = 2,
+    max_size: int | None = None,
+) -> list[tuple[int, ...]]:
+    """The classes of each specialist, sorted, in the order of the clusters; equal sets appear once.
+
+    overlap:  the `classes_per_specialist` columns nearest to each centroid, or as many as its cluster has,
+              within `min_size` and `max_size`
+    disjoint: the clusters themselves. Larger ones than `max_size` (or `classes_per_specialist`) keep their
+              nearest classes, smaller ones than `min_size` are dissolved, least first; the classes set free
+              go to the nearest cluster with room, and where there is none stay without a specialist
+
+    Classes with label -1 have no specialist. Raises InputError for sizes that cannot be.
+    """
+    num_classes = len(matrix)
+    _check_sizes(num_classes, classes_per_specialist, min_size, max_size)
+    limit = min(max_size or num_classes - 1, num_classes - 1)
+    distances = clustering.distances(matrix)
+    counts = np.bincount(clustering.labels[clustering.labels >= 0], minlength=clustering.num_clusters)
+    if overlap:
+        available = int(counts.sum())
+        sizes = [min(classes_per_specialist or max(int(n), min_size), limit, available) for n in counts]
+        order = np.argsort(distances, axis=0, kind="stable")  # (C, K)
+        clusters = [order[:size, k].tolist() for k, size in enumerate(sizes)]
+    else:
+        limit = min(limit, classes_per_specialist or limit)
+        clusters = _disjoint(clustering.labels, distances, min_size, limit)
+    clusters = [cluster for cluster in clusters if len(cluster) >= min_size]
+    if not clusters:
+        raise InputError(
+            f"clusters: none of {clustering.num_clusters} clusters has {min_size} classes; "
+            "lower clusters.num_clusters or clusters.min_size"
+        )
+    return list(dict.fromkeys(tuple(sorted(cluster)) for cluster in clusters))
+
+
+def _disjoint(labels: np.ndarray, distances: np.ndarray, min_size: int, limit: int) -> list[list[int]]:
+    free: list[int] = []
+    clusters: dict[int, list[int]] = {}
+    for k in range(distances.shape[1]):
+        members = np.flatnonzero(labels == k)
+        members = members[np.argsort(distances[members, k], kind="stable")]
+        clusters[k] = members[:limit].tolist()
+        free += members[limit:].tolist()
+    while True:
+        # The classes set free so far, nearest first, so that a small cluster may grow before it goes.
+        for c in sorted(free, key=lambda c: (float(distances[c, list(clusters)].min()), c)):
+            room = [k for k, members in clusters.items() if len(members) < limit]
+            if room:
+                clusters[min(room, key=lambda k: (distances[c, k], k))].append(c)
+        least = min(clusters, key=lambda k: (len(clusters[k]), k))
+        if len(clusters[least]) >= min_size:
+            return list(clusters.values())
+        free = clusters.pop(least)
+        if not clusters:
+            return []
+
+
+def _check_matrix(matrix: np.ndarray) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 3:
+        raise InputError(f"a square matrix of at least 3 classes is needed, got shape {matrix.shape}")
+    if not np.isfinite(matrix.sum(1)).all():  # by sums: no second matrix
+        raise InputError("the matrix between classes holds NaN or infinite values")
+
+
+def _check_sizes(num_classes: int, per_specialist: int | None, min_size: int, max_size: int | None) -> None:
+    problems = []
+    if per_specialist is not None and not 2 <= per_specialist < num_classes:
+        problems.append(
+            f"clusters.classes_per_specialist: {per_specialist} of {num_classes} classes; a specialist needs "
+            f"2 to {num_classes - 1}, so that it has something to tell apart and something to leave out"
+        )
+    if min_size < 2:
+        problems.append(f"clusters.min_size: {min_size}; a cluster of one class tells nothing apart, use 2")
+    if max_size is not None and max_size < min_size:
+        problems.append(f"clusters.max_size: {max_size} is below clusters.min_size = {min_size}; raise it")
+    if per_specialist is not None and not min_size <= per_specialist <= (max_size or per_specialist):
+        problems.append(
+            f"clusters.classes_per_specialist: {per_specialist} lies outside clusters.min_size = {min_size} "
+            f"and clusters.max_size = {max_size}; change one of them"
+        )
+    if problems:
+        raise InputError(problems)
+
+
+def _norms(squares: np.ndarray) -> np.ndarray:
+    """Lengths, 1 for columns of zeros, which stay as they are."""
+    return np.sqrt(np.where(squares > 0, squares, 1.0))
+
+
+def _points(
+    matrix: np.ndarray, chosen: np.ndarray, method: str, normalise: bool, seed: int, most: int
+) -> np.ndarray:
+    """What k-means sees of the chosen classes: columns, projected ones, or eigenvectors (chosen, `most`)."""
+    if method == "spectral":
+        return _eigenvectors(matrix, chosen, normalise, seed, most)
+    squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+    points = matrix
+    if len(matrix) > LARGE:
+        projection = np.random.default_rng(seed).standard_normal((len(matrix), PROJECTED), dtype=np.float32)
+        points = matrix @ (projection / np.float32(PROJECTED**0.5)).astype(matrix.dtype)
+    points = points[chosen].astype(np.float64)
+    if normalise:
+        return points / _norms(squares)[chosen, None]
+    return points / np.sqrt(squares.max())  # one factor for all: scikit-learn's tolerances are not relative
+
+
+def _eigenvectors(
+    matrix: np.ndarray, chosen: np.ndarray, normalise: bool, seed: int, most: int, rows: int = 1024
+) -> np.ndarray:
+    scale = np.ones(len(chosen))
+    if normalise:
+        scale = 1 / _norms(np.maximum(np.diagonal(matrix)[chosen], 0).astype(np.float64))
+    keep = NEIGHBOURS if len(matrix) > LARGE else len(chosen)
+    entries = []
+    for i in range(0, len(chosen), rows):
+        part = matrix[np.ix_(chosen[i : i + rows], chosen)] * (scale[i : i + rows, None] * scale)
+        part = np.maximum(part, 0)
+        local = np.arange(len(part))
+        part[local, i + local] = 0
+        if keep < len(chosen):
+            cut = np.partition(part, -keep, axis=1)[:, -keep, None]
+            part[part < cut] = 0
+        row, column = np.nonzero(part)
+        entries.append((row + i, column, part[row, column]))
+    row, column, value = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    affinity = coo_matrix((value, (row, column)), shape=(len(chosen), len(chosen))).tocsr()
+    affinity = affinity.maximum(affinity.T)
+    inverse = diags(1 / np.sqrt(np.maximum(np.asarray(affinity.sum(1)).ravel(), 1e-300)))
+    normal = inverse @ affinity @ inverse
+    if len(chosen) <= LARGE:
+        return np.linalg.eigh(normal.toarray())[1][:, ::-1][:, :most]
+    start = np.random.default_rng(seed).standard_normal(len(chosen))
+    values, vectors = eigsh(normal, k=min(most, len(chosen) - 1), which="LA", v0=start, tol=1e-4)
+    return vectors[:, np.argsort(-values)]
+
+
+def _partition(points: np.ndarray, k: int, method: str, seed: int, starts: int = 10) -> np.ndarray:
+    """Labels (n,), numbered by each cluster's first row."""
+    if k == 1:
+        return np.zeros(len(points), dtype=np.int64)
+    if method == "online":
+        labels = _macqueen(points, k, seed, starts if len(points) <= LARGE else 2)
+    else:
+        if method == "spectral":
+            points = points[:, :k]
+            points = points / _norms((points**2).sum(1))[:, None]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than k different columns
+            fitted = KMeans(
+                k, n_init=starts if len(points) <= LARGE else 2, random_state=seed % 2**32, tol=1e-6
+            ).fit(points)
+        labels = fitted.labels_
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
+
+
+def _macqueen(points: np.ndarray, k: int, seed: int, starts: int, passes: int = 10) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    squares = (points**2).sum(1)
+    best: tuple[float, Any] = (np.inf, None)
+    for _ in range(starts):
+        centroids, _ = kmeans_plusplus(points, k, random_state=int(generator.integers(2**31)))
+        halves, counts = (centroids**2).sum(1) / 2, np.ones(k)
+        before = None
+        for _ in range(passes):
+            for i in generator.permutation(len(points)):
+                c = int((halves - centroids @ points[i]).argmin())
+                counts[c] += 1
+                centroids[c] += (points[i] - centroids[c]) / counts[c]
+                halves[c] = centroids[c] @ centroids[c] / 2
+            distances = squares[:, None] + 2 * (halves - points @ centroids.T)  # (n, k)
+            labels = distances.argmin(1)
+            if before is not None and (labels == before).all():
+                break
+            before = labels
+        inertia = float(distances.min(1).sum())
+        if inertia < best[0] - 1e-12:
+            best = (inertia, labels)
+    return best[1]
+
+
+def _candidates(num_classes: int) -> list[int]:
+    most = num_classes // 2
+    if most <= 128:
+        return list(range(2, most + 1)) or [1]
+    if num_classes > LARGE:
+        most = min(most, MOST_CLUSTERS)
+    return sorted({round(k) for k in np.geomspace(2, most, 20)})
+
+
+def _auto(
+    matrix: np.ndarray,
+    chosen: np.ndarray,
+    points: np.ndarray,
+    candidates: list[int],
+    method: str,
+    seed: int,
+    total: float,
+) -> np.ndarray:
+    found: dict[int, tuple[float, np.ndarray]] = {}
+    pairs = max(len(chosen) * (len(chosen) - 1), 1)
+
+    def best() -> int:
+        return max(found, key=lambda k: (found[k][0], -k))
+
+    def look(numbers: list[int]) -> None:
+        for k in numbers:
+            if k in found:
+                continue
+            labels = _partition(points, k, method, seed, starts=4)
+            if _collapsed(labels, len(matrix), k):
+                collapsed.append((k, labels))
+                continue
+            clusters = [np.flatnonzero(labels == c) for c in range(labels.max() + 1)]
+            score = sum(
+                confusion_captured(matrix, chosen[members].tolist(), total)
+                - len(members) * (len(members) - 1) / pairs
+                for members in clusters
+            )
+            found[k] = (round(score, 9), labels)  # rounded: equal is equal on any machine
+
+    collapsed: list[tuple[int, np.ndarray]] = []
+    look(candidates)
+    if collapsed and all(k <= 2 for k in found):
+        k, labels = collapsed[-1]
+        raise InputError(_collapse(labels, len(matrix), f"auto, as with {k}", method))
+    if len(candidates) > 1 and max(np.diff(candidates)) > 1:
+        at = candidates.index(best())
+        low, high = candidates[max(at - 1, 0)], candidates[min(at + 1, len(candidates) - 1)]
+        look(sorted({round(k) for k in np.linspace(low, high, 10)}))
+    return _partition(points, best(), method, seed) if best() > 1 else found[best()][1]
+
+
+def _collapsed(labels: np.ndarray, num_classes: int, asked: int) -> bool:
+    return num_classes > 6 and asked > 2 and int(np.bincount(labels).max()) > num_classes / 2
+
+
+def _collapse(labels: np.ndarray, num_classes: int, asked: str, method: str) -> str:
+    others = " or ".join(other for other in METHODS if other != method)
+    return (
+        f"clusters: {np.bincount(labels).max()} of {num_classes} classes fell into one cluster "
+        f"(method {method}, num_clusters {asked}); soften the predictions (clusters.temperature=3), scale "
+        f"the columns (clusters.normalise=true), or set clusters.method to {others}"
+    )
+
+
+def _centroids(matrix: np.ndarray, labels: np.ndarray, normalise: bool) -> np.ndarray:
+    """(K, C) means of the (normalised) columns of each cluster."""
+    chosen = np.flatnonzero(labels >= 0)
+    weights = np.ones(len(matrix))
+    if normalise:
+        weights = 1 / _norms(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+    shares = np.zeros((labels.max() + 1, len(matrix)), dtype=matrix.dtype)
+    shares[labels[chosen], chosen] = weights[chosen] / np.bincount(labels[chosen])[labels[chosen]]
+    return shares @ matrix

@@ -1,0 +1,238 @@
+"""A model folder alone predicts files of every kind, and says which rows it could not read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from ensemble_kd.config import ModelConfig, TextConfig
+from ensemble_kd.data.prepared import DataInfo, Preprocessor
+from ensemble_kd.errors import InputError
+from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.package import save_package
+from ensemble_kd.predict import predict_file
+
+NAMES = ["cat", "dog", "eel"]
+
+
+def package(folder: Path, kind: str, **columns: Any) -> tuple[Path, Network]:
+    """The folder of an untrained model, and its network."""
+    shape = {"numeric": [4], "image": [5, 4, 3], "text": [12]}[kind]
+    preprocess: dict[str, Any] = {"columns": {"input": "input", "label": "label", "id": None, **columns}}
+    if kind == "image":
+        preprocess["image"] = {"shape": shape}
+    if kind == "text":
+        preprocess["text"] = TextConfig(vocabulary_size=64).model_dump(mode="json")
+    channels = {"numeric": 4, "image": 3, "text": 0}[kind]
+    info = DataInfo(
+        kind=kind,
+        input_shape=shape,
+        num_classes=3,
+        class_names=NAMES,
+        mean=[0.4] * channels,
+        std=[0.3] * channels,
+        vocabulary_size=65 if kind == "text" else 0,
+        preprocess=preprocess,
+        counts={"train": 9, "validation": 3, "test": 3, "transfer": 9, "labelled": 9},
+    ).to_dict()
+    model = {"name": "bag", "embedding": 8} if kind == "text" else {"name": "mlp", "hidden": [8]}
+    torch.manual_seed(0)
+    network = build(TypeAdapter(ModelConfig).validate_python(model), info).eval()
+    save_package(folder / "model", network, model, info, "# card", None, {})
+    return folder / "model", network
+
+
+def probabilities(network: Network, inputs: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return torch.softmax(network(torch.from_numpy(inputs)).logits, 1).numpy()
+
+
+def lines(model: Path, source: Path, batch_size: int = 1024) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the screen shows, as rows, and the rows skipped."""
+    shown: list[str] = []
+    problems = predict_file(model, str(source), None, batch_size, shown.append)
+    return [json.loads(line) for line in shown], problems
+
+
+def numbers(rows: int = 10) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+
+
+def write_numbers(folder: Path, suffix: str, values: Any, ids: list[Any] | None = None) -> Path:
+    """Columns f0..f3 (and `key`)."""
+    path = folder / f"rows{suffix}"
+    rows = [{f"f{j}": value for j, value in enumerate(row)} for row in values]
+    if ids is not None:
+        rows = [{"key": key, **row} for key, row in zip(ids, rows, strict=True)]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+COLUMNS = {"input": ["f0", "f1", "f2", "f3"], "id": "key"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize("batch_size", [3, 1024])
+def test_it_predicts_what_the_network_predicts(tmp_path: Path, suffix: str, batch_size: int) -> None:
+    model, network = package(tmp_path, "numeric", **COLUMNS)
+    values, ids = numbers(), [f"row {i}" for i in range(10)]
+    found, problems = lines(model, write_numbers(tmp_path, suffix, values.tolist(), ids), batch_size)
+    expected = probabilities(network, values)
+    assert not problems and [row["id"] for row in found] == ids
+    np.testing.assert_allclose([row["probabilities"] for row in found], expected, rtol=1e-5)
+    for row, p in zip(found, expected, strict=True):
+        assert row["label"] == p.argmax() and row["label_name"] == NAMES[p.argmax()]
+        assert row["probability"] == pytest.approx(p.max())
+
+
+def test_rows_are_numbered_where_there_is_no_id(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", input=COLUMNS["input"])
+    found, _ = lines(model, write_numbers(tmp_path, ".csv", numbers(7).tolist()), 3)
+    assert [row["id"] for row in found] == list(range(7))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_it_writes_every_format(tmp_path: Path, suffix: str) -> None:
+    model, network = package(tmp_path, "numeric", **COLUMNS)
+    values = numbers()
+    source = write_numbers(tmp_path, ".parquet", values.tolist(), list(range(100, 110)))
+    target = tmp_path / f"out{suffix}"
+    assert predict_file(model, str(source), target, 4, print) == []
+    expected = probabilities(network, values)
+    if suffix == ".parquet":
+        rows = pq.read_table(target).to_pylist()
+    elif suffix == ".jsonl":
+        rows = [json.loads(line) for line in target.read_text().splitlines()]
+    else:
+        rows = list(csv.DictReader(io.StringIO(target.read_text())))
+        for row in rows:
+            row["probabilities"] = [float(row[f"probability_{i}"]) for i in range(3)]
+    assert [int(row["id"]) for row in rows] == list(range(100, 110))
+    np.testing.assert_allclose([row["probabilities"] for row in rows], expected, rtol=1e-5)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_bad_rows_are_skipped_and_named(tmp_path: Path) -> None:
+    model, network = package(tmp_path, "numeric", **COLUMNS)
+    values = numbers(6)
+    rows: list[Any] = values.tolist()
+    rows[1][2], rows[4][0] = "", "many"
+    source = write_numbers(tmp_path, ".csv", rows, list("abcdef"))
+    found, problems = lines(model, source, batch_size=3)
+    assert [row["id"] for row in found] == list("acdf")
+    good = probabilities(network, values[[0, 2, 3, 5]])
+    np.testing.assert_allclose([row["probabilities"] for row in found], good, rtol=1e-5)
+    assert [p.split(":")[0] for p in problems] == ["row 1", "row 4"]
+    assert "column 'f2' is missing or NaN" in problems[0] and "'many', not a number" in problems[1]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_a_file_of_bad_rows_alone_gives_an_empty_result(tmp_path: Path, suffix: str) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    source = write_numbers(tmp_path, ".csv", [["", 1, 2, 3]] * 2, ["a", "b"])
+    problems = predict_file(model, str(source), tmp_path / f"out{suffix}", 10, print)
+    assert len(problems) == 2 and (tmp_path / f"out{suffix}").exists()
+
+
+def test_images_as_bytes_and_as_png(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model, network = package(tmp_path, "image")
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3)).astype(np.uint8)
+
+    def png(pixels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    for name, cells in {"raw": [i.tobytes() for i in images], "png": [png(i) for i in images]}.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"input": pa.array(cells, pa.binary())}), path)
+        found, problems = lines(model, path)
+        assert not problems
+        expected = probabilities(network, images)
+        np.testing.assert_allclose([row["probabilities"] for row in found], expected, rtol=1e-5)
+    pq.write_table(pa.table({"input": pa.array([cells[0], b"\x89PNG\r\n\x1a\nno", cells[2]])}), path)
+    found, problems = lines(model, path)
+    assert [row["id"] for row in found] == [0, 2] and problems[0].startswith("row 1: ")
+
+
+def test_texts(tmp_path: Path) -> None:
+    model, network = package(tmp_path, "text")
+    texts = ["a cat sat", "", "dogs bark at eels " * 20, None, "grün 猫"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"input": t}, ensure_ascii=False) + "\n" for t in texts))
+    found, problems = lines(model, path)
+    assert [row["id"] for row in found] == [0, 1, 2, 4] and problems == ["row 3: no text (null)"]
+    info = DataInfo.from_dict(json.loads((model / "config.json").read_text())["info"])
+    inputs, _ = Preprocessor(info, model).transform(pa.table({"input": texts}))
+    expected = probabilities(network, inputs[[0, 1, 2, 4]])
+    np.testing.assert_allclose([row["probabilities"] for row in found], expected, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", input=["f0", "f1", "f2", "height"])
+    source = write_numbers(tmp_path, ".csv", numbers().tolist())
+    with pytest.raises(InputError, match=r"rows.csv has no column 'height'; it has f0, f1, f2, f3"):
+        lines(model, source)
+
+
+def test_unknown_formats_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--output: .*out.xlsx: unknown format '.xlsx'; use .parquet"):
+        predict_file(tmp_path / "no model", "no file", tmp_path / "out.xlsx", 10, print)
+
+
+@pytest.mark.parametrize("name", ["nothing.csv", "rows.xyz"])
+def test_input_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    if name == "rows.xyz":
+        (tmp_path / name).write_text("?")
+    with pytest.raises(InputError, match=name):
+        lines(model, tmp_path / name)
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    source = tmp_path / "rows.csv"
+    source.write_text("f0,f1,f2,f3,key\n")
+    with pytest.raises(InputError, match="rows.csv: holds no rows"):
+        lines(model, source)
+
+
+def test_a_damaged_model_folder_is_named(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    source = write_numbers(tmp_path, ".csv", numbers().tolist())
+    weights = model / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="weights.safetensors"):
+        lines(model, source)
+    with pytest.raises(InputError, match="no such folder"):
+        lines(tmp_path / "other", source)
+
+
+def test_an_output_folder_that_is_not_there(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    source = write_numbers(tmp_path, ".csv", numbers().tolist())
+    with pytest.raises(InputError, match=r"--output: .*no such folder"):
+        predict_file(model, str(source), tmp_path / "missing" / "out.csv", 10, print)
