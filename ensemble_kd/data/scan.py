@@ -223,12 +223,12 @@ def _check_batches(config: Config, labelled: int, train: int, problems: Problems
     size = config.student.training.batch_size
     if size > train and config.data.unlabelled is None:
         problems.add(f"student.training.batch_size: {size} is more than the {train} train rows; lower it")
-    sizes = {}
+    sizes: dict[str, int] = {}
     if config.teachers.source == "train":
         sizes["teachers.training.batch_size"] = config.teachers.training.batch_size
         for i, override in enumerate(config.teachers.overrides):
-            if isinstance(size := override.training.get("batch_size"), int):
-                sizes[f"teachers.overrides.{i}.training.batch_size"] = size
+            if isinstance(own := override.training.get("batch_size"), int):
+                sizes[f"teachers.overrides.{i}.training.batch_size"] = own
     for path, size in sizes.items():
         share = config.teachers.fraction
         rows = int(labelled * share)

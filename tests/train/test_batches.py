@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_pseudo_labels_fill_only_missing_labels() -> None:
 
 
 def test_stream_gives_every_row_once_and_carries_leftovers() -> None:
-    def open_epoch(epoch: int):  # type: ignore[no-untyped-def]
+    def open_epoch(epoch: int) -> Iterator[Block]:
         for begin in range(0, 100, 30):
             numbers = torch.arange(begin, min(begin + 30, 100))
             yield Block(numbers, numbers[:, None].float(), numbers % 5)
