@@ -205,7 +205,7 @@ class TrainingConfig(Block):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, on matrices only."""
+    """Weight decay, on matrices only; decoupled from the gradient with adamw, an L2 term with sgd."""
     max_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

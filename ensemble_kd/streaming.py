@@ -1,13 +1,15 @@
 """A transfer set larger than memory, streamed through Ray Data shard by shard.
 
 A shard of inputs and the shard of soft targets with the same rows are read together by one task, so there
-is no join, and shuffled within; the order of shards changes from epoch to epoch. The tasks claim next to no
-CPU because the workers that wait for them hold the cluster's CPUs: a full claim could never be granted.
+is no join. The order of shards changes from epoch to epoch, and a few neighbours are mixed. The tasks claim
+no CPU because the workers that wait for them hold the cluster's CPUs: a full claim could never be
+granted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from ensemble_kd.data.prepared import DataInfo, read_shard
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.errors import ArtifactError
-from ensemble_kd.train.batches import Block, mix
+from ensemble_kd.train.batches import Block, join_blocks, mix, slice_block
 from ensemble_kd.train.stored import restore
 
-CLAIM = 0.001
-"""CPUs that a reading task asks for."""
+WINDOW = 4
+"""Shards that are mixed with each other: rows of one class often lie together, so one shard is not enough."""
+
+CLAIM = 0
+"""CPUs that a reading task asks for: none are left to claim."""
 
 
 def open_stream(
@@ -52,8 +57,22 @@ def open_stream(
         num_cpus=CLAIM,
         fn_kwargs={"info": info, "layout": layout, "views": views},
     )
+    window: list[Block] = []
+    mixed = 0
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-        yield _block(batch, layout)
+        window.append(_block(batch, layout))
+        if len(window) == WINDOW:
+            yield _mixed(window, mix(seed, epoch, mixed, 3))
+            window, mixed = [], mixed + 1
+    if window:
+        yield _mixed(window, mix(seed, epoch, mixed, 3))
+
+
+def _mixed(window: list[Block], seed: int) -> Block:
+    """The rows of several shards in one random order."""
+    block = reduce(join_blocks, window)
+    order = torch.randperm(len(block.rows), generator=torch.Generator().manual_seed(seed))
+    return slice_block(block, order)
 
 
 def _read(

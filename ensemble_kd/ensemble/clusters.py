@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix, diags
-from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
@@ -219,11 +218,13 @@ def cluster_columns(
         tried = _candidates(len(chosen))
         points = _points(matrix, chosen, method, normalise, seed, max(tried))
         local = _auto(matrix, chosen, points, tried, method, seed, masses.sum())
+        asked = int(local.max()) + 1
     else:
-        points = _points(matrix, chosen, method, normalise, seed, int(num_clusters))
-        local = _partition(points, int(num_clusters), method, seed)
-        if _collapsed(local, num_classes, int(num_clusters)):
-            raise InputError(_collapse(local, num_classes, str(num_clusters), method))
+        asked = int(num_clusters)
+        points = _points(matrix, chosen, method, normalise, seed, asked)
+        local = _partition(points, asked, method, seed)
+    if _collapsed(local, num_classes, asked):
+        raise InputError(_collapse(int(np.bincount(local).max()), num_classes, f"{method}, {num_clusters}"))
     labels = np.full(num_classes, -1)
     labels[chosen] = local
     return Clustering(labels, _centroids(matrix, labels, normalise), normalise)
@@ -261,6 +262,10 @@ def assign_classes(
     else:
         limit = min(limit, classes_per_specialist or limit)
         clusters = _disjoint(clustering.labels, distances, min_size, limit)
+        # Many clusters of one class, dissolved, may add up to a large one; some growth was asked for.
+        largest = max(map(len, clusters), default=0)
+        if num_classes > 6 and clustering.num_clusters > 2 and largest > num_classes * 0.75:
+            raise InputError(_collapse(largest, num_classes, "after small clusters were dissolved"))
     clusters = [cluster for cluster in clusters if len(cluster) >= min_size]
     if not clusters:
         raise InputError(
@@ -366,9 +371,15 @@ def _eigenvectors(
     normal = inverse @ affinity @ inverse
     if len(chosen) <= LARGE:
         return np.linalg.eigh(normal.toarray())[1][:, ::-1][:, :most]
-    start = np.random.default_rng(seed).standard_normal(len(chosen))
-    values, vectors = eigsh(normal, k=min(most, len(chosen) - 1), which="LA", v0=start, tol=1e-4)
-    return vectors[:, np.argsort(-values)]
+    # Subspace iteration: Lanczos may miss copies of an eigenvalue, and each separate group has one of 1.
+    width = min(most + 10, len(chosen))
+    basis = np.random.default_rng(seed).standard_normal((len(chosen), width))
+    for _ in range(30):
+        for _ in range(4):
+            basis = (normal @ basis + basis) / 2  # eigenvalues within 0 .. 1
+        basis = np.linalg.qr(basis)[0]
+    values, vectors = np.linalg.eigh(basis.T @ (normal @ basis))
+    return basis @ vectors[:, ::-1][:, :most]
 
 
 def _partition(points: np.ndarray, k: int, method: str, seed: int, starts: int = 10) -> np.ndarray:
@@ -376,16 +387,14 @@ def _partition(points: np.ndarray, k: int, method: str, seed: int, starts: int =
     if k == 1:
         return np.zeros(len(points), dtype=np.int64)
     if method == "online":
-        labels = _macqueen(points, k, seed, starts if len(points) <= LARGE else 2)
+        labels = _macqueen(points, k, seed, starts)
     else:
         if method == "spectral":
             points = points[:, :k]
             points = points / _norms((points**2).sum(1))[:, None]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer than k different columns
-            fitted = KMeans(
-                k, n_init=starts if len(points) <= LARGE else 2, random_state=seed % 2**32, tol=1e-6
-            ).fit(points)
+            fitted = KMeans(k, n_init=starts, random_state=seed % 2**32, tol=1e-6).fit(points)
         labels = fitted.labels_
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
@@ -444,8 +453,9 @@ def _auto(
         for k in numbers:
             if k in found:
                 continue
-            labels = _partition(points, k, method, seed, starts=4)
-            if _collapsed(labels, len(matrix), k):
+            labels = _partition(points, k, method, seed, starts=4 if len(points) <= LARGE else 2)
+            # Two clusters may well differ in size; but three quarters in one is no finding either.
+            if _collapsed(labels, len(matrix), k) or (k == 2 and _collapsed(labels, len(matrix), k, 0.75)):
                 collapsed.append((k, labels))
                 continue
             clusters = [np.flatnonzero(labels == c) for c in range(labels.max() + 1)]
@@ -460,7 +470,7 @@ def _auto(
     look(candidates)
     if collapsed and all(k <= 2 for k in found):
         k, labels = collapsed[-1]
-        raise InputError(_collapse(labels, len(matrix), f"auto, as with {k}", method))
+        raise InputError(_collapse(int(np.bincount(labels).max()), len(matrix), f"{method}, auto"))
     if len(candidates) > 1 and max(np.diff(candidates)) > 1:
         at = candidates.index(best())
         low, high = candidates[max(at - 1, 0)], candidates[min(at + 1, len(candidates) - 1)]
@@ -468,16 +478,16 @@ def _auto(
     return _partition(points, best(), method, seed) if best() > 1 else found[best()][1]
 
 
-def _collapsed(labels: np.ndarray, num_classes: int, asked: int) -> bool:
-    return num_classes > 6 and asked > 2 and int(np.bincount(labels).max()) > num_classes / 2
+def _collapsed(labels: np.ndarray, num_classes: int, asked: int, share: float = 0.5) -> bool:
+    enough = asked > 2 or share > 0.5
+    return num_classes > 6 and enough and int(np.bincount(labels).max()) > num_classes * share
 
 
-def _collapse(labels: np.ndarray, num_classes: int, asked: str, method: str) -> str:
-    others = " or ".join(other for other in METHODS if other != method)
+def _collapse(size: int, num_classes: int, how: str) -> str:
     return (
-        f"clusters: {np.bincount(labels).max()} of {num_classes} classes fell into one cluster "
-        f"(method {method}, num_clusters {asked}); soften the predictions (clusters.temperature=3), scale "
-        f"the columns (clusters.normalise=true), or set clusters.method to {others}"
+        f"clusters: {size} of {num_classes} classes fell into one cluster ({how}); soften the predictions "
+        "(clusters.temperature=3), scale the columns (clusters.normalise=true), or try another "
+        "clusters.method (kmeans, online, spectral)"
     )
 
 

@@ -142,9 +142,9 @@ def combine(
 
     until the estimated distance to the limit, the L1 norm of a step over 1 - rate, is below `tolerance`
     for each example, or after `max_iterations`. Deviation: the paper descends the gradient over logits.
-    Classes outside all active specialists keep their proportions, so they are one unknown; the iteration
-    runs in float64 over the classes of the active specialists only, for examples with the same or similar
-    active sets together.
+    Classes that the same active specialists know differ, in the limit, by p_g + sum of w_m p_m over these
+    only. With these proportions from the start, each step concerns the sums over such classes alone: two
+    unknowns for one specialist. It runs in float64, for examples with equal or similar active sets together.
     """
     weights = _weights(weight, len(specialists))
     num_classes = generalist_log_p.shape[1]
@@ -160,7 +160,7 @@ def combine(
         return result
     active = active_specialists(generalist_log_p, index, top_n).cpu().numpy() & (weights > 0)
     for rows in _groups(active):
-        used = np.flatnonzero(active[rows].any(0))
+        used = np.flatnonzero(active[rows].any(0)).tolist()
         gates = torch.from_numpy(active[rows][:, used] * weights[used]).to(result.device)  # (b, m)
         _solve(
             result,
@@ -189,8 +189,8 @@ def _groups(active: np.ndarray) -> Iterator[np.ndarray]:
     rows = np.flatnonzero(active.any(1))
     if not len(rows):
         return
-    packed = np.packbits(active[rows], axis=1)
-    packed = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
+    bits = np.ascontiguousarray(np.packbits(active[rows], axis=1))
+    packed = bits.view(np.dtype((np.void, bits.shape[1])))[:, 0]
     order = np.argsort(packed, kind="stable")
     rows, packed = rows[order], packed[order]
     starts = np.flatnonzero(np.concatenate([[True], packed[1:] != packed[:-1]])).tolist()
@@ -216,8 +216,8 @@ def _solve(
 ) -> None:
     """Write log q of some rows into `result` (B, C), which holds log p_g there.
 
-    Unknowns are q over the u classes that one of these specialists knows, ascending, and last the mass of
-    all others. `gates` (b, m) are the weights, 0 where a specialist is not active.
+    Columns are the u classes that one of these specialists knows, ascending, and last the sum of all
+    others. `gates` (b, m) are the weights, 0 where a specialist is not active.
     """
     known = torch.unique(torch.cat([inside for inside, _ in specialists]))  # (u,)
     others = outside_classes(num_classes, known).to(known.device)
@@ -238,9 +238,20 @@ def _solve(
         outside[m, columns] = 0.0
         dustbins[:, m] = p[:, -1]
     total = 1 + gates.sum(1, keepdim=True)  # (b, 1)
-    q = _iterate(
-        p_g, fixed / total, dustbins / total, outside, total[:, 0], tolerance, max_iterations
-    )  # (b, u + 1)
+    # Classes that the same specialists know: one unknown, of which each class has a fixed share.
+    kinds, kind = torch.unique(outside, dim=1, return_inverse=True)  # (m, k), (u + 1,)
+    empty = torch.zeros(len(rows), kinds.shape[1], dtype=torch.float64, device=result.device)
+    fixed_sums = empty.index_add(1, kind, fixed)  # (b, k)
+    sums = _iterate(
+        empty.index_add(1, kind, p_g),
+        fixed_sums / total,
+        dustbins / total,
+        kinds,
+        total[:, 0],
+        tolerance,
+        max_iterations,
+    )  # (b, k)
+    q = fixed * (sums / fixed_sums.clamp(min=1e-300))[:, kind]  # (b, u + 1)
 
     dtype = result.dtype
     if log_rest is not None:
@@ -260,9 +271,9 @@ def _iterate(
     tolerance: float,
     max_iterations: int,
 ) -> Tensor:
-    """q <- fixed + q * (dustbins / (q outside^T)) outside; (b, u + 1) from `fixed` and `q` of that shape.
+    """q <- fixed + q * (dustbins / (q outside^T)) outside; (b, k) from `fixed` and `q` of that shape.
 
-    `dustbins` (b, m), `outside` (m, u + 1) 0 or 1, `total` (b,) the sum of all weights.
+    `dustbins` (b, m), `outside` (m, k) 0 or 1, `total` (b,) the sum of all weights.
     """
     answer = q.clone()
     places = torch.arange(len(q), device=q.device)
