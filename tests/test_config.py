@@ -132,3 +132,13 @@ def test_schema_describes_every_setting() -> None:
 def test_resolved_configuration_round_trips() -> None:
     config = load_config("digits")
     assert Config.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_every_package_is_installed() -> None:
+    """The list in pyproject.toml is explicit because the recipes lie outside the package."""
+    import tomllib
+
+    root = Path(__file__).parents[1]
+    listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(p.parent.relative_to(root).parts) for p in root.glob("ensemble_kd/**/__init__.py")}
+    assert listed == found | {"ensemble_kd.recipes"}

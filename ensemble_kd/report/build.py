@@ -96,7 +96,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "text": "Whether distillation helped was not measured: there is no student on hard labels.",
         }
     else:
-        text = verdict(difference, gap["value"], gap["reason"], pseudo)
+        text = verdict(difference, gap["value"], gap["reason"], pseudo, gap["within_noise"])
         judged = {"outcome": difference.outcome, "text": text}
     plain_gap = None
     if any(student.role == "plain" for student in inputs.students):
@@ -223,12 +223,24 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
     ours, theirs = [distilled[s] for s in seeds], [hard[s] for s in seeds]
     reason = gap_reason(float(np.mean(theirs)) if seeds else None, ensemble)
     if reason or ensemble is None:
-        return {"value": None, "per_seed": [], "standard_error": None, "reason": reason}
+        return {
+            "value": None,
+            "per_seed": [],
+            "standard_error": None,
+            "reason": reason,
+            "within_noise": None,
+        }
+    assert inputs.ensemble_log_probs is not None
+    right = inputs.ensemble_log_probs.argmax(axis=1) == inputs.labels
+    students = _by_seed(inputs, baseline)
+    advantage = combined_interval([right] * len(seeds), [students[s] for s in seeds])
     return {
         "value": gap_recovered(float(np.mean(ours)), float(np.mean(theirs)), ensemble),
         "per_seed": [gap_recovered(d, h, ensemble) for d, h in zip(ours, theirs, strict=True)],
         "standard_error": gap_error(ours, theirs, ensemble),
         "reason": None,
+        # Whether the gap itself, ensemble less baseline, is no more than noise: its share then says little.
+        "within_noise": advantage.outcome != "helped",
     }
 
 

@@ -110,6 +110,7 @@ def verdict(
     gap: float | None = None,
     no_gap_reason: str | None = None,
     over_pseudo_labels: Interval | None = None,
+    gap_within_noise: bool | None = None,
 ) -> str:
     """A plain sentence or three: did distillation help, by how much, and is that more than noise?"""
     points = _points(abs(difference.points))
@@ -128,7 +129,8 @@ def verdict(
             f"on hard labels is within the noise {told}."
         )
     if gap is not None:
-        text += f" It recovered {100 * gap:.0f}% of the gap to the ensemble."
+        told = ", a gap that is within the noise itself" if gap_within_noise else ""
+        text += f" It recovered {100 * gap:.0f}% of the gap to the ensemble{told}."
     elif no_gap_reason:
         text += f" Gap recovered: not defined, {no_gap_reason}."
     if over_pseudo_labels is not None:
