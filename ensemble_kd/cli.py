@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
-from ensemble_kd.config import json_schema, load_config, recipe_paths
+from ensemble_kd.config import STAGES, json_schema, load_config, recipe_paths
 from ensemble_kd.errors import EnsembleKDError, ProblemsError
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ Set = Annotated[
 ]
 RunDir = Annotated[Path | None, typer.Option(help="Folder of this run; by default runs/NAME.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Redo what is done already.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Redo a stage that is done; with run, all of them.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
 
 
@@ -93,7 +93,7 @@ def _pipeline(
     overrides: list[str] | None,
     run_dir: Path | None,
     address: str | None,
-    fresh: bool,
+    fresh: set[str],
     verbose: bool,
 ) -> Path:
     from ensemble_kd import pipeline
@@ -127,7 +127,8 @@ def _stage_command(name: str, until: str, text: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
-            folder = _pipeline(until, config, set_, run_dir, address, fresh, verbose)
+            redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
+            folder = _pipeline(until, config, set_, run_dir, address, redo, verbose)
             if until == "report":
                 _print_results(folder)
 

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ensemble_kd.errors import ConfigError
 
+STAGES = ("data", "teachers", "soft-targets", "student", "report")
+"""The stages of a run, in order."""
+
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 
 

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, size_on_disk, write_json
-from ensemble_kd.config import Config, num_teachers
+from ensemble_kd.config import STAGES, Config, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.runtime import Runtime
@@ -32,8 +32,6 @@ from ensemble_kd.stages.members import members_folder, prefixed
 from ensemble_kd.stages.training_data import bytes_in_memory
 from ensemble_kd.tracking import Tracker
 
-STAGES = ("data", "teachers", "soft-targets", "student", "report")
-
 
 def run(
     config: Config,
@@ -41,12 +39,13 @@ def run(
     *,
     until: str = "report",
     address: str | None = None,
-    fresh: bool = False,
+    fresh: Collection[str] = (),
     verbose: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
 
+    Stages named in `fresh` are redone even so.
     Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then.
     """
     console = console or Console()
@@ -70,7 +69,7 @@ def run(
             tracker.close()
 
 
-def _stages(context: Context, until: str, fresh: bool) -> dict[str, Any]:
+def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, Any]:
     config, folder = context.config, context.folder
     done: dict[str, Any] = {}
     last = STAGES.index(until)
@@ -205,14 +204,14 @@ class Step:
 
 
 @contextmanager
-def stage(context: Context, name: str, plan: StagePlan, fresh: bool) -> Iterator[Step]:
+def stage(context: Context, name: str, plan: StagePlan, fresh: Collection[str]) -> Iterator[Step]:
     """Track the stage, time it, and say in one line how it ended."""
-    step = Step(fresh, context, plan, name)
+    step = Step(name in fresh, context, plan, name)
     key = name.replace("-", "_")
     context.tracker.start(key, plan.config, {"fingerprint": plan.fingerprint, **prefixed(plan.inputs)})
     good = False
     try:
-        if fresh:
+        if step.fresh:
             discard(context, plan)
         yield step
         good = True

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ensemble_kd import pipeline
-from ensemble_kd.config import Config, load_config
+from ensemble_kd.config import STAGES, Config, load_config
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.stages.context import Console
 
@@ -86,7 +86,7 @@ def test_running_again_keeps_everything_and_starts_no_ray(
 
     monkeypatch.setattr("ensemble_kd.runtime.Runtime.start", refuse)
     _, lines = run(copy)
-    assert lines.kept() == list(pipeline.STAGES)
+    assert lines.kept() == list(STAGES)
 
 
 @pytest.mark.slow
@@ -125,14 +125,14 @@ def test_damage_is_named_and_only_that_stage_is_redone(copy: Path, pattern: str,
     damaged.write_bytes(content[: len(content) // 2])
     _, lines = run(copy)
     assert any(damaged.name in line or damaged.parent.name in line for line in lines.said)
-    assert set(lines.kept()) == set(pipeline.STAGES) - {redone}
+    assert set(lines.kept()) == set(STAGES) - {redone}
     assert weights(copy) == before and damaged.read_bytes() == content
 
 
 @pytest.mark.slow
 def test_fresh_redoes_everything_to_the_same_bits(copy: Path) -> None:
     before = weights(copy)
-    _, lines = run(copy, fresh=True)
+    _, lines = run(copy, fresh=STAGES)
     assert lines.kept() == [] and weights(copy) == before
 
 
@@ -241,7 +241,7 @@ def test_check_finds_what_the_settings_alone_do_not_show(tmp_path: Path, overrid
 @pytest.mark.slow
 def test_check_says_what_is_done(finished: Path) -> None:
     stages = pipeline.check(tiny(), finished)
-    assert [stage.name for stage in stages] == list(pipeline.STAGES)
+    assert [stage.name for stage in stages] == list(STAGES)
     assert all(stage.state.startswith("done") for stage in stages)
     changed = {s.name: s.state for s in pipeline.check(tiny("student.temperature=3"), finished)}
     assert changed["soft-targets"].startswith("done") and "temperature: 4.0 -> 3.0" in changed["student"]
