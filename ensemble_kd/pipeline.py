@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import __version__
-from ensemble_kd.artifacts import Manifest, size_on_disk, write_json
+from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import STAGES, Config, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
@@ -28,7 +28,7 @@ from ensemble_kd.stages import soft_targets as soft_targets_stage
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.stages.members import members_folder, prefixed
+from ensemble_kd.stages.members import intact, members_folder, prefixed
 from ensemble_kd.stages.training_data import bytes_in_memory
 from ensemble_kd.tracking import Tracker
 
@@ -87,7 +87,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     check_sizes(config, info)
     plan = teachers_stage.plan(config, folder, data.fingerprint)
     with stage(context, "teachers", plan, fresh) as step:
-        step.manifest = step.kept(teachers_stage.intact(plan, context)) or teachers_stage.run(
+        step.manifest = step.kept(intact(plan, context)) or teachers_stage.run(
             context, plan, data.folder, info
         )
     teachers, teachers_plan = step.result, plan
@@ -118,7 +118,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     )
     plan = student_stage.plan(config, folder, data.fingerprint, store_plan.fingerprint)
     with stage(context, "student", plan, fresh) as step:
-        step.manifest = step.kept(student_stage.intact(plan, context)) or student_stage.run(
+        step.manifest = step.kept(intact(plan, context)) or student_stage.run(
             context, plan, data.folder, info, store_plan.folder, store
         )
     student, student_plan = step.result, plan
@@ -148,7 +148,9 @@ def _trained(folder: Path, members: dict[str, str]) -> list[tuple[dict[str, Any]
     found = []
     for fingerprint in members.values():
         member = members_folder(folder, "teachers") / fingerprint
-        found.append((json.loads((member / "manifest.json").read_text())["config"], str(member.resolve())))
+        manifest = read_manifest(member)
+        assert manifest is not None, "the teachers stage has just looked after its members"
+        found.append((manifest.config, str(member.resolve())))
     return found
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd.artifacts import MANIFEST, damage, read_manifest
+from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
 from ensemble_kd.errors import ArtifactError, ConfigError
-from ensemble_kd.stages.context import Console, Context
+from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.train.member import MemberTask, finished
+from ensemble_kd.workers import LoadData, train_members
 
 STREAM_OF_TEACHERS, STREAM_OF_STUDENTS = 101, 202
 """Keep the members' seeds apart from the students'."""
@@ -120,6 +121,47 @@ def follow(
             context.tracker.metrics(key, {f"final_{k}": v for k, v in final.items()})
 
     return on_event, close
+
+
+def train_and_follow(
+    context: Context,
+    stage: str,
+    tasks: list[MemberTask],
+    load: LoadData,
+    arrays: Callable[[], dict[str, Any]],
+    replicas: int,
+) -> list[MemberTask]:
+    """Train what is missing in one worker group, shown and tracked; returns the tasks that are finished.
+
+    Tasks that are one and the same (a distilled student with alpha = 0 is its own baseline) train once.
+    """
+    members = members_folder(context.folder, stage)
+    drop_damaged(tasks, members, context.console)
+    on_event, close = follow(context, stage, tasks, members)
+    try:
+        train_members(
+            context.runtime,
+            list({task.fingerprint: task for task in reversed(tasks)}.values())[::-1],
+            members,
+            load,
+            arrays,
+            replicas=replicas,
+            path=stage,
+            on_event=on_event,
+        )
+    finally:
+        close()
+    return [task for task in tasks if finished(task, members) is not None]
+
+
+def intact(plan: StagePlan, context: Context) -> Manifest | None:
+    """The finished stage, if the members behind it are intact; damaged ones are named and put aside."""
+    manifest = plan.checked(context.console)
+    if manifest is None or manifest.summary.get("source") == "predictions":
+        return manifest
+    members = members_folder(context.folder, plan.stage)
+    folders = [members / member["fingerprint"] for member in manifest.summary["members"]]
+    return manifest if all_intact(folders, context.console) else None
 
 
 def prefixed(inputs: dict[str, str]) -> dict[str, str]:

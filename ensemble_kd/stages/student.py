@@ -13,17 +13,14 @@ from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_STUDENTS,
-    all_intact,
-    drop_damaged,
-    follow,
     kept_weights,
     member_summary,
     members_folder,
+    train_and_follow,
 )
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask, finished
-from ensemble_kd.workers import train_members
+from ensemble_kd.train.member import MemberTask
 
 STORED = frozenset({"logits"})
 """What the store can give to an objective."""
@@ -113,27 +110,15 @@ def run(
     members = members_folder(context.folder, "student")
     weights = kept_weights(context.config.student.weights, receipt.inputs.keys() - {"data"})
     wanted = tasks(context.config, plan.inputs["data"], plan.inputs["soft_targets"], info["counts"], weights)
-    drop_damaged(wanted, members, context.console)
     arrays, load, streams = arrays_and_loader(
         data, info, context.config.compute.memory_budget, store, receipt
     )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
-    on_event, close = follow(context, "student", wanted, members)
-    try:
-        train_members(
-            context.runtime,
-            list({task.fingerprint: task for task in reversed(wanted)}.values())[::-1],
-            members,
-            load,
-            arrays,
-            replicas=context.config.student.replicas_per_member,
-            path="student",
-            on_event=on_event,
-        )
-    finally:
-        close()
-    lost = [task.name for task in wanted if finished(task, members) is None]
+    good = train_and_follow(
+        context, "student", wanted, load, arrays, context.config.student.replicas_per_member
+    )
+    lost = [task.name for task in wanted if task not in good]
     if lost:
         raise TrainingError(
             f"student: {', '.join(lost)}: the loss became NaN or infinite; lower "
@@ -144,15 +129,3 @@ def run(
     shipped = min(distilled, key=lambda entry: (-entry["validation_accuracy"], entry["validation_loss"]))
     summary = {"members": entries, "shipped": shipped["name"], "seconds": time.perf_counter() - began}
     return finish(plan.folder, "student", plan.fingerprint, plan.config, plan.inputs, [], summary)
-
-
-def intact(plan: StagePlan, context: Context) -> Manifest | None:
-    """The finished stage, if the students behind it are intact; damaged ones are named and put aside."""
-    manifest = plan.checked(context.console)
-    if manifest is None:
-        return None
-    folders = [
-        members_folder(context.folder, "student") / member["fingerprint"]
-        for member in manifest.summary["members"]
-    ]
-    return manifest if all_intact(folders, context.console) else None

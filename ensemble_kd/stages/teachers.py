@@ -16,16 +16,13 @@ from ensemble_kd.errors import TrainingError
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_TEACHERS,
-    all_intact,
-    drop_damaged,
-    follow,
     member_summary,
     members_folder,
+    train_and_follow,
 )
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import PREDICTIONS, MemberTask, finished
-from ensemble_kd.workers import train_members
+from ensemble_kd.train.member import PREDICTIONS, MemberTask
 
 
 def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
@@ -77,23 +74,10 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
     began = time.perf_counter()
     members = members_folder(context.folder, "teachers")
     wanted = tasks(context.config, plan.inputs["data"], info["counts"]["labelled"])
-    drop_damaged(wanted, members, context.console)
     arrays, load, _ = arrays_and_loader(data, info, context.config.compute.memory_budget)
-    on_event, close = follow(context, "teachers", wanted, members)
-    try:
-        train_members(
-            context.runtime,
-            wanted,
-            members,
-            load,
-            arrays,
-            replicas=context.config.teachers.replicas_per_member,
-            path="teachers",
-            on_event=on_event,
-        )
-    finally:
-        close()
-    good = [task for task in wanted if finished(task, members) is not None]
+    good = train_and_follow(
+        context, "teachers", wanted, load, arrays, context.config.teachers.replicas_per_member
+    )
     lost = [task.name for task in wanted if task not in good]
     if lost and (context.config.teachers.on_failure == "stop" or not good):
         raise TrainingError(
@@ -130,15 +114,3 @@ def _from_predictions(context: Context, plan: StagePlan, data: Path, info: dict[
         entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
-
-
-def intact(plan: StagePlan, context: Context) -> Manifest | None:
-    """The finished stage, if the members behind it are intact; damaged ones are named and put aside."""
-    manifest = plan.checked(context.console)
-    if manifest is None or manifest.summary["source"] == "predictions":
-        return manifest
-    folders = [
-        members_folder(context.folder, "teachers") / member["fingerprint"]
-        for member in manifest.summary["members"]
-    ]
-    return manifest if all_intact(folders, context.console) else None
