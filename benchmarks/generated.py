@@ -82,7 +82,7 @@ def shared_arrays(rows: int, members: int = 0) -> dict[str, np.ndarray]:
     for i, (split, count) in enumerate((("transfer", rows), ("validation", HELD_OUT), ("test", HELD_OUT))):
         arrays[f"{split}/inputs"], arrays[f"{split}/labels"] = images(count, i)
     if members:
-        arrays["store/logits"] = member_logits(rows, members)
+        arrays["ensemble/logits"] = member_logits(rows, members)
     return arrays
 
 

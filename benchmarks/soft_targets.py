@@ -69,25 +69,19 @@ class ComparedLabeller(stage.Labeller):
 
     ended: float | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        import json
-
-        import numpy as np
-
+    def make(self, item: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.bare import label
         from ensemble_kd.data.prepared import DataInfo, read_shard
         from ensemble_kd.train.batches import as_tensor
 
         # From the end of the shard before: what Ray Data takes to hand over the next one is ours.
         began = time.perf_counter() if self.ended is None else self.ended
-        result = super().__call__(batch)
+        entry = super().make(item)
         seconds = time.perf_counter() - began
-        (source,) = batch["source"]  # the stage gives one shard at a time
-        inputs = as_tensor(read_shard(Path(source), DataInfo.from_dict(self.info)).inputs.copy())
-        bare = label(list(self.networks), inputs, self.batch_size, self.layout.classes)
-        entry = json.loads(result["entry"][0]) | {"seconds": seconds, "bare_seconds": bare}
+        inputs = as_tensor(read_shard(Path(item["source"]), DataInfo.from_dict(self.info)).inputs.copy())
+        bare = label([network for network, _ in self.networks], inputs, self.batch_size, self.layout.classes)
         self.ended = time.perf_counter()
-        return {"target": result["target"], "entry": np.array([json.dumps(entry)], dtype=object)}
+        return {**entry, "seconds": seconds, "bare_seconds": bare}
 
 
 def _context(folder: Path, members: int) -> tuple[Any, Any]:

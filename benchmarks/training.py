@@ -24,7 +24,9 @@ def _load_and_compare(arrays: dict[str, Any], *, load: Callable[..., Any], hidde
     from ensemble_kd.train.batches import as_tensor
 
     data = load(arrays)
-    bare = BareLoop(as_tensor(arrays["transfer/inputs"]), torch.tensor(arrays["store/logits"][:, 0]), hidden)
+    bare = BareLoop(
+        as_tensor(arrays["transfer/inputs"]), torch.tensor(arrays["ensemble/logits"][:, 0]), hidden
+    )
     original = workers.train_member
 
     def compared(*args: Any, on_epoch: Callable[[dict[str, float]], None], **options: Any) -> bool:
@@ -64,7 +66,7 @@ def loop(quick: bool) -> Measured:
     task = student.tasks(config, "data", "store", info["counts"])[0]
     task.training["epochs"] = epochs
     layout = StoreLayout(1, members, generated.CLASSES)
-    load = partial(load_training_data, info=info, layout=layout, shards=[], parts=[])
+    load = partial(load_training_data, info=info, layouts={"ensemble": layout}, shards=[], parts={})
     entries: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder, Runtime(config.compute) as runtime:
         train_members(
@@ -126,7 +128,7 @@ def ensemble(quick: bool) -> Measured:
 
     rows, epochs, rounds = (12_800, 3, 1) if quick else (60_000, 2, 3)
     info = generated.info(rows)
-    load = partial(load_training_data, info=info, layout=None, shards=[], parts=[])
+    load = partial(load_training_data, info=info, layouts={}, shards=[], parts={})
     found: dict[int, list[float]] = {1: [], 2: []}
     scaling: list[float] = []
     for turn in range(rounds):
@@ -201,8 +203,8 @@ def targets(quick: bool) -> Measured:
     runs: dict[int, Any] = {}
     for members in (1, 10):
         layout = StoreLayout(1, members, generated.CLASSES)
-        arrays = shared | {"store/logits": generated.member_logits(rows, members)}
-        data = load_training_data(arrays, info=info, layout=layout, shards=[], parts=[])
+        arrays = shared | {"ensemble/logits": generated.member_logits(rows, members)}
+        data = load_training_data(arrays, info=info, layouts={"ensemble": layout}, shards=[], parts={})
         torch.manual_seed(0)
         network = build(TypeAdapter(ModelConfig).validate_python(task.model), info)
         runs[members] = (network, make_batches(task, data, training, torch.device("cpu")))

@@ -137,6 +137,9 @@ _stage_command("run", "report", "Run all stages, skipping what is done, and prin
 _stage_command("data", "data", "Prepare the data set.")
 _stage_command("teachers", "teachers", "Train the ensemble.")
 _stage_command("soft-targets", "soft-targets", "Run the teachers over the transfer set, once.")
+_stage_command("clusters", "clusters", "Find the classes that the teachers confuse.")
+_stage_command("specialists", "specialists", "Train a specialist for every cluster.")
+_stage_command("combined-targets", "combined-targets", "Combine the ensemble with its specialists, once.")
 _stage_command("student", "student", "Train the students: distilled, and on hard labels alone.")
 _stage_command("report", "report", "Write the report and the model folder.")
 

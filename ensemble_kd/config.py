@@ -17,8 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ensemble_kd.errors import ConfigError
 
-STAGES = ("data", "teachers", "soft-targets", "student", "report")
-"""The stages of a run, in order."""
+STAGES = (
+    "data",
+    "teachers",
+    "soft-targets",
+    "clusters",
+    "specialists",
+    "combined-targets",
+    "student",
+    "report",
+)
+"""All stages, in order; `stages_of` says which a run has."""
+SPECIALIST_STAGES = ("clusters", "specialists", "combined-targets")
+"""Those of a run with specialists."""
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 
@@ -292,6 +303,59 @@ class SoftTargetsConfig(Block):
     """Processes that run the teachers; `auto`: one per CPU or GPU of the cluster."""
 
 
+# --------------------------------------------------------------------------------------- specialists
+
+
+class ClustersConfig(Block):
+    """Sets of classes that the teachers confuse, one for each specialist (arXiv 1503.02531, section 5.2)."""
+
+    source: Literal["covariance", "confusion"] = "covariance"
+    """`covariance` of predictions on the transfer set, or `confusion` of classes on validation rows."""
+    temperature: float = Field(3.0, gt=0, le=1000)
+    """T at which predictions are softened first; at 1 the clusters of good teachers tend to collapse."""
+    centre: bool | Literal["auto"] = "auto"
+    """Subtract the means, as a covariance does; without it the matrix is E[p p^T], which suits few classes:
+    their probabilities compete, so that hardly a covariance is positive. `auto`: from 50 classes on."""
+    normalise: bool = True
+    """Scale the matrix's columns to length 1, so that frequent classes do not dominate."""
+    method: Literal["kmeans", "online", "spectral"] = "kmeans"
+    """scikit-learn's k-means, the online form of the paper, or spectral clustering."""
+    num_clusters: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Clusters; `auto` weighs the confusion inside them against their size."""
+    classes_per_specialist: int | None = Field(None, ge=2)
+    """Classes of each, the nearest to its cluster's centre; null for as many as the cluster has."""
+    overlap: bool = True
+    """Whether a class may belong to several specialists."""
+    min_size: int = Field(2, ge=2)
+    """Least number of classes of a specialist."""
+    max_size: int | None = Field(None, ge=2)
+    """Largest number of classes of a specialist; null for all but one."""
+
+
+class SpecialistsConfig(Block):
+    """Experts on the clusters, trained from the teachers' weights (arXiv 1503.02531, section 5)."""
+
+    generalists: Literal["all", "best"] = "all"
+    """Teachers that get specialists: `all`, each its own, or only the `best` on validation rows."""
+    output: Literal["aggregate", "row", "full"] = "aggregate"
+    """`aggregate`: dustbin = log-sum-exp of the inherited rows of the other classes. `row`: one new row, the
+    paper's. `full`: all classes, soft targets of the generalist outside the cluster."""
+    train_outside: bool = True
+    """Whether the rows behind an aggregated dustbin are trained along."""
+    special_fraction: float = Field(0.5, gt=0, lt=1)
+    """Share of a specialist's examples that come from its classes."""
+    training: TrainingConfig = TrainingConfig(epochs=10, early_stopping=3)
+    """Training; an epoch is its rows once, and as many others as `special_fraction` asks for."""
+    correction: Literal["fitted", "formula", "none"] = "fitted"
+    """Correction of the dustbin for `special_fraction`: fitted on validation rows, or the paper's formula."""
+    top_n: int = Field(1, ge=1)
+    """A specialist is asked where it knows one of the generalist's n most probable classes."""
+    weight: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Weight of each specialist against the generalist; `auto` chooses on validation rows, 0 being off."""
+    replicas_per_member: int = Field(1, ge=1)
+    """Workers that train one specialist together (DDP)."""
+
+
 # ------------------------------------------------------------------------------------------- student
 
 
@@ -312,6 +376,9 @@ class StudentConfig(Block):
     """How the members' distributions at T are averaged."""
     weights: list[Annotated[float, Field(ge=0)]] | None = None
     """Weight of each member in the mean; null for equal weights."""
+    targets: Literal["auto", "ensemble", "specialists", "both"] = "auto"
+    """What to learn from: the `ensemble`, the ensemble with its `specialists`, or the mean of `both`; `auto`
+    is `specialists` where the run has them."""
     seeds: int = Field(1, ge=1, le=1000)
     """Students trained, each with its own initialisation and order; the best on validation is shipped."""
     replicas_per_member: int = Field(1, ge=1)
@@ -368,7 +435,7 @@ class ReportConfig(Block):
 
 
 class Config(Block):
-    """One run: data -> teachers -> soft targets -> student -> report."""
+    """One run: data -> teachers -> soft targets (-> clusters -> specialists) -> student -> report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run and of its folder under `runs/`."""
@@ -380,6 +447,10 @@ class Config(Block):
     """The ensemble."""
     soft_targets: SoftTargetsConfig = SoftTargetsConfig()
     """The store of teacher outputs."""
+    clusters: ClustersConfig = ClustersConfig()
+    """Sets of confusable classes."""
+    specialists: SpecialistsConfig | None = None
+    """Experts on the clusters; null for a run without."""
     student: StudentConfig = StudentConfig()
     """The student."""
     compute: ComputeConfig = ComputeConfig()
@@ -388,6 +459,18 @@ class Config(Block):
     """MLflow."""
     report: ReportConfig = ReportConfig()
     """The report."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this run, in order."""
+        return tuple(s for s in STAGES if self.specialists is not None or s not in SPECIALIST_STAGES)
+
+    @property
+    def targets(self) -> str:
+        """`student.targets` with `auto` resolved."""
+        if self.student.targets != "auto":
+            return self.student.targets
+        return "ensemble" if self.specialists is None else "specialists"
 
 
 # ------------------------------------------------------------------------------------ cross-field checks
@@ -484,6 +567,32 @@ def _teacher_problems(config: Config) -> list[str]:
     return problems
 
 
+def _specialist_problems(config: Config) -> list[str]:
+    """What does not fit between clusters, specialists and the rest."""
+    clusters, problems = config.clusters, []
+    if config.specialists is None:
+        if config.student.targets in ("specialists", "both"):
+            problems.append(
+                f"student.targets: {config.student.targets!r}, but there are no specialists; "
+                "add a `specialists` block (specialists: {} for the defaults) or use 'ensemble'"
+            )
+        return problems
+    if config.teachers.source == "predictions":
+        problems.append(
+            "specialists: they start from a teacher's weights, and teachers.source=predictions has none; "
+            "train the teachers or leave the specialists out"
+        )
+    least, most, size = clusters.min_size, clusters.max_size, clusters.classes_per_specialist
+    if most is not None and most < least:
+        problems.append(f"clusters.max_size: {most} is below clusters.min_size = {least}; raise it")
+    elif size is not None and not least <= size <= (most or size):
+        problems.append(
+            f"clusters.classes_per_specialist: {size} lies outside clusters.min_size = {least} and "
+            f"clusters.max_size = {most}; change one of them"
+        )
+    return problems
+
+
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     problems = _data_problems(config.data) + _teacher_problems(config)
@@ -499,10 +608,15 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
-    for path, block, replicas in (
+    problems += _specialist_problems(config)
+    trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
-    ):
+    ]
+    if config.specialists is not None:
+        specialists = config.specialists
+        trained.append(("specialists", specialists.training, specialists.replicas_per_member))
+    for path, block, replicas in trained:
         if block.batch_size % (replicas * block.gradient_accumulation):
             problems.append(
                 f"{path}.training.batch_size: {block.batch_size} cannot be cut into {replicas} replicas x "

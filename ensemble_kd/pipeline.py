@@ -1,4 +1,4 @@
-"""The whole way, in order: data -> teachers -> soft targets -> student -> report.
+"""The whole way, in order: data, teachers, soft targets, (clusters, specialists,) student, report.
 
 Each stage looks whether its result stands already under the fingerprint of its settings and inputs; if so
 it is skipped, if not it says why and runs. Stages hand over manifests and folders, never live objects.
@@ -18,19 +18,23 @@ from typing import Any
 
 from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
-from ensemble_kd.config import STAGES, Config, num_teachers
+from ensemble_kd.config import Config, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.runtime import Runtime
+from ensemble_kd.stages import clusters as clusters_stage
+from ensemble_kd.stages import combined_targets as combined_stage
 from ensemble_kd.stages import data as data_stage
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages import soft_targets as soft_targets_stage
+from ensemble_kd.stages import specialists as specialists_stage
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.stages.members import intact, members_folder, prefixed
 from ensemble_kd.stages.training_data import bytes_in_memory
 from ensemble_kd.tracking import Tracker
+from ensemble_kd.train.member import PREDICTIONS
 
 
 def run(
@@ -50,6 +54,11 @@ def run(
     """
     console = console or Console()
     check_objective(config)
+    if until not in config.stages:
+        raise ConfigError(
+            "specialists: this configuration has none; add a `specialists` block, "
+            "--set specialists={} for the defaults"
+        )
     folder = folder.absolute()  # workers run in folders of their own
     prepare_folder(folder)
     with locked(folder):
@@ -72,7 +81,6 @@ def run(
 def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, Any]:
     config, folder = context.config, context.folder
     done: dict[str, Any] = {}
-    last = STAGES.index(until)
 
     # Data: arrays on disk, checked; no Ray yet, so that bad input is told before anything starts.
     plan = data_stage.plan(config, folder)
@@ -80,7 +88,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         step.manifest = step.kept(plan.checked(context.console)) or data_stage.run(context, plan)
     data, info = plan, step.result.summary["info"]
     done["data"] = step.result
-    if last == 0:
+    if until == "data":
         return done
 
     # Teachers: every member in one worker group.
@@ -92,7 +100,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         )
     teachers, teachers_plan = step.result, plan
     done["teachers"] = teachers
-    if last == 1:
+    if until == "teachers":
         return done
 
     # Soft targets: every teacher over the transfer set, once.
@@ -105,10 +113,8 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         )
     store, store_plan = step.result, plan
     done["soft-targets"] = store
-    if last == 2:
+    if until == "soft-targets":
         return done
-
-    # Student: distilled, and on hard labels alone, in one worker group.
     soft_targets_stage.check_store(
         store,
         store_plan.folder,
@@ -116,14 +122,63 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         info["class_names"],
         info["counts"]["transfer"],
     )
-    plan = student_stage.plan(config, folder, data.fingerprint, store_plan.fingerprint)
+
+    clusters = specialists = combined = None
+    if config.specialists is not None:
+        # Clusters: which classes do the teachers confuse?
+        plan = clusters_stage.plan(config, folder, data.fingerprint, store_plan.fingerprint)
+        with stage(context, "clusters", plan, fresh) as step:
+            step.manifest = step.kept(plan.checked(context.console)) or clusters_stage.run(
+                context, plan, data.folder, info, store_plan.folder, store, _predictions(folder, teachers)
+            )
+        clusters, clusters_plan = step.result, plan
+        done["clusters"] = clusters
+        if until == "clusters":
+            return done
+
+        # Specialists: experts on each cluster, all in one worker group.
+        plan = specialists_stage.plan(
+            config,
+            folder,
+            data.fingerprint,
+            clusters_plan.fingerprint,
+            store_plan.fingerprint,
+            teachers.summary["members"],
+        )
+        with stage(context, "specialists", plan, fresh) as step:
+            step.manifest = step.kept(intact(plan, context)) or specialists_stage.run(
+                context, plan, data.folder, info, clusters, teachers, store_plan.folder, store
+            )
+        specialists, specialists_plan = step.result, plan
+        done["specialists"] = specialists
+        if until == "specialists":
+            return done
+
+        # Combined targets: the ensemble with its specialists, over the transfer set, where it is better so.
+        plan = combined_stage.plan(
+            config, folder, data.fingerprint, store_plan.fingerprint, specialists_plan.fingerprint
+        )
+        with stage(context, "combined-targets", plan, fresh) as step:
+            step.manifest = step.kept(plan.checked(context.console)) or combined_stage.run(
+                context, plan, data.folder, info, teachers, store_plan.folder, store, specialists
+            )
+        combined, combined_plan = step.result, plan
+        done["combined-targets"] = combined
+        if until == "combined-targets":
+            return done
+
+    # Student: distilled, and on hard labels alone, in one worker group.
+    beside = (combined_plan.folder, combined) if combined is not None else None
+    plan = student_stage.plan(
+        config, folder, data.fingerprint, store_plan.fingerprint, beside[0].name if beside else None
+    )
     with stage(context, "student", plan, fresh) as step:
         step.manifest = step.kept(intact(plan, context)) or student_stage.run(
-            context, plan, data.folder, info, store_plan.folder, store
+            context, plan, data.folder, info, store_plan.folder, store, beside
         )
     student, student_plan = step.result, plan
     done["student"] = student
-    if last == 3:
+    if until == "student":
         return done
 
     # Report: did it help? And the one model to deploy.
@@ -133,14 +188,26 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         "soft_targets": store_plan.fingerprint,
         "student": student_plan.fingerprint,
     }
+    if clusters is not None:
+        lineage |= {"clusters": clusters_plan.fingerprint, "specialists": specialists_plan.fingerprint}
+        lineage["combined_targets"] = combined_plan.fingerprint
     plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_plan.fingerprint)
     with stage(context, "report", plan, fresh) as step:
+        special = None
+        if clusters is not None and specialists is not None and beside is not None:
+            special = (clusters_plan.folder, clusters, specialists, *beside)
         step.manifest = step.kept(report_stage.intact(plan, context)) or report_stage.run(
-            context, plan, data.folder, info, teachers, teachers_plan.folder, student, lineage
+            context, plan, data.folder, info, teachers, teachers_plan.folder, student, lineage, special
         )
     done["report"] = step.result
     _track_outcome(context, student, lineage)
     return done
+
+
+def _predictions(folder: Path, teachers: Manifest) -> list[Path]:
+    """Files with each trained teacher's logits on validation and test rows."""
+    members = members_folder(folder, "teachers")
+    return [members / entry["fingerprint"] / PREDICTIONS for entry in teachers.summary["members"]]
 
 
 def _trained(folder: Path, members: dict[str, str]) -> list[tuple[dict[str, Any], str]]:
@@ -231,7 +298,7 @@ def discard(context: Context, plan: StagePlan) -> None:
     import shutil
 
     parts = [plan.folder] + (
-        [plan.folder.parent / "members"] if plan.stage in ("teachers", "student") else []
+        [plan.folder.parent / "members"] if plan.stage in ("teachers", "specialists", "student") else []
     )
     for part in parts:
         if part.exists():
@@ -258,6 +325,25 @@ def describe(name: str, manifest: Manifest) -> str:
             return f"{len(summary['members'])} given"
         low, high = 100 * min(accuracies), 100 * max(accuracies)
         return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%"
+    if name == "clusters":
+        sizes = sorted(len(cluster["classes"]) for cluster in summary["clusters"])
+        text = f"{len(sizes)} of {sizes[0]} to {sizes[-1]} classes, "
+        text += f"{100 * summary['confusion_captured']:.0f}% of the confusion inside"
+        if summary["without"]:
+            text += f"; {len(summary['without'])} classes without"
+        return text
+    if name == "specialists":
+        known = [m for m in summary["members"] if m["conditional_accuracy"] is not None]
+        text = f"{len(summary['members'])} members"
+        if known:
+            before, after = (
+                100 * sum(m[key] for m in known) / len(known)
+                for key in ("conditional_accuracy_before", "conditional_accuracy")
+            )
+            text += f", validation accuracy among their classes {before:.2f} -> {after:.2f}%"
+        return text
+    if name == "combined-targets":
+        return str(summary["text"])
     if name == "soft-targets":
         layout = summary["layout"]
         size = sum(entry["bytes"] for entry in manifest.files.values())
@@ -329,6 +415,9 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
             f"soft_targets.top_k: {top_k} of {info['num_classes']} classes saves nothing; "
             "lower it, or set it to null"
         )
+    if config.specialists is not None:
+        problems += clusters_stage.problems(config, info["num_classes"])
+        problems += specialists_stage.problems(config, info)
     if problems:
         raise ConfigError(problems)
 
@@ -359,13 +448,13 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     manifest = plan.done()
     found.append(_line("data", plan, manifest))
     if manifest is None:
-        later = [PlannedStage(name, "to do: follows data", 0) for name in STAGES[1:]]
+        later = [PlannedStage(name, "to do: follows data", 0) for name in config.stages[1:]]
         return found + later
     info = manifest.summary["info"]
     check_sizes(config, info)
     data = plan.fingerprint
     plan = teachers_stage.plan(config, folder, data)
-    teachers = plan.done()
+    teachers_plan, teachers = plan, plan.done()
     found.append(_line("teachers", plan, teachers, extra=size_on_disk(plan.folder.parent / "members")))
     count = num_teachers(config)
     if teachers is not None:
@@ -375,22 +464,34 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
         members = {task.name: task.fingerprint for task in wanted}
     else:
         members = {f"teacher-{i:03d}": "to be read" for i in range(count)}
-    plan = soft_targets_stage.plan(config, folder, data, members)
+    plan = store_plan = soft_targets_stage.plan(config, folder, data, members)
     layout = soft_targets_stage.layout_of(config, info, len(members))
-    store = plan.done()
-    found.append(
-        _line("soft-targets", plan, store, expected=layout.bytes_per_row * info["counts"]["transfer"])
-    )
-    plan = student_stage.plan(config, folder, data, plan.fingerprint)
+    expected = layout.bytes_per_row * info["counts"]["transfer"]
+    found.append(_line("soft-targets", plan, plan.done(), expected=expected))
+    combined = None
+    if config.specialists is not None:
+        plan = clusters_stage.plan(config, folder, data, store_plan.fingerprint)
+        found.append(_line("clusters", plan, plan.done()))
+        if teachers is None:  # which of them get specialists is not known yet
+            found += [PlannedStage(name, "to do: follows teachers", 0) for name in config.stages[4:6]]
+            combined = "to be made"
+        else:
+            plan = specialists_stage.plan(
+                config, folder, data, plan.fingerprint, store_plan.fingerprint, teachers.summary["members"]
+            )
+            size = size_on_disk(plan.folder.parent / "members")
+            found.append(_line("specialists", plan, plan.done(), extra=size))
+            plan = combined_stage.plan(config, folder, data, store_plan.fingerprint, plan.fingerprint)
+            found.append(_line("combined-targets", plan, plan.done(), expected=expected))
+            combined = plan.fingerprint
+    plan = student_stage.plan(config, folder, data, store_plan.fingerprint, combined)
     student = plan.done()
     held = bytes_in_memory(info, layout)
     line = _line("student", plan, student, extra=size_on_disk(plan.folder.parent / "members"))
     how = "held in memory" if held <= config.compute.memory_budget * 1e9 else "streamed"
     state = line.state if student else f"{line.state}; transfer set of {held / 1e6:.1f} MB {how}"
     found.append(PlannedStage(line.name, state, line.size))
-    plan = report_stage.plan(
-        config, folder, teachers_stage.plan(config, folder, data).fingerprint, plan.fingerprint
-    )
+    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, plan.fingerprint)
     found.append(_line("report", plan, plan.done()))
     return found
 

@@ -8,6 +8,7 @@ granted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -33,34 +34,41 @@ CLAIM = 0
 
 def open_stream(
     shards: list[str],
-    parts: list[str],
+    stores: list[tuple[list[str], StoreLayout]],
     info: dict[str, Any],
-    layout: StoreLayout | None,
     seed: int,
     views: int,
     epoch: int,
 ) -> Iterator[Block]:
-    """The blocks of one epoch; equal for equal (seed, epoch)."""
+    """The blocks of one epoch; equal for equal (seed, epoch).
+
+    `stores` are the soft targets' shards, in the order of `shards`; the members of several stand in a row.
+    """
     import ray.data
     from ray.data import DataContext, ExecutionOptions
 
     order = np.random.default_rng(mix(seed, epoch)).permutation(len(shards))
     items = [
-        {"shard": shards[i], "part": parts[i] if parts else "", "seed": mix(seed, epoch, int(i))}
+        {
+            "shard": shards[i],
+            "parts": json.dumps([parts[i] for parts, _ in stores]),
+            "seed": mix(seed, epoch, int(i)),
+        }
         for i in order
     ]
+    layouts = [layout for _, layout in stores]
     DataContext.get_current().enable_progress_bars = False
     DataContext.get_current().execution_options = ExecutionOptions(preserve_order=True)
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _read,
         batch_size=1,
         num_cpus=CLAIM,
-        fn_kwargs={"info": info, "layout": layout, "views": views},
+        fn_kwargs={"info": info, "layouts": layouts, "views": views},
     )
     window: list[Block] = []
     mixed = 0
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-        window.append(_block(batch, layout))
+        window.append(_block(batch, layouts))
         if len(window) == WINDOW:
             yield _mixed(window, mix(seed, epoch, mixed, 3))
             window, mixed = [], mixed + 1
@@ -76,7 +84,7 @@ def _mixed(window: list[Block], seed: int) -> Block:
 
 
 def _read(
-    batch: dict[str, Any], info: dict[str, Any], layout: StoreLayout | None, views: int
+    batch: dict[str, Any], info: dict[str, Any], layouts: list[StoreLayout], views: int
 ) -> dict[str, Any]:
     path = Path(batch["shard"][0])
     arrays = read_shard(path, DataInfo.from_dict(info))
@@ -90,27 +98,28 @@ def _read(
     }
     picked = generator.integers(views, size=len(order)) if views > 1 else np.zeros(len(order), np.int64)
     out["views"] = picked
-    if layout is not None:
-        rows, columns = read_targets(Path(batch["part"][0]), layout)
+    for number, (part, layout) in enumerate(zip(json.loads(batch["parts"][0]), layouts, strict=True)):
+        rows, columns = read_targets(Path(part), layout)
         if not np.array_equal(rows, numbers):
-            raise ArtifactError(f"{batch['part'][0]}: other rows than {path}; delete it and run again")
-        out |= {f"store/{name}": column[order, picked] for name, column in columns.items()}
+            raise ArtifactError(f"{part}: other rows than {path}; delete it and run again")
+        out |= {f"store{number}/{name}": column[order, picked] for name, column in columns.items()}
     return out
 
 
-def _block(batch: dict[str, Any], layout: StoreLayout | None) -> Block:
-    members = None
-    if layout is not None:
+def _block(batch: dict[str, Any], layouts: list[StoreLayout]) -> Block:
+    members = []
+    for number, layout in enumerate(layouts):
+        prefix = f"store{number}/"
         columns = {
-            name.removeprefix("store/"): torch.from_numpy(column.copy())
+            name.removeprefix(prefix): torch.from_numpy(column.copy())
             for name, column in batch.items()
-            if name.startswith("store/")
+            if name.startswith(prefix)
         }
-        members = restore(columns, layout)
+        members.append(restore(columns, layout))
     return Block(
         torch.from_numpy(batch["rows"].copy()),
         torch.from_numpy(batch["inputs"].copy()),
         torch.from_numpy(batch["labels"].copy()),
-        members,
+        torch.cat(members, 1) if members else None,
         torch.from_numpy(batch["views"].copy()),
     )

@@ -29,7 +29,7 @@ BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
-SHARED_BY_STAGES = {"context", "members", "training_data"}
+SHARED_BY_STAGES = {"context", "members", "shards", "training_data"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

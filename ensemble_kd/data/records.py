@@ -182,6 +182,12 @@ def read_shard(path: Path, info: DataInfo) -> Arrays:
     return _read(path, info)[1]
 
 
+def load_labels(folder: Path, split: str) -> np.ndarray:
+    """(N,) labels of a split, -1 where unlabelled; nothing else is read."""
+    paths = shard_paths(folder, split)
+    return np.concatenate([pq.read_table(path, columns=["label"])["label"].to_numpy() for path in paths])
+
+
 def load_split(folder: Path, split: str) -> Arrays:
     """A whole split, in one allocation. Raises ArtifactError where rows are missing or out of order."""
     info = load_info(folder)

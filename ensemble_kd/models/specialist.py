@@ -17,8 +17,11 @@ class DustbinHead(nn.Linear):
     """(B, W) -> (B, |S| + 1): w_i x for the classes i of S, then logsumexp of w_j x over all other classes.
 
     `weight` and `bias` are the rows of S, `outside_weight` and `outside_bias` those of the others; the
-    latter are trained along or stay as they are. It is a `Linear` to whoever looks for the output layer.
+    latter are trained along or stay as they are. `correction` is added to the dustbin (see
+    `correct_dustbin_`). It is a `Linear` to whoever looks for the output layer.
     """
+
+    correction: Tensor
 
     def __init__(self, head: nn.Linear, classes: Sequence[int], train_outside: bool = True) -> None:
         super().__init__(
@@ -38,16 +41,22 @@ class DustbinHead(nn.Linear):
             if head.bias is not None:
                 self.bias.copy_(head.bias[inside])
                 self.outside_bias = nn.Parameter(head.bias[outside].clone(), requires_grad=train_outside)
+        self.register_buffer("correction", torch.zeros((), device=head.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         outside = F.linear(x, self.outside_weight, self.outside_bias)  # (B, C - |S|)
-        return torch.cat([super().forward(x), torch.logsumexp(outside, 1, keepdim=True)], dim=1)
+        dustbin = torch.logsumexp(outside, 1, keepdim=True) + self.correction
+        return torch.cat([super().forward(x), dustbin], dim=1)
+
+
+OUTPUTS = ("aggregate", "row", "full")
+"""Forms of a specialist's output layer."""
 
 
 def specialise(
     network: Network,
     classes: Sequence[int],
-    dustbin: str = "aggregate",
+    output: str = "aggregate",
     *,
     train_outside: bool = True,
     logits: Tensor | None = None,
@@ -58,12 +67,13 @@ def specialise(
                specialist starts as the generalist; `train_outside` says whether these rows are trained
     row:       one new row, as in arXiv 1503.02531, section 5.3: zeros, with a bias such that the dustbin's
                mean probability over `logits` (N, C), the generalist's, is the mean mass outside; or 0
+    full:      all C outputs, for the training that section 5.5 proposes against overfitting
 
     The paper does not say how its row starts. `load_weights` fits a network made with the same arguments.
     Raises ConfigError where there is no output layer to copy, and for classes that cannot be.
     """
-    if dustbin not in ("aggregate", "row"):
-        raise ValueError(f"dustbin: aggregate or row, got {dustbin!r}")
+    if output not in OUTPUTS:
+        raise ValueError(f"output: {', '.join(OUTPUTS)}, got {output!r}")
     head = network.head
     if head is None:
         raise ConfigError(
@@ -72,15 +82,33 @@ def specialise(
         )
     _check_classes(classes, head.out_features)
     specialist = copy.deepcopy(network)
+    if output == "full":
+        return specialist
     copied = specialist.head
     assert copied is not None
     new = (
         DustbinHead(copied, classes, train_outside)
-        if dustbin == "aggregate"
+        if output == "aggregate"
         else _row_head(copied, classes, logits)
     )
     _replace(specialist, copied, new)
     return specialist
+
+
+@torch.no_grad()
+def correct_dustbin_(network: Network, classes: Sequence[int], output: str, bias: float) -> None:
+    """Add `bias` to the dustbin's logit, for good: the specialist's weights carry it from now on.
+
+    full: the logits of S are lowered instead, which moves the same odds; the output layer needs a bias.
+    """
+    head = network.head
+    assert head is not None, "specialise has looked for it"
+    if isinstance(head, DustbinHead):
+        head.correction.add_(bias)
+    elif output == "row":
+        head.bias[-1] += bias
+    elif head.bias is not None:
+        head.bias[list(classes)] -= bias
 
 
 def _check_classes(classes: Sequence[int], num_classes: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.train.metrics import classification_metrics, confusion_matrix, log_softmax
 from ensemble_kd.train.statistics import (
     Interval,
@@ -22,10 +23,14 @@ from ensemble_kd.train.statistics import (
 
 ROLES = {
     "teacher": "Teachers",
+    "generalist_specialists": "One teacher + specialists",
     "ensemble": "Ensemble",
+    "ensemble_specialists": "Ensemble + specialists",
     "hard": "Student, hard labels",
     "plain": "Student, hard labels, no augmentation",
     "pseudo": "Student, hard pseudo-labels",
+    "from_ensemble": "Student, distilled from the ensemble alone",
+    "from_specialists": "Student, distilled from ensemble + specialists",
     "distilled": "Student, distilled",
 }
 """Every role a system can have, in the order of the tables, and how it is called there."""
@@ -39,7 +44,7 @@ class System:
 
     name: str
     role: str
-    """`teacher`, `hard`, `plain` (hard labels on the unaugmented rows), `pseudo` or `distilled`."""
+    """One of `ROLES`."""
     seed: int | None
     logits: np.ndarray  # (N, C) float32
     parameters: int | None = None
@@ -50,6 +55,26 @@ class System:
     validation_nll: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     """Per epoch: epoch, train_loss, validation_loss, validation_accuracy, seconds, learning_rate."""
+
+
+@dataclass
+class Specialised:
+    """What the report is told of clusters and specialists."""
+
+    systems: list[System]
+    """`generalist_specialists` and `ensemble_specialists`; their logits are log q."""
+    generalist: str
+    """The teacher in `generalist_specialists`."""
+    clusters: list[dict[str, Any]]
+    """`classes`, `confusion_captured`, `weight` in the ensemble's combination, conditional accuracies."""
+    without: list[int]
+    """Classes that no specialist knows."""
+    text: str
+    """What was decided on validation rows."""
+    targets: str
+    """What the shipped student learned from."""
+    matrix: np.ndarray | None = None  # (C, C)
+    """Covariance or confusion that the clusters come from; None where it was not kept."""
 
 
 @dataclass
@@ -77,13 +102,19 @@ class ReportInputs:
     """Members that were left out of the ensemble, with the reason."""
     reference: list[dict[str, Any]] = field(default_factory=list)
     """Rows to print beside ours: {"name": str, "values": {column: number or text}}."""
+    specialised: Specialised | None = None
 
 
 def build_report(inputs: ReportInputs) -> dict[str, Any]:
     """The report as plain JSON values; numbers that are not finite become None."""
     systems = [_measure(system, inputs.labels) for system in inputs.teachers]
+    special = {s.role: s for s in inputs.specialised.systems} if inputs.specialised else {}
+    if "generalist_specialists" in special:
+        systems.append(_measure(special["generalist_specialists"], inputs.labels))
     if inputs.ensemble_log_probs is not None:
         systems.append(_ensemble(inputs))
+    if "ensemble_specialists" in special:
+        systems.append(_measure(special["ensemble_specialists"], inputs.labels))
     order = list(ROLES)
     students = sorted(inputs.students, key=lambda s: (order.index(s.role), s.seed or 0))
     systems += [_measure(system, inputs.labels) for system in students]
@@ -121,6 +152,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "systems": systems,
         "shipped": inputs.shipped,
         "confused": _confused(inputs),
+        "specialists": specialists_section(inputs),
         "temperature": inputs.temperature,
         "alpha": inputs.alpha,
         "objective": inputs.objective,

@@ -14,6 +14,7 @@ from ensemble_kd.report.build import ROLES, plain
 from ensemble_kd.report.plots import (
     COLOURS,
     confusion_plot,
+    covariance_plot,
     per_class_plot,
     reliability_diagram,
     training_curves,
@@ -52,6 +53,7 @@ th, td { padding: .42rem .55rem; text-align: right; white-space: nowrap; border-
 thead th { border-top: 0; color: var(--quiet); font-weight: 500; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
 table.text td { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+table.clusters td:first-child { white-space: normal; min-width: 16rem; }
 table.pairs td:nth-child(2), table.pairs th:nth-child(2) { text-align: left; }
 .dot { display: inline-block; width: .62em; height: .62em; border-radius: 50%; margin-right: .55em; }
 tr.shipped td { font-weight: 600; }
@@ -89,6 +91,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         _facts(report),
         _results(report),
         _reference(report),
+        _specialists(report, arrays),
         _section("Training", training_curves(histories), "wide"),
         _calibration_and_mistakes(report, arrays),
         _per_class(report),
@@ -206,6 +209,83 @@ def _reference(report: dict[str, Any]) -> str:
         for row in report["reference"]
     ]
     return f"<section><h2>Beside published figures</h2>{_table(['', *columns], rows)}</section>"
+
+
+SHOWN = ("teacher", "ensemble", "ensemble_specialists", "hard", "from_ensemble", "distilled")
+"""Roles in the table of clusters."""
+
+
+def _specialists(report: dict[str, Any], arrays: dict[str, Any]) -> str:
+    section = report.get("specialists")
+    if not section:
+        return ""
+    text = f"<h2>Specialists</h2><p>{_escape(section['text'])}.</p>"
+    lines = []
+    for difference in section["differences"]:
+        what = {"generalist": section["generalist"], "ensemble": "the ensemble"}[difference["role"]]
+        lines.append(
+            f"{what}: {difference['points']:+.2f} points with its specialists, 95% interval "
+            f"{difference['low']:+.2f} to {difference['high']:+.2f}"
+        )
+    text += f"<p class=quiet>{_escape('; '.join(lines))}.</p>" if lines else ""
+    roles = [role for role in SHOWN if any(role in c["accuracy"] for c in section["clusters"])]
+    rows = []
+    for number, cluster in enumerate(section["clusters"]):
+        names = ", ".join(cluster["names"][:6]) + (" …" if len(cluster["names"]) > 6 else "")
+        before, after = cluster["conditional_before"], cluster["conditional_after"]
+        among = "–" if after is None else f"{100 * before:.1f} → {100 * after:.1f}%"
+        cells = [
+            f"{number}: {_escape(names)}",
+            str(len(cluster["names"])),
+            f"{100 * cluster['confusion_captured']:.1f}%",
+            among,
+            f"{cluster['weight']:g}" if cluster["weight"] else "off",
+            *(_share(cluster["accuracy"].get(role)) for role in roles),
+        ]
+        rows.append(("", cells))
+    head = ["cluster", "classes", "confusion", "among its classes", "weight"]
+    head += [ROLES[role] for role in roles]
+    text += _table(head, rows, "clusters")
+    text += (
+        "<p class=quiet>Confusion: share of all confusion that lies inside. Among its classes: validation "
+        "accuracy of generalist and specialist when only these are allowed. The other columns: test accuracy "
+        "on the cluster's classes.</p>"
+    )
+    if section["without"]:
+        names = ", ".join(section["without"][:20]) + (" …" if len(section["without"]) > 20 else "")
+        text += f"<p class=quiet>Without a specialist: {_escape(names)}.</p>"
+    text += _coverage(section)
+    ordered = arrays.get("clusters")
+    if ordered is not None:
+        size = "full" if len(ordered["order"]) > 20 else ""
+        plot = covariance_plot(ordered, report["class_names"])
+        text += _section("What the teachers confuse, by cluster", plot, size)
+        text += (
+            "<p class=quiet>Red: the teachers' probabilities of two classes rise together. Boxes are "
+            "clusters; a class of several stands in the first.</p>"
+        )
+    return f"<section>{text}</section>"
+
+
+def _coverage(section: dict[str, Any]) -> str:
+    """The paper's table: what specialists change, by how many of them know the right class."""
+    pairs = [("generalist", f"{section['generalist']}"), ("ensemble", "ensemble")]
+    pairs = [pair for pair in pairs if f"{pair[0]}_specialists" in section["coverage"][0]]
+    rows = []
+    for line in section["coverage"]:
+        cells = [line["specialists"], f"{line['rows']:,}"]
+        for role, _ in pairs:
+            before, after = line[role], line[f"{role}_specialists"]
+            cells += [f"{before:,}", f"{after - before:+,}"]
+        rows.append(("", cells))
+    head = ["specialists that know the right class", "test rows"]
+    for _, name in pairs:
+        head += [f"right, {name}", "with specialists"]
+    return "<h2>By number of specialists</h2>" + _table(head, rows)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
 
 
 def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ensemble_kd.report.build import ReportInputs, shipped_system
@@ -23,10 +24,14 @@ from ensemble_kd.train.metrics import confusion_matrix, log_softmax, reliability
 INK = "#010203"  # becomes currentColor
 COLOURS = {
     "teacher": "#8a8f98",
+    "generalist_specialists": "#5f7f6e",
     "ensemble": "#c28a12",
+    "ensemble_specialists": "#2a9d8f",
     "hard": "#d1495b",
     "plain": "#8c4a57",
     "pseudo": "#7b61c9",
+    "from_ensemble": "#7fb2e5",
+    "from_specialists": "#7fb2e5",
     "distilled": "#2f80d0",
 }
 """One colour per role, readable on white and on near-black."""
@@ -71,7 +76,61 @@ def plot_arrays(inputs: ReportInputs) -> dict[str, Any]:
     for role, system in (("hard", hard), ("distilled", shipped)):
         if system is not None:
             arrays["reliability"][role] = reliability_bins(log_softmax(system.logits), inputs.labels)
+    special = inputs.specialised
+    if special is not None and special.matrix is not None:
+        arrays["clusters"] = ordered_matrix(special.matrix, [c["classes"] for c in special.clusters])
     return arrays
+
+
+def ordered_matrix(matrix: np.ndarray, clusters: list[list[int]]) -> dict[str, Any]:
+    """The matrix as correlations, classes in the order of the clusters: `image` (C, C), `order`, `edges`.
+
+    A class of several clusters stands in the first of them; those of none come last.
+    """
+    order: list[int] = []
+    edges = [0]
+    for members in clusters:
+        order += [c for c in members if c not in order]
+        edges.append(len(order))
+    order += [c for c in range(len(matrix)) if c not in order]
+    scale = np.sqrt(np.maximum(np.diagonal(matrix).astype(np.float64), 0))
+    if not scale.all():  # a confusion matrix has no variances: its largest entry is the scale
+        scale = np.full(len(matrix), np.sqrt(max(float(matrix.max()), 1e-300)))
+    image = matrix / scale[:, None] / scale[None, :]
+    np.fill_diagonal(image, 0.0)
+    return {"image": image[np.ix_(order, order)], "order": order, "edges": edges}
+
+
+def covariance_plot(ordered: dict[str, Any], names: list[str]) -> str:
+    """Which classes rise together (red) in the teachers' predictions; a box is a cluster."""
+    image, edges = ordered["image"], ordered["edges"]
+    num_classes = len(image)
+    limit = max(float(np.abs(image).max()), 1e-12)
+    colours = np.empty((num_classes, num_classes, 4))
+    colours[..., :3] = np.where((image > 0)[..., None], [0.82, 0.29, 0.36], [0.18, 0.50, 0.82])
+    colours[..., 3] = np.sqrt(np.abs(image) / limit)
+    labelled = num_classes <= 40
+    side = max(3.4, 0.2 * num_classes) if labelled else 7.0  # inches
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(side + 1.2, side + 1.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(colours, interpolation="nearest")
+        for first, last in zip(edges, edges[1:], strict=False):
+            if last > first:
+                box = Rectangle((first - 0.5, first - 0.5), last - first, last - first)
+                box.set(fill=False, edgecolor=INK, linewidth=0.9)
+                axes.add_patch(box)
+        if labelled:
+            labels = [_plain_text(names[c]) for c in ordered["order"]]
+            axes.set_xticks(range(num_classes), labels, rotation=90 if _long(names) else 0)
+            axes.set_yticks(range(num_classes), labels)
+        else:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes.tick_params(labelsize=8, length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return _svg(figure, "Correlation of the teachers' predictions between classes, by cluster")
 
 
 def training_curves(histories: dict[str, list[dict[str, Any]]]) -> str:

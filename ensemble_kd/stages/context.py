@@ -25,6 +25,12 @@ DAMAGED = "damaged.json"
 """The manifest of a folder in which files were found damaged; the others need not be redone."""
 
 
+MATRIX = "matrix.safetensors"
+"""In the clusters' folder: the matrix that was clustered, `matrix` (C, C)."""
+COMBINED = "combined.safetensors"
+"""In the combination's folder: log q of held-out rows, `ensemble/test`, `generalist/validation` and so on."""
+
+
 @dataclass
 class Console:
     """Where progress goes; the command line gives its own, a library user may leave this silent one."""

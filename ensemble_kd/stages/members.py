@@ -13,12 +13,12 @@ from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.train.member import MemberTask, finished
 from ensemble_kd.workers import LoadData, train_members
 
-STREAM_OF_TEACHERS, STREAM_OF_STUDENTS = 101, 202
-"""Keep the members' seeds apart from the students'."""
+STREAM_OF_TEACHERS, STREAM_OF_STUDENTS, STREAM_OF_SPECIALISTS = 101, 202, 404
+"""Keep the seeds of teachers, students and specialists apart."""
 
 
 def members_folder(run: Path, stage: str) -> Path:
-    """Members of `teachers` or `student` by fingerprint; one that stays the same is never trained again."""
+    """Members of a stage by fingerprint; one that stays the same is never trained again."""
     return run / stage / "members"
 
 

@@ -19,11 +19,11 @@ from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import save_package
-from ensemble_kd.report.build import ReportInputs, System, build_report
+from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
-from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.train.member import PREDICTIONS, load_network
 
@@ -65,8 +65,11 @@ def run(
     teachers_folder: Path,
     student: Manifest,
     lineage: dict[str, Any],
+    special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
 ) -> Manifest:
-    """Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
+    """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest.
+
+    Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     config = context.config
     context.console.progress("report", 0, 3, "reading predictions")
@@ -108,6 +111,7 @@ def run(
             lineage=lineage,
             excluded=teachers.summary["excluded"],
             reference=[row.model_dump(mode="json") for row in config.report.reference],
+            specialised=_specialised(config, systems, *special) if special else None,
         )
         report = build_report(inputs)
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
@@ -123,6 +127,68 @@ def run(
         "shipped": student.summary["shipped"],
     }
     return finish(plan.folder, "report", plan.fingerprint, plan.config, plan.inputs, [JSON, PAGE], summary)
+
+
+def _specialised(
+    config: Config,
+    teachers: list[System],
+    clusters_folder: Path,
+    clusters: Manifest,
+    specialists: Manifest,
+    combined_folder: Path,
+    combined: Manifest,
+) -> Specialised:
+    summary, members = combined.summary, specialists.summary["members"]
+    logits = load_file(combined_folder / COMBINED)
+
+    def system(role: str, kind: str, beside: list[System], entries: list[dict[str, Any]]) -> System:
+        """Parameters and bytes of all that is kept; its time depends on which specialists are asked."""
+        return System(
+            ROLES[role].lower(),
+            role,
+            None,
+            logits[f"{kind}/test"],
+            parameters=sum(s.parameters or 0 for s in beside) + sum(e["parameters"] for e in entries),
+            bytes=sum(s.bytes or 0 for s in beside) + sum(e["bytes"] for e in entries),
+        )
+
+    def used(choice: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        numbers = sorted({entry["cluster"] for entry in entries})
+        on = {k for k, weight in zip(numbers, choice["weights"], strict=True) if weight > 0}
+        return [entry for entry in entries if entry["cluster"] in on]
+
+    own = [entry for entry in members if entry["generalist"] == summary["generalist"]]
+    single = [teacher for teacher in teachers if teacher.name == summary["generalist"]]
+    weights = dict(zip(sorted({m["cluster"] for m in members}), summary["choice"]["weights"], strict=True))
+    found = []
+    for number, cluster in enumerate(clusters.summary["clusters"]):
+        judged = [m for m in members if m["cluster"] == number and m["conditional_accuracy"] is not None]
+        before, after = (
+            statistics.fmean(m[key] for m in judged) if judged else None
+            for key in ("conditional_accuracy_before", "conditional_accuracy")
+        )
+        found.append(
+            {
+                "classes": cluster["classes"],
+                "confusion_captured": cluster["confusion_captured"],
+                "weight": weights.get(number, 0.0),
+                "conditional_before": before,
+                "conditional_after": after,
+            }
+        )
+    matrix = clusters_folder / MATRIX
+    return Specialised(
+        systems=[
+            system("generalist_specialists", "generalist", single, used(summary["generalist_choice"], own)),
+            system("ensemble_specialists", "ensemble", teachers, used(summary["choice"], members)),
+        ],
+        generalist=summary["generalist"],
+        clusters=found,
+        without=clusters.summary["without"],
+        text=summary["text"],
+        targets=config.targets if summary["on"] else "ensemble",
+        matrix=load_file(matrix)["matrix"] if matrix.exists() else None,
+    )
 
 
 def _given_teachers(teachers: Manifest, folder: Path) -> list[System]:

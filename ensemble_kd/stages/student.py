@@ -18,7 +18,7 @@ from ensemble_kd.stages.members import (
     members_folder,
     train_and_follow,
 )
-from ensemble_kd.stages.training_data import arrays_and_loader
+from ensemble_kd.stages.training_data import Store, arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
 
@@ -49,24 +49,41 @@ def objective_problems(config: Config) -> list[str]:
 
 
 def tasks(
-    config: Config, data: str, store: str, counts: dict[str, int], weights: list[float] | None = None
+    config: Config,
+    data: str,
+    store: str,
+    counts: dict[str, int],
+    weights: list[float] | None = None,
+    combined: str | None = None,
 ) -> list[MemberTask]:
     """Per seed the distilled student and its baselines, all with the same budget, order and initialisation.
 
     `hard` sees the labels of the same augmented views. `plain`, where there are such views, sees the rows as
     they are: the baseline of arXiv 1503.02531. `pseudo`, where rows lack labels, sees the ensemble's.
-    `weights` are those of the teachers in the store.
+    `weights` are those of the teachers in the store. `combined` is the fingerprint of the combination with
+    specialists; then students of both kinds of targets are trained.
     """
     student, found = config.student, []
-    roles = ["distilled", "hard"]
+    targets = {"distilled": config.targets if combined else "ensemble"}
+    if combined:
+        other = "from_ensemble" if config.targets != "ensemble" else "from_specialists"
+        targets[other] = other.removeprefix("from_")
+    roles = [*targets, "hard"]
     roles += ["plain"] if config.soft_targets.views > 1 else []
     roles += ["pseudo"] if counts["transfer"] > counts["labelled"] else []
     for seed in range(student.seeds):
         for role in roles:
-            soft = role == "distilled"
-            reads = role in ("distilled", "pseudo")
+            soft = role in targets
+            reads = soft or role == "pseudo"
             views = 1 if role == "plain" else config.soft_targets.views
             augment = config.data.augment.model_dump(mode="json") if views > 1 else {}
+            learned = targets.get(role, "ensemble")
+            inputs = {"data": data}
+            if reads and learned != "specialists":
+                inputs["soft_targets"] = store
+            if learned != "ensemble":
+                assert combined is not None
+                inputs["combined_targets"] = combined
             found.append(
                 MemberTask(
                     name=f"{role}-seed-{seed}",
@@ -74,7 +91,7 @@ def tasks(
                     seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
                     model=student.model.model_dump(mode="json"),
                     training=student.training.model_dump(mode="json"),
-                    inputs={"data": data, "soft_targets": store} if reads else {"data": data},
+                    inputs=inputs,
                     rows={"labelled": not reads, "bootstrap": False, "fraction": 1.0},
                     examples_per_epoch=counts["transfer"],
                     augment=augment,
@@ -83,35 +100,60 @@ def tasks(
                     objective=student.objective_fields if soft else None,
                     temperature=student.temperature if soft else 1.0,
                     mean=student.mean,
-                    weights=weights,
+                    weights=_weights(learned, weights),
                     pseudo_labels=role == "pseudo",
+                    targets=learned,
                 )
             )
     return found
 
 
-def plan(config: Config, run: Path, data: str, store: str) -> StagePlan:
+def _weights(targets: str, weights: list[float] | None) -> list[float] | None:
+    """Of the members that a student with these targets sees: `both` has each teacher twice."""
+    return weights * 2 if weights is not None and targets == "both" else weights
+
+
+def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
     settings = config.student.model_dump(mode="json", exclude={"replicas_per_member"})
-    settings |= {"seed": config.seed, "views": config.soft_targets.views}
+    settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
-    return StagePlan.of(run, "student", settings, {"data": data, "soft_targets": store})
+    inputs = {"data": data, "soft_targets": store}
+    return StagePlan.of(
+        run, "student", settings, {**inputs, "combined_targets": combined} if combined else inputs
+    )
 
 
 def run(
-    context: Context, plan: StagePlan, data: Path, info: dict[str, Any], store: Path, receipt: Manifest
+    context: Context,
+    plan: StagePlan,
+    data: Path,
+    info: dict[str, Any],
+    store: Path,
+    receipt: Manifest,
+    combination: Store | None = None,
 ) -> Manifest:
     """Train what is missing and choose the student to ship, on validation rows.
 
+    A `combination` in which every specialist is off is the ensemble, and nothing is read of it.
     Raises TrainingError where a student's loss was not finite.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     members = members_folder(context.folder, "student")
     weights = kept_weights(context.config.student.weights, receipt.inputs.keys() - {"data"})
-    wanted = tasks(context.config, plan.inputs["data"], plan.inputs["soft_targets"], info["counts"], weights)
+    if combination is not None and not combination[1].summary["on"]:
+        combination = None
+    wanted = tasks(
+        context.config,
+        plan.inputs["data"],
+        plan.inputs["soft_targets"],
+        info["counts"],
+        weights,
+        plan.inputs["combined_targets"] if combination else None,
+    )
     arrays, load, streams = arrays_and_loader(
-        data, info, context.config.compute.memory_budget, store, receipt
+        data, info, context.config.compute.memory_budget, (store, receipt), combination
     )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")

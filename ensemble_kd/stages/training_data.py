@@ -25,25 +25,31 @@ def input_bytes(info: dict[str, Any]) -> int:
     return int(np.prod(info["input_shape"])) * {"image": 1, "numeric": 4, "text": 4}[info["kind"]]
 
 
-def bytes_in_memory(info: dict[str, Any], layout: StoreLayout | None) -> int:
+def bytes_in_memory(info: dict[str, Any], *layouts: StoreLayout) -> int:
     """Bytes of the transfer set and its soft targets when held as arrays."""
-    per_row = input_bytes(info) + 8 + (layout.bytes_per_row if layout else 0)
+    per_row = input_bytes(info) + 8 + sum(layout.bytes_per_row for layout in layouts)
     return int(info["counts"]["transfer"] * per_row)
+
+
+Store = tuple[Path, Manifest]
+"""Folder and manifest of soft targets."""
 
 
 def arrays_and_loader(
     data: Path,
     info: dict[str, Any],
     budget: float,
-    store: Path | None = None,
-    receipt: Manifest | None = None,
+    ensemble: Store | None = None,
+    specialists: Store | None = None,
 ) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], TrainingData], bool]:
     """What `train_members` takes: the arrays to share, the function that reads them, whether it streams.
 
-    `store` and `receipt` are the soft targets' folder and manifest, absent for teachers.
+    `ensemble` are the members' soft targets, absent for teachers; `specialists` those combined with them.
     """
-    layout = StoreLayout(**receipt.summary["layout"]) if receipt else None
-    streams = bytes_in_memory(info, layout) > budget * GB
+    named = {"ensemble": ensemble, "specialists": specialists}
+    stores = {name: store for name, store in named.items() if store is not None}
+    layouts = {name: StoreLayout(**manifest.summary["layout"]) for name, (_, manifest) in stores.items()}
+    streams = bytes_in_memory(info, *layouts.values()) > budget * GB
     splits = ["validation", "test"] + ([] if streams else ["transfer"])
 
     def arrays() -> dict[str, Any]:
@@ -52,23 +58,33 @@ def arrays_and_loader(
             loaded = load_split(data, split)
             # Ids stay in the files: training does not need them, and strings would be large.
             shared |= {f"{split}/inputs": loaded.inputs, f"{split}/labels": loaded.labels}
-        if receipt and layout and store and not streams:
-            columns = load_columns(store, sorted(receipt.files), layout, info["counts"]["transfer"])
-            shared |= {f"store/{name}": column for name, column in columns.items()}
+        for name, (folder, manifest) in stores.items() if not streams else []:
+            rows = info["counts"]["transfer"]
+            columns = load_columns(folder, shards_of(manifest), layouts[name], rows)
+            shared |= {f"{name}/{column}": values for column, values in columns.items()}
         return shared
 
     shards = [str(path) for path in shard_paths(data, "transfer")] if streams else []
-    parts = [str(store / name) for name in sorted(receipt.files)] if streams and store and receipt else []
-    return arrays, partial(load_training_data, info=info, layout=layout, shards=shards, parts=parts), streams
+    parts = {
+        name: [str(folder / part) for part in shards_of(manifest)] if streams else []
+        for name, (folder, manifest) in stores.items()
+    }
+    load = partial(load_training_data, info=info, layouts=layouts, shards=shards, parts=parts)
+    return arrays, load, streams
+
+
+def shards_of(manifest: Manifest) -> list[str]:
+    """The names of a store's shards, in order."""
+    return sorted(name for name in manifest.files if name.endswith(".parquet"))
 
 
 def load_training_data(
     arrays: dict[str, Any],
     *,
     info: dict[str, Any],
-    layout: StoreLayout | None,
+    layouts: dict[str, StoreLayout],
     shards: list[str],
-    parts: list[str],
+    parts: dict[str, list[str]],
 ) -> TrainingData:
     """In the worker: give the shared arrays their meaning."""
 
@@ -76,17 +92,32 @@ def load_training_data(
         inputs, labels = arrays[f"{name}/inputs"], arrays[f"{name}/labels"]
         return Arrays(inputs, labels, np.arange(len(labels)))
 
+    def stored(name: str) -> StoredLogits | None:
+        if name not in layouts:
+            return None
+        prefix = f"{name}/"
+        columns = {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
+        return StoredLogits(columns, layouts[name])
+
     data = TrainingData(info, split("validation"), split("test"))
     if "transfer/inputs" in arrays:
         data.transfer = split("transfer")
-        if layout is not None:
-            columns = {key.removeprefix("store/"): a for key, a in arrays.items() if key.startswith("store/")}
-            data.teacher = StoredLogits(columns, layout)
+        data.teacher, data.combined = stored("ensemble"), stored("specialists")
     else:
+        read = {None: [], "both": ["ensemble", "specialists"]}
 
-        def stream(with_targets: bool, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
-            chosen = parts if with_targets else []
-            return partial(open_stream, shards, chosen, info, layout if with_targets else None, seed, views)
+        def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
+            chosen = [(parts[name], layouts[name]) for name in read.get(targets, [str(targets)])]
+            return partial(open_stream, shards, chosen, info, seed, views)
 
         data.stream = stream
+    return data
+
+
+def with_generalists(
+    arrays: dict[str, Any], *, load: Callable[[dict[str, Any]], TrainingData], generalists: str
+) -> TrainingData:
+    """In the worker: what `load` makes, and the folder of the trained members that specialists start from."""
+    data = load(arrays)
+    data.generalists = Path(generalists)
     return data

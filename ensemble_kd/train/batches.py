@@ -100,14 +100,19 @@ class TensorSource:
         seed: int,
         teacher: MemberLogits | None = None,
         num_views: int = 1,
+        special: Tensor | None = None,
+        special_fraction: float = 0.5,
     ) -> None:
-        """`rows` (N,) are the rows to draw from; a row may stand in it several times."""
+        """`rows` (N,) are the rows to draw from; a row may stand in it several times.
+
+        With `special` (M,), a specialist's own rows, that share of the examples comes from them.
+        """
         self.inputs, self.labels, self.rows, self.seed = inputs, labels, rows, seed
         self.teacher, self.num_views = teacher, num_views
+        self.special, self.special_fraction = special, special_fraction
 
     def blocks(self, epoch: int, num_examples: int) -> Iterator[Block]:
-        for begin, picked in self._order(epoch, num_examples):
-            rows = self.rows[picked]
+        for begin, rows in self._order(epoch, num_examples):
             block = Block(rows, self.inputs[rows], self.labels[rows])
             if self.num_views > 1:
                 generator = torch.Generator().manual_seed(mix(self.seed, epoch, begin, 1))
@@ -118,18 +123,31 @@ class TensorSource:
             yield block
 
     def _order(self, epoch: int, num_examples: int) -> Iterator[tuple[int, Tensor]]:
-        """Indices into `rows`: one permutation after another until there are enough."""
-        if not len(self.rows):
+        """Row numbers, some thousand at a time."""
+        if self.special is None:
+            order = self._draw(self.rows, num_examples, epoch)
+        else:
+            inside = round(num_examples * self.special_fraction)
+            parts = [
+                self._draw(self.special, inside, epoch, 5),
+                self._draw(self.rows, num_examples - inside, epoch),
+            ]
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, 7, 7))
+            order = torch.cat(parts)[torch.randperm(num_examples, generator=generator)]
+        for begin in range(0, num_examples, BLOCK_EXAMPLES):
+            yield begin, order[begin : begin + BLOCK_EXAMPLES]
+
+    def _draw(self, rows: Tensor, num_examples: int, epoch: int, *stream: int) -> Tensor:
+        """One permutation of `rows` after another until there are enough."""
+        if not len(rows):
             raise ValueError("there are no rows to train on")
         permutations, missing, turn = [], num_examples, 0
         while missing > 0:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch, turn))
-            permutations.append(torch.randperm(len(self.rows), generator=generator)[:missing])
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, turn, *stream))
+            permutations.append(torch.randperm(len(rows), generator=generator)[:missing])
             missing -= len(permutations[-1])
             turn += 1
-        order = torch.cat(permutations).to(self.rows.device)
-        for begin in range(0, num_examples, BLOCK_EXAMPLES):
-            yield begin, order[begin : begin + BLOCK_EXAMPLES]
+        return rows[torch.cat(permutations).to(rows.device)]
 
 
 class StreamSource:
@@ -205,6 +223,10 @@ class Targets:
     """Replace missing labels by the ensemble's most probable class."""
     soft: bool = False
     """Whether the loss reads the teacher at all."""
+    specialist_outputs: Tensor | None = None
+    """(C,) int64: the output of a specialist that stands for each class, its last one for all outside."""
+    certain: Tensor | None = None
+    """(C,) bool: classes whose labelled examples have the label, for certain, as their soft target."""
 
 
 @dataclass
@@ -256,6 +278,11 @@ class Batches:
             if self.targets.soft:
                 targets = self.targets
                 teacher = mean_logits(members, targets.temperature, targets.mean, targets.weights)
+                if targets.certain is not None:
+                    teacher = _certain(teacher, labels, targets.certain.to(self.device))
+        if self.targets.specialist_outputs is not None:
+            outputs = self.targets.specialist_outputs.to(self.device)
+            labels = torch.where(labels >= 0, outputs[labels.clamp(min=0)], labels)
         return inputs, labels, teacher
 
     def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[Batch]:
@@ -268,3 +295,10 @@ class Batches:
                 longest = max(1, int((batch_inputs != 0).any(0).nonzero()[-1:].sum()) + 1)
                 batch_inputs = batch_inputs[:, :longest]
             yield Batch(batch_inputs, labels[part], None if teacher is None else Outputs(teacher[part]))
+
+
+def _certain(teacher: Tensor, labels: Tensor, certain: Tensor) -> Tensor:
+    """Logits (B, C) with all mass on the label where it is one of `certain` (C,)."""
+    known = (labels >= 0) & certain[labels.clamp(min=0)]
+    one_hot = torch.full_like(teacher, -1e4).scatter_(1, labels.clamp(min=0)[:, None], 0.0)
+    return torch.where(known[:, None], one_hot, teacher)

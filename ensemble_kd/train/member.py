@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.specialist import correct_dustbin_, specialise
 from ensemble_kd.models.weights import load_weights, save_weights
 from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.objectives.hard import cross_entropy
@@ -36,6 +38,8 @@ from ensemble_kd.train.batches import (
     slice_block,
 )
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train
+from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
+from ensemble_kd.train.stored import JoinedLogits
 
 WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.safetensors"
@@ -50,7 +54,8 @@ class MemberTask:
     name: str
     """For people: `teacher-003`, `distilled-seed-0`; not part of the fingerprint."""
     role: str
-    """`teacher`, `distilled`, or a baseline: `hard`, `plain`, `pseudo`; not part of the fingerprint."""
+    """`teacher`, `specialist`, `distilled`, or a baseline: `hard`, `plain`, `pseudo`; not part of the
+    fingerprint."""
     seed: int
     model: dict[str, Any]
     training: dict[str, Any]
@@ -73,6 +78,10 @@ class MemberTask:
     mean: str = "arithmetic"
     weights: list[float] | None = None
     pseudo_labels: bool = False
+    targets: str = "ensemble"
+    """What it learns from: the `ensemble`'s members, the combination with `specialists`, or `both`."""
+    specialist: dict[str, Any] | None = None
+    """Fields of a Specialty, for a member that starts from a generalist."""
 
     @property
     def reads_teacher(self) -> bool:
@@ -83,6 +92,9 @@ class MemberTask:
         kept = {k: v for k, v in asdict(self).items() if k not in ("name", "role")}
         if not self.reads_teacher:  # so that a hard-label baseline outlives a change of T
             for key in ("objective", "temperature", "mean", "weights"):
+                kept.pop(key)
+        for key, usual in (("specialist", None), ("targets", "ensemble")):
+            if kept[key] == usual:
                 kept.pop(key)
         return kept
 
@@ -104,9 +116,13 @@ class TrainingData:
     transfer: Arrays | None = None
     """The transfer set in memory; None where it is streamed."""
     teacher: MemberLogits | None = None
-    """The soft targets in memory, aligned with `transfer`."""
-    stream: Callable[[bool, int, int], Callable[[int], Iterator[Block]]] | None = None
-    """(with soft targets, seed, views) -> epoch -> blocks, for a transfer set that is not in memory."""
+    """The members' soft targets in memory, aligned with `transfer`."""
+    combined: MemberLogits | None = None
+    """As `teacher`, of the ensemble combined with its specialists: one member."""
+    stream: Callable[[str | None, int, int], Callable[[int], Iterator[Block]]] | None = None
+    """(`targets` or None, seed, views) -> epoch -> blocks, for a transfer set that is not in memory."""
+    generalists: Path | None = None
+    """Folder of the trained members that specialists start from."""
 
 
 def finished(task: MemberTask, members: Path) -> Manifest | None:
@@ -139,15 +155,24 @@ def train_member(
     began = time.perf_counter()
     training = TrainingConfig.model_validate(task.training)
     torch.manual_seed(mix(task.seed, 11))
-    network = build(TypeAdapter(ModelConfig).validate_python(task.model), data.info).to(device)
+    judge: Judge | None = None
+    if task.specialist is None:
+        network = build(TypeAdapter(ModelConfig).validate_python(task.model), data.info)
+    else:
+        network, judge = _specialist(task, data)
+    network = network.to(device)
     batches = make_batches(task, data, training, device, replicas)
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     loss = DistillationLoss(soft, task.alpha, training.label_smoothing)
     validation = as_tensor(data.validation.inputs)
     validation_labels = as_tensor(data.validation.labels)
+    if judge is not None:
+        validation = validation[judge.rows]
 
     def evaluate(network: Network) -> dict[str, float]:
         logits = predict(network, validation, device, precision=training.precision)
+        if judge is not None:
+            return judge(judge.specialty.logits(logits))
         return {
             "validation_loss": float(cross_entropy(logits, validation_labels).mean()),
             "validation_accuracy": float((logits.argmax(1) == validation_labels).float().mean()),
@@ -171,8 +196,23 @@ def train_member(
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
     if replicas.rank == 0:
-        _finish(task, data, network, progress, folder, device, time.perf_counter() - began)
+        _finish(task, data, network, progress, folder, device, time.perf_counter() - began, judge)
     return True
+
+
+def _specialist(task: MemberTask, data: TrainingData) -> tuple[Network, Judge]:
+    """The network to train on, and how it is judged; both come from the generalist's finished folder."""
+    assert task.specialist is not None and data.generalists is not None
+    specialty = Specialty(**task.specialist)
+    folder = data.generalists / specialty.generalist
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(
+            f"{folder}: the generalist of {task.name} is missing; run the teachers stage again"
+        )
+    logits = load_file(folder / PREDICTIONS)["validation"]
+    judge = Judge(specialty, logits, as_tensor(data.validation.labels))
+    return start(specialty, load_network(manifest.config, data.info, folder), logits), judge
 
 
 def _finish(
@@ -183,16 +223,30 @@ def _finish(
     folder: Path,
     device: torch.device,
     seconds: float,
+    judge: Judge | None = None,
 ) -> None:
-    logits = {
-        "validation": predict(network, as_tensor(data.validation.inputs), device),
-        "test": predict(network, as_tensor(data.test.inputs), device),
-    }
+    inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
+    labels = as_tensor(data.validation.labels)
+    special: dict[str, Any] = {}
+    if judge is not None:
+        specialty = judge.specialty
+        before = specialty.logits(predict(network, inputs["validation"][judge.rows], device))
+        special["dustbin_correction"] = correction_for(specialty, judge, before)
+        correct_dustbin_(network, specialty.classes, specialty.output, special["dustbin_correction"])
+    logits = {name: predict(network, part, device) for name, part in inputs.items()}
+    if judge is None:
+        measured = {
+            "validation_loss": float(cross_entropy(logits["validation"], labels).mean()),
+            "validation_accuracy": float((logits["validation"].argmax(1) == labels).float().mean()),
+        }
+    else:
+        logits = {name: judge.specialty.logits(part) for name, part in logits.items()}
+        measured = judge(logits["validation"][judge.rows], corrected=True)
+        special |= describe(judge, measured)
     save_weights(network, folder / WEIGHTS)
     partial = folder / f".{PREDICTIONS}.tmp"
     save_file({name: tensor.contiguous() for name, tensor in logits.items()}, partial)
     partial.replace(folder / PREDICTIONS)
-    labels = as_tensor(data.validation.labels)
     summary = {
         "name": task.name,
         "role": task.role,
@@ -201,8 +255,8 @@ def _finish(
         "best_epoch": progress.best_epoch or progress.epoch,
         "parameters": network.num_parameters,
         "bytes": (folder / WEIGHTS).stat().st_size,
-        "validation_loss": float(cross_entropy(logits["validation"], labels).mean()),
-        "validation_accuracy": float((logits["validation"].argmax(1) == labels).float().mean()),
+        **measured,
+        **special,
         "seconds": seconds,
         "history": progress.history,
     }
@@ -221,29 +275,42 @@ def make_batches(
     """The batches that a task describes, over the data at hand."""
     replicas = replicas or Replicas()
     augment = AugmentConfig.model_validate(task.augment)
+    num_classes = data.info["num_classes"]
+    specialty = Specialty(**task.specialist) if task.specialist else None
+    targets = Targets(task.temperature, task.mean, task.weights, task.pseudo_labels, task.alpha > 0)
+    if specialty is not None and specialty.output == "full":
+        targets.certain = specialty.inside(num_classes)
+    elif specialty is not None:
+        targets.specialist_outputs = specialty.outputs(num_classes)
     source: Source
     if data.transfer is not None:
         labels = as_tensor(data.transfer.labels)
-        inputs, labels, rows = _resident(
-            [as_tensor(data.transfer.inputs), labels, pick_rows(task, labels)], device
-        )
+        rows = pick_rows(task, labels)
+        inputs, labels, rows = _resident([as_tensor(data.transfer.inputs), labels, rows], device)
+        special, fraction = None, 0.5
+        if specialty is not None:
+            inside = (labels[rows] >= 0) & specialty.inside(num_classes).to(rows.device)[labels[rows]]
+            special, rows, fraction = rows[inside], rows[~inside], specialty.special_fraction
         source = TensorSource(
             inputs,
             labels,
             rows,
             mix(task.seed, 13),
-            data.teacher if task.reads_teacher else None,
+            _teacher(task, data),
             max(1, task.views),
+            special,
+            fraction,
         )
     else:
         assert data.stream is not None, "a transfer set is either in memory or streamed"
-        open_epoch = data.stream(task.reads_teacher, mix(task.seed, 13), max(1, task.views))
-        source = StreamSource(lambda epoch: _filtered(task, open_epoch(epoch)))
+        wanted = task.targets if task.reads_teacher else None
+        open_epoch = data.stream(wanted, mix(task.seed, 13), max(1, task.views))
+        source = StreamSource(lambda epoch: _filtered(task, open_epoch(epoch), data.info, epoch))
     return Batches(
         source,
         training.batch_size,
         max(1, round(task.examples_per_epoch * task.rows["fraction"]) // training.batch_size),
-        Targets(task.temperature, task.mean, task.weights, task.pseudo_labels, task.alpha > 0),
+        targets,
         augment,
         fresh_views=task.views == 0,
         seed=task.seed,
@@ -252,6 +319,19 @@ def make_batches(
         device=device,
         trim_padding=data.info["kind"] == "text",
     )
+
+
+def _teacher(task: MemberTask, data: TrainingData) -> MemberLogits | None:
+    """The stored logits that a task reads."""
+    if not task.reads_teacher:
+        return None
+    if task.targets == "ensemble":
+        return data.teacher
+    assert data.combined is not None, "the student stage asks for a combination only where there is one"
+    if task.targets == "specialists":
+        return data.combined
+    assert data.teacher is not None
+    return JoinedLogits(data.teacher, data.combined)
 
 
 def _resident(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -278,11 +358,23 @@ def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
     return rows
 
 
-def _filtered(task: MemberTask, blocks: Iterator[Block]) -> Iterator[Block]:
-    """The streaming form of `pick_rows`: each row decides by a hash of its number."""
+def _filtered(
+    task: MemberTask, blocks: Iterator[Block], info: dict[str, Any], epoch: int = 0
+) -> Iterator[Block]:
+    """The streaming form of `pick_rows`: each row decides by a hash of its number.
+
+    For a specialist, rows of its classes or the others are thinned to `special_fraction`, anew in each epoch.
+    """
+    specialty = Specialty(**task.specialist) if task.specialist else None
+    inside = specialty.inside(info["num_classes"]) if specialty else None
     for block in blocks:
         keep = block.labels >= 0 if task.rows["labelled"] else torch.ones_like(block.labels, dtype=torch.bool)
         rows = block.rows.numpy().astype(np.uint64)
+        if specialty is not None and inside is not None:
+            special = (block.labels >= 0) & inside[block.labels]
+            chances = _chances(specialty, task, info)
+            drawn = torch.from_numpy(_uniform(rows, mix(task.seed, 23, epoch)))
+            keep &= drawn < torch.where(special, *chances)
         if task.rows["fraction"] < 1:
             keep &= torch.from_numpy(_uniform(rows, mix(task.seed, 17)) < task.rows["fraction"])
         picked = keep.nonzero()[:, 0]
@@ -292,6 +384,16 @@ def _filtered(task: MemberTask, blocks: Iterator[Block]) -> Iterator[Block]:
             copies = torch.from_numpy(np.searchsorted(edges, uniform))
             picked = picked.repeat_interleave(copies[picked])
         yield slice_block(block, picked)
+
+
+def _chances(specialty: Specialty, task: MemberTask, info: dict[str, Any]) -> tuple[float, float]:
+    """With what probability a row of its classes, and another, is kept: the rarer of the two always."""
+    share = specialty.natural_share
+    if not task.rows["labelled"]:  # of all rows it draws from
+        share *= info["counts"]["labelled"] / info["counts"]["transfer"]
+    wanted = specialty.special_fraction / (1 - specialty.special_fraction)
+    odds = share / (1 - share) / wanted
+    return (1.0, odds) if odds <= 1 else (1 / odds, 1.0)
 
 
 def _uniform(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -306,6 +408,11 @@ def _uniform(rows: np.ndarray, seed: int) -> np.ndarray:
 def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Path) -> Network:
     """A finished member's network, from its manifest's settings and its weights."""
     network = build(TypeAdapter(ModelConfig).validate_python(task_settings["model"]), info)
+    if task_settings.get("specialist"):
+        specialty = Specialty(**task_settings["specialist"])
+        network = specialise(
+            network, specialty.classes, specialty.output, train_outside=specialty.train_outside
+        )
     load_weights(network, folder / WEIGHTS)
     return network.eval()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.ensemble import top_k
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.batches import MemberLogits, as_tensor
 
 
 def restore(columns: dict[str, Tensor], layout: StoreLayout) -> Tensor:
@@ -28,3 +29,16 @@ class StoredLogits:
         """(B, M, C) logits of the members for these rows (B,) and views (B,)."""
         rows, views = rows.cpu(), views.cpu()
         return restore({name: column[rows, views] for name, column in self.columns.items()}, self.layout)
+
+
+class JoinedLogits:
+    """Several stores of the same rows and views as one with all their members."""
+
+    def __init__(self, *stores: MemberLogits) -> None:
+        self.stores, self.num_views = stores, stores[0].num_views
+
+    def pick(self, rows: Tensor, views: Tensor) -> Tensor:
+        """(B, M, C) of all members, store by store."""
+        picked = [store.pick(rows, views) for store in self.stores]
+        kind = torch.promote_types(picked[0].dtype, picked[-1].dtype)
+        return torch.cat([logits.to(kind) for logits in picked], 1)

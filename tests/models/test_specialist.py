@@ -153,5 +153,5 @@ def test_no_output_layer_to_copy() -> None:
 def test_impossible_classes(classes: list[int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         specialise(generalist(*CASES[0]), classes)
-    with pytest.raises(ValueError, match="dustbin: aggregate or row, got 'bin'"):
+    with pytest.raises(ValueError, match="output: aggregate, row, full, got 'bin'"):
         specialise(generalist(*CASES[0]), [1, 2], "bin")

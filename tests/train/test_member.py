@@ -41,14 +41,14 @@ def streamed(whole: TrainingData, shard: int = 20) -> TrainingData:
     assert whole.transfer is not None
     inputs, labels = torch.from_numpy(whole.transfer.inputs), torch.from_numpy(whole.transfer.labels)
 
-    def stream(with_targets: bool, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
+    def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
         def open_epoch(epoch: int) -> Iterator[Block]:
             generator = torch.Generator().manual_seed(seed + epoch)
             for begin in range(0, len(labels), shard):
                 rows = torch.arange(begin, min(begin + shard, len(labels)))
                 rows = rows[torch.randperm(len(rows), generator=generator)]
                 none = torch.zeros_like(rows)
-                members = whole.teacher.pick(rows, none) if with_targets and whole.teacher else None
+                members = whole.teacher.pick(rows, none) if targets and whole.teacher else None
                 yield Block(rows, inputs[rows], labels[rows], members, none)
 
         return open_epoch
@@ -214,7 +214,7 @@ def stream_rows(**rows: Any) -> Tensor:
     block = Block(numbers, numbers[:, None].float(), numbers % 2)
     parts = [slice_block(block, slice(begin, begin + 999)) for begin in range(0, 20000, 999)]
     fields = {"labelled": True, "bootstrap": False, "fraction": 1.0, **rows}
-    return torch.cat([part.rows for part in _filtered(task(rows=fields), iter(parts))])
+    return torch.cat([part.rows for part in _filtered(task(rows=fields), iter(parts), INFO)])
 
 
 def test_fraction_and_bootstrap_of_a_stream() -> None:
