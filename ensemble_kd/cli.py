@@ -243,7 +243,8 @@ def _print_results(folder: Path) -> None:
     by_role: dict[str, list[dict[str, Any]]] = {}
     for system in report_["systems"]:
         by_role.setdefault(system["role"], []).append(system)
-    table = Table("", "runs", "accuracy %", "errors", "NLL", "ECE", "parameters", "ms at batch 1")
+    table = Table("", "runs", "accuracy %", "errors", "NLL", "parameters", "ms")
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for role, name in ROLES.items():
@@ -256,7 +257,6 @@ def _print_results(folder: Path) -> None:
                 _spread(row["accuracy"], 100, 2),
                 _spread(row["errors"], 1, 1),
                 _spread(row["nll"], 1, 4),
-                _spread(row["ece"], 1, 4),
                 f"{cost['parameters']:,}" if cost["parameters"] else "",
                 f"{cost['latency_ms_batch_1']:.3f}" if cost["latency_ms_batch_1"] else "",
             )

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected = {"demo", "loop", "ensemble", "targets", "store", "precompute", "memory"}
+    expected |= {"clusters", "specialists", "combine"}
     assert expected <= set(BENCHMARKS)
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound > 0 and entry.unit
@@ -73,8 +74,25 @@ def test_the_store_is_as_small_as_promised() -> None:
     assert found["holds"] and found["ratio"] >= 1 and found["detail"]["quick"]
 
 
+def test_specialists_are_asked_quickly() -> None:
+    result = CliRunner().invoke(app, ["combine", "--quick", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["holds"] and found["ours"] > 0
+    assert all(share > 0.5 for share in found["detail"]["several_asked"].values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["loop", "precompute"])
+def test_planted_clusters_are_found_in_little_memory() -> None:
+    result = CliRunner().invoke(app, ["clusters", "--quick", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["holds"] and found["ours"] > found["detail"]["before (GB)"]
+    assert found["detail"]["planted_pairs_together"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loop", "precompute", "specialists"])
 def test_inside_ray_they_run_to_a_result(name: str) -> None:
     """Whether the bound holds is not asked of a busy machine's quick run."""
     done = subprocess.run(

@@ -16,6 +16,7 @@ TINY = [
     "teachers.training.epochs=2",
     "student.training.epochs=2",
     "student.seeds=1",
+    "specialists.training.epochs=2",
 ]
 
 

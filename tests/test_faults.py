@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +21,7 @@ OVERRIDES = [
     "teachers.training.epochs=40",
     "student.training.epochs=40",
     "student.seeds=1",
+    "specialists.training={epochs: 40, batch_size: 32}",
     "data.shard_rows=100",
     "soft_targets.batch_size=8",
     "tracking.enabled=false",
@@ -32,7 +35,12 @@ def command(folder: Path) -> list[str]:
 
 def outcome(folder: Path) -> dict[str, bytes]:
     """What must not depend on the disturbances: weights, predictions and soft targets."""
-    patterns = ("*/members/*/*.safetensors", "soft_targets/*/part-*.parquet", "model/weights.safetensors")
+    patterns = (
+        "*/members/*/*.safetensors",
+        "soft_targets/*/part-*.parquet",
+        "combined_targets/*/part-*.parquet",
+        "model/weights.safetensors",
+    )
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
 
 
@@ -60,6 +68,9 @@ def test_driver_killed_in_the_middle_of_every_stage(undisturbed: Path, tmp_path:
         "data": unfinished(folder, "data", "*"),
         "teachers": unfinished(folder, "teachers", "members/*/checkpoint.safetensors"),
         "soft_targets": unfinished(folder, "soft_targets", "*/part-*.parquet"),
+        "clusters": unfinished(folder, "clusters", "*"),
+        "specialists": unfinished(folder, "specialists", "members/*/checkpoint.safetensors"),
+        "combined_targets": unfinished(folder, "combined_targets", "*/part-*.parquet"),
         "student": unfinished(folder, "student", "members/*/checkpoint.safetensors"),
         "report": unfinished(folder, "report", "*"),
     }
@@ -80,10 +91,11 @@ def test_driver_killed_in_the_middle_of_every_stage(undisturbed: Path, tmp_path:
     assert outcome(folder) == outcome(undisturbed)
 
 
-def test_worker_killed_costs_nothing_but_time(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["teachers", "specialists"])
+def test_worker_killed_costs_at_most_one_epoch(undisturbed: Path, tmp_path: Path, stage: str) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    in_the_middle = unfinished(folder, "teachers", "members/*/checkpoint.safetensors")
+    in_the_middle = unfinished(folder, stage, "members/*/checkpoint.safetensors")
     end = time.monotonic() + 180
     while not in_the_middle():
         assert process.poll() is None and time.monotonic() < end
@@ -91,9 +103,26 @@ def test_worker_killed_costs_nothing_but_time(undisturbed: Path, tmp_path: Path)
     workers = descendants(process.pid, "RayTrainWorker")
     assert workers, "no worker process was found"
     os.kill(workers[0], signal.SIGKILL)
+    kept = histories(folder / stage / "members")
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     assert outcome(folder) == outcome(undisturbed)
+    # Epochs that were saved when the worker died were not trained again: their times are still the same.
+    for name, history in kept.items():
+        done = json.loads((folder / stage / "members" / name / "manifest.json").read_text())
+        assert history and done["summary"]["history"][: len(history)] == history
+
+
+def histories(members: Path) -> dict[str, list[dict[str, float]]]:
+    """The epochs in each unfinished member's checkpoint."""
+    found = {}
+    for path in members.glob("*/checkpoint.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found[path.parent.name] = json.loads(file.metadata()["progress"])["history"]
+        except FileNotFoundError:  # finished by now
+            continue
+    return found
 
 
 def descendants(root: int, name: str) -> list[int]:

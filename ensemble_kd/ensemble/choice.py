@@ -123,7 +123,11 @@ def choose(
         best * _keeps(member_logits, cluster, before, labels, temperature, best, mean, weights, top_n)
         for cluster in clusters
     ]
-    after = tried[best] if all(chosen) else system(chosen)
+    after = tried[best]
+    if any(chosen) and not all(chosen):  # the clusters that are off may have kept the others down
+        kept = {w: system([w if c else 0.0 for c in chosen]) for w in WEIGHTS}
+        best = min(kept, key=lambda w: float(nll(kept[w], labels).mean()))
+        chosen, after = [best if c else 0.0 for c in chosen], kept[best]
     measured = _measured(before, after, labels, temperature)
     lost, gain = measured["rows_lost"], measured["nll_gain"]
     error = measured["nll_gain_error"] or 0.0
@@ -132,8 +136,10 @@ def choose(
         text = f"specialists of {on} of {number} clusters on, weight {best:g}"
         return Choice(chosen, text, measured)
     change = f"{lost:+d} mistakes, loss {-gain:+.4f} ± {error:.4f}"
-    text = f"specialists of all {number} clusters off; with them, on {len(labels)} validation rows: {change}"
-    return Choice([0.0] * number, text if on else f"specialists of all {number} clusters off", measured)
+    text = "specialists of every cluster off"
+    if on:
+        text += f"; with them, on {len(labels)} validation rows: {change}"
+    return Choice([0.0] * number, text, measured)
 
 
 def _keeps(

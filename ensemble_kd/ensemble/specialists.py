@@ -19,6 +19,8 @@ POOL = 256
 """Sets of active specialists with fewer examples than this share a chunk."""
 CHECK = 4
 """Iterations between two tests of convergence."""
+LEAST = 1e-7
+"""Mass to which a class that grows from less is lifted."""
 
 
 def outside_classes(num_classes: int, classes: Sequence[int] | Tensor) -> Tensor:
@@ -141,10 +143,11 @@ def combine(
         t_m(q)_i = p_m_i in S_m, and p_m_dustbin q_i / sum_{j not in S_m} q_j outside
 
     until the estimated distance to the limit, the L1 norm of a step over 1 - rate, is below `tolerance`
-    for each example, or after `max_iterations`. Deviation: the paper descends the gradient over logits.
-    Classes that the same active specialists know differ, in the limit, by p_g + sum of w_m p_m over these
-    only. With these proportions from the start, each step concerns the sums over such classes alone: two
-    unknowns for one specialist. It runs in float64, for examples with equal or similar active sets together.
+    for each example and no class is still growing, or after `max_iterations`. Deviation: the paper descends
+    the gradient over logits. Classes that the same active specialists know differ, in the limit, by p_g +
+    sum of w_m p_m over these only. With these proportions from the start, each step concerns the sums over
+    such classes alone: two unknowns for one specialist. It runs in float64, for examples with equal or
+    similar active sets together.
     """
     weights = _weights(weight, len(specialists))
     num_classes = generalist_log_p.shape[1]
@@ -280,7 +283,8 @@ def _iterate(
     before = torch.full_like(total, math.inf)  # (b,) L1 norm of the step at the last test
     for iteration in range(1, max_iterations + 1):
         mass = (q @ outside.T).clamp_(min=1e-300)  # (b, m)
-        new = torch.addcmul(fixed, q, (dustbins / mass) @ outside)
+        growth = (dustbins / mass) @ outside  # (b, k), at most 1 at the minimum
+        new = torch.addcmul(fixed, q, growth)
         if iteration % CHECK and iteration < max_iterations:
             q = new
             continue
@@ -290,6 +294,12 @@ def _iterate(
         # A step bounds the distance only with the rate; the first test has none and supposes the one that
         # holds where the dustbins agree with the generalist, 1 - 1 / total.
         done = step * torch.maximum(total, 1 / (1 - rate)) < tolerance
+        # Steps are short near a saddle too: a class that p_g all but excludes may end with much, and grow to
+        # it by a few percent a step from 1e-17. As it grows, a little more of it lowers the objective.
+        growing = growth > 1 + 1e-6
+        done &= ~growing.any(1)
+        if iteration < max_iterations:  # the next step brings the sum back to 1
+            q = torch.where(growing & (q > 0) & (q < LEAST), LEAST, q)
         before = step
         if bool(done.all()):
             break

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse, vstack
 from torch import Tensor
 
 from ensemble_kd.ensemble.clusters import StreamingCovariance
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.ensemble.top_k import TopK
+
+WAITING = 65536
+"""Rows whose products are summed at once."""
 
 
 def softened(member_logits: Tensor, temperature: float) -> Tensor:
@@ -36,13 +40,20 @@ class SparseMoments:
     """(C,) sum of d."""
     rho_d: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """(C,) sum of rho d."""
-    d_d: csr_matrix = None
-    """(C, C) sum of d d^T."""
+    d_d: Any = None
+    """(C, C) sum of d d^T: sparse until a dense one takes less memory."""
+    waiting: list[csr_matrix] = field(default_factory=list)
+    """d (B, C) of rows whose products are not summed yet: each sum copies the whole matrix."""
 
     def __post_init__(self) -> None:
         if self.d_d is None:
             self.d, self.rho_d = np.zeros(self.num_classes), np.zeros(self.num_classes)
             self.d_d = csr_matrix((self.num_classes, self.num_classes))
+
+    @property
+    def dtype(self) -> type:
+        """Of the dense matrix: float64 up to 2048 classes and float32 above."""
+        return np.float64 if self.num_classes <= 2048 else np.float32
 
     def update(self, kept: TopK, temperature: float) -> None:
         """Add the mean of the members' predictions at T; columns of `kept` are (B, M, k) and (B, M)."""
@@ -56,7 +67,7 @@ class SparseMoments:
         rho = (tail - total).exp()  # (B, M)
         d = ((values - total[..., None]).exp() - rho[..., None]) / members  # (B, M, k)
         rho = rho.mean(1)  # (B,)
-        columns = kept.indices.long().reshape(rows, -1).numpy()
+        columns = kept.indices.long().reshape(rows, members * k).numpy()
         pointers = np.arange(0, rows * members * k + 1, members * k)
         sparse = csr_matrix((d.reshape(-1).numpy(), columns.ravel(), pointers), (rows, self.num_classes))
         sparse.sum_duplicates()
@@ -66,7 +77,28 @@ class SparseMoments:
         self.rho_squared += float((weights**2).sum())
         self.d += np.asarray(sparse.sum(0)).ravel()
         self.rho_d += sparse.T @ weights
-        self.d_d = self.d_d + sparse.T @ sparse
+        self.waiting.append(sparse)
+        if sum(part.shape[0] for part in self.waiting) >= WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sum the products of the rows that wait."""
+        if self.waiting:
+            d = vstack(self.waiting, format="csr")
+            self.waiting = []
+            self._add(d.T @ d)
+
+    def _add(self, products: Any) -> None:
+        if isinstance(self.d_d, np.ndarray):
+            self.d_d += products.toarray() if issparse(products) else products
+            return
+        if not issparse(products):
+            products += self.d_d.toarray()
+            self.d_d = products
+            return
+        total = self.d_d + products
+        dense = self.num_classes**2 * np.dtype(self.dtype).itemsize
+        self.d_d = total.astype(self.dtype).toarray() if 12 * total.nnz > dense else total
 
     def merge(self, other: SparseMoments) -> None:
         """Add what another has seen."""
@@ -75,7 +107,9 @@ class SparseMoments:
         self.rho_squared += other.rho_squared
         self.d = self.d + other.d
         self.rho_d = self.rho_d + other.rho_d
-        self.d_d = self.d_d + other.d_d
+        self.settle()
+        other.settle()
+        self._add(other.d_d.copy())
 
     @property
     def mean(self) -> np.ndarray:
@@ -84,16 +118,18 @@ class SparseMoments:
 
     def covariance(self, rows: int = 512) -> np.ndarray:
         """(C, C), symmetric to the last bit, float64 up to 2048 classes and float32 above; held once."""
+        self.settle()
         n, size = max(self.count, 1), self.num_classes
         d, cross = self.d / n, self.rho_d / n
         rho, square = self.rho / n, self.rho_squared / n
         # E[p p^T] - m m^T with m = rho 1 + E[d]: what is constant, what depends on one class, the products.
         constant = square - rho * rho
         one = cross - rho * d
-        out = np.empty((size, size), np.float64 if size <= 2048 else np.float32)
+        out: np.ndarray = np.empty((size, size), self.dtype)
         for i in range(0, size, rows):
             part = slice(i, min(i + rows, size))
-            block = self.d_d[part].toarray() / n
+            block = self.d_d[part]
+            block = (block.toarray() if issparse(block) else block).astype(np.float64) / n
             block += constant
             block += one[part, None] + one[None, :]
             block -= d[part, None] * d[None, :]

@@ -29,8 +29,8 @@ ROLES = {
     "hard": "Student, hard labels",
     "plain": "Student, hard labels, no augmentation",
     "pseudo": "Student, hard pseudo-labels",
-    "from_ensemble": "Student, distilled from the ensemble alone",
-    "from_specialists": "Student, distilled from ensemble + specialists",
+    "from_ensemble": "Student, from the ensemble alone",
+    "from_specialists": "Student, from ensemble + specialists",
     "distilled": "Student, distilled",
 }
 """Every role a system can have, in the order of the tables, and how it is called there."""

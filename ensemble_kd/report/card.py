@@ -90,13 +90,21 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
         f"- Student: `{json.dumps(student.get('model', {}))}`",
         f"- Soft loss: `{report['objective']}`, temperature {report['temperature']:g}, "
         f"weight of the soft loss {report['alpha']:g}",
-        f"- Soft targets: {report['mean']} mean of the members' distributions",
+        f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
     training = student.get("training", {})
     if training:
         kept = ("epochs", "batch_size", "optimizer", "learning_rate")
         lines.append("- Training: " + ", ".join(f"{key} {training[key]}" for key in kept if key in training))
     return "\n".join(lines)
+
+
+def _targets(report: dict[str, Any]) -> str:
+    section = report.get("specialists")
+    if not section or section["targets"] == "ensemble":
+        return ""
+    beside = " and without" if section["targets"] == "both" else ""
+    return f", each combined with{beside} its specialists ({_text(section['text'])})"
 
 
 def _results(report: dict[str, Any]) -> str:

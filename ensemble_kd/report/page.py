@@ -211,15 +211,22 @@ def _reference(report: dict[str, Any]) -> str:
     return f"<section><h2>Beside published figures</h2>{_table(['', *columns], rows)}</section>"
 
 
-SHOWN = ("teacher", "ensemble", "ensemble_specialists", "hard", "from_ensemble", "distilled")
-"""Roles in the table of clusters."""
+SHOWN = {
+    "teacher": "teachers",
+    "ensemble": "ensemble",
+    "ensemble_specialists": "+ specialists",
+    "hard": "hard labels",
+    "from_ensemble": "from ensemble",
+    "distilled": "distilled",
+}
+"""Roles in the table of clusters, and their short names there."""
 
 
 def _specialists(report: dict[str, Any], arrays: dict[str, Any]) -> str:
     section = report.get("specialists")
     if not section:
         return ""
-    text = f"<h2>Specialists</h2><p>{_escape(section['text'])}.</p>"
+    text = f"<h2>Specialists</h2><p>{_escape(section['text'][:1].upper() + section['text'][1:])}.</p>"
     lines = []
     for difference in section["differences"]:
         what = {"generalist": section["generalist"], "ensemble": "the ensemble"}[difference["role"]]
@@ -244,7 +251,7 @@ def _specialists(report: dict[str, Any], arrays: dict[str, Any]) -> str:
         ]
         rows.append(("", cells))
     head = ["cluster", "classes", "confusion", "among its classes", "weight"]
-    head += [ROLES[role] for role in roles]
+    head += [SHOWN[role] for role in roles]
     text += _table(head, rows, "clusters")
     text += (
         "<p class=quiet>Confusion: share of all confusion that lies inside. Among its classes: validation "

@@ -196,10 +196,14 @@ def moments_of(context: Context, store: Path, receipt: Manifest, temperature: fl
     layout = StoreLayout(**receipt.summary["layout"])
     shards = [str((store / name).resolve()) for name in shards_of(receipt)]
     rows = receipt.summary["rows"]
-    width = layout.classes if layout.top_k is None else layout.members * layout.top_k
+    # Multiplications a row, roughly: of the products, and of restoring and softening dense logits.
+    if layout.top_k is None:
+        cost = layout.classes**2 + 20 * layout.members * layout.classes
+    else:
+        cost = 10 * (layout.members * layout.top_k) ** 2
     alone = layout.top_k is None and layout.classes > HELD_ONCE_FROM
     moments: Moments
-    if alone or rows * (width**2 + layout.members * layout.classes) < SPREAD_FROM or len(shards) < 2:
+    if alone or rows * cost < SPREAD_FROM or len(shards) < 2:
         moments = empty(layout)
         for i, shard in enumerate(shards):
             context.console.progress("clusters", i, len(shards), "reading soft targets")

@@ -244,7 +244,7 @@ class Combiner:
         return {**writer.close(), "bound": bound}
 
     def combined(self, inputs: Tensor, rows: Tensor, stored: dict[str, Tensor]) -> Tensor:
-        """(B, V, M, C) log q of all views of these examples; `stored` holds the members' columns (B, V, ...)."""
+        """(B, V, M, C) log q of all views of these examples; `stored` are the members' columns."""
         layout = self.layout
         found = torch.empty(len(inputs), layout.views, layout.members, layout.classes)
         outputs: list[dict[int, Tensor]] = [{} for _ in self.classes]

@@ -32,9 +32,16 @@ def problems(config: Config, info: dict[str, Any]) -> list[str]:
     models = {
         str(m): m for m in (member_settings(config.teachers, i)[0] for i in range(num_teachers(config)))
     }
+    assert config.specialists is not None
     for model in models.values():
-        if build(model, info).head is None:
-            name = getattr(model, "callable", model.name)
+        head, name = build(model, info).head, getattr(model, "callable", model.name)
+        corrected = config.specialists.output == "full" and config.specialists.correction != "none"
+        if head is not None and head.bias is None and corrected:
+            found.append(
+                f"specialists.output: 'full' is corrected by the bias of the output layer, and that of "
+                f"model {name!r} has none; use 'aggregate', or specialists.correction=none"
+            )
+        if head is None:
             found.append(
                 f"specialists: they start from the teacher's output layer, and model {name!r} shows none; "
                 "give its module a last torch.nn.Linear with one output for each class, or leave the "
@@ -141,9 +148,7 @@ def tasks(
     return found
 
 
-def check_labels(
-    config: Config, clusters: list[dict[str, Any]], labels: np.ndarray, names: list[str]
-) -> None:
+def check_labels(clusters: list[dict[str, Any]], labels: np.ndarray, names: list[str]) -> None:
     """Raises InputError for clusters whose specialist would have nothing to learn from."""
     problems = []
     counts = np.bincount(labels, minlength=len(names))
@@ -185,7 +190,7 @@ def run(
     found, entries = clusters.summary["clusters"], teachers.summary["members"]
     labels = load_labels(data, "transfer")
     labels = labels[labels >= 0]
-    check_labels(config, found, labels, info["class_names"])
+    check_labels(found, labels, info["class_names"])
     wanted = tasks(config, plan.inputs, found, entries, labels)
     teachers_members = members_folder(context.folder, "teachers")
     full = config.specialists.output == "full"

@@ -305,3 +305,17 @@ def test_quick() -> None:
     began = time.process_time()
     combine(log_g, specialists)
     assert time.process_time() - began < 1
+
+
+def test_a_class_that_the_generalist_excludes_may_end_with_much() -> None:
+    """Contradicting dustbins push mass out of what both know; from 1e-17 it grows slowly at first."""
+    log_g = torch.tensor([[0.5, 0.5, 3e-17, 0.0]], dtype=torch.float64).clamp(min=1e-30).log()
+    one = ([0], torch.tensor([[0.2, 0.8]], dtype=torch.float64).log())
+    two = ([1], torch.tensor([[0.2, 0.8]], dtype=torch.float64).log())
+    q = combine(log_g, [one, two], top_n=2)
+    # By hand: q = (a, a, b), minimise -(1 + 2 * 0.2) log a - 2 * 0.8 log(a + b) with 2 a + b = 1.
+    a = torch.linspace(0.01, 0.5, 400001, dtype=torch.float64)
+    value = -1.4 * a.log() - 1.6 * (1 - a).log()
+    best = float(a[value.argmin()])
+    assert q.exp()[0, :2].tolist() == pytest.approx([best, best], abs=1e-5)
+    assert float(q.exp()[0, 2:].sum()) == pytest.approx(1 - 2 * best, abs=1e-5)

@@ -1,0 +1,8 @@
+"""Stage `combined-targets` as a Ray job: python jobs/combined_targets.py CONFIG"""
+
+import sys
+
+from ensemble_kd.cli import app
+
+if __name__ == "__main__":
+    app(["combined-targets", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Stage `specialists` as a Ray job: ray job submit --working-dir . -- python jobs/specialists.py CONFIG"""
+
+import sys
+
+from ensemble_kd.cli import app
+
+if __name__ == "__main__":
+    app(["specialists", *sys.argv[1:]])
