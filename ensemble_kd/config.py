@@ -332,6 +332,15 @@ class ClustersConfig(Block):
     """Largest number of classes of a specialist; null for all but one."""
 
 
+class SpecialistTrainingConfig(TrainingConfig):
+    """As `TrainingConfig`, but shorter; weight_decay, max_norm, label_smoothing: the teacher's if unset."""
+
+    epochs: int = Field(10, ge=1)
+    """An epoch is the specialist's rows once, and as many others as `special_fraction` asks for."""
+    early_stopping: int | None = Field(3, ge=1)
+    """Epochs without a better loss on the validation rows on which it is asked; null to run to the end."""
+
+
 class SpecialistsConfig(Block):
     """Experts on the clusters, trained from the teachers' weights (arXiv 1503.02531, section 5)."""
 
@@ -344,8 +353,8 @@ class SpecialistsConfig(Block):
     """Whether the rows behind an aggregated dustbin are trained along."""
     special_fraction: float = Field(0.5, gt=0, lt=1)
     """Share of a specialist's examples that come from its classes."""
-    training: TrainingConfig = TrainingConfig(epochs=10, early_stopping=3)
-    """Training; an epoch is its rows once, and as many others as `special_fraction` asks for."""
+    training: SpecialistTrainingConfig = SpecialistTrainingConfig()
+    """Training."""
     correction: Literal["fitted", "formula", "none"] = "fitted"
     """Correction of the dustbin for `special_fraction`: fitted on validation rows, or the paper's formula."""
     top_n: int = Field(1, ge=1)
@@ -582,6 +591,16 @@ def _specialist_problems(config: Config) -> list[str]:
             "specialists: they start from a teacher's weights, and teachers.source=predictions has none; "
             "train the teachers or leave the specialists out"
         )
+    if config.specialists.output == "full":
+        if config.specialists.correction == "formula":
+            problems.append(
+                "specialists.correction: 'formula' supposes that all examples have labels, and output 'full' "
+                "takes unlabelled ones too; use 'fitted'"
+            )
+        if config.specialists.training.label_smoothing > 0:
+            problems.append(
+                "specialists.training.label_smoothing: output 'full' learns from soft targets; set it to 0"
+            )
     least, most, size = clusters.min_size, clusters.max_size, clusters.classes_per_specialist
     if most is not None and most < least:
         problems.append(f"clusters.max_size: {most} is below clusters.min_size = {least}; raise it")

@@ -155,9 +155,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
             return done
 
         # Combined targets: the ensemble with its specialists, over the transfer set, where it is better so.
-        plan = combined_stage.plan(
-            config, folder, data.fingerprint, store_plan.fingerprint, specialists_plan.fingerprint
-        )
+        plan = combined_stage.plan(config, folder, data.fingerprint, store_plan.fingerprint, specialists)
         with stage(context, "combined-targets", plan, fresh) as step:
             step.manifest = step.kept(plan.checked(context.console)) or combined_stage.run(
                 context, plan, data.folder, info, teachers, store_plan.folder, store, specialists
@@ -479,14 +477,19 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
             plan = specialists_stage.plan(
                 config, folder, data, plan.fingerprint, store_plan.fingerprint, teachers.summary["members"]
             )
+            specialists = plan.done()
             size = size_on_disk(plan.folder.parent / "members")
-            found.append(_line("specialists", plan, plan.done(), extra=size))
-            plan = combined_stage.plan(config, folder, data, store_plan.fingerprint, plan.fingerprint)
-            found.append(_line("combined-targets", plan, plan.done(), expected=expected))
-            combined = plan.fingerprint
+            found.append(_line("specialists", plan, specialists, extra=size))
+            combined = "to be made"
+            if specialists is None:
+                found.append(PlannedStage("combined-targets", "to do: follows specialists", 0))
+            else:
+                plan = combined_stage.plan(config, folder, data, store_plan.fingerprint, specialists)
+                found.append(_line("combined-targets", plan, plan.done(), expected=expected))
+                combined = plan.fingerprint
     plan = student_stage.plan(config, folder, data, store_plan.fingerprint, combined)
     student = plan.done()
-    held = bytes_in_memory(info, layout)
+    held = bytes_in_memory(info, *[layout] * (1 if config.specialists is None else 2))
     line = _line("student", plan, student, extra=size_on_disk(plan.folder.parent / "members"))
     how = "held in memory" if held <= config.compute.memory_budget * 1e9 else "streamed"
     state = line.state if student else f"{line.state}; transfer set of {held / 1e6:.1f} MB {how}"

@@ -13,15 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from ensemble_kd import pipeline
-from ensemble_kd.artifacts import read_manifest
+from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.cli import app
 from ensemble_kd.config import STAGES, Config, load_config
 from ensemble_kd.data.prepared import load_labels, load_split
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.ensemble.choice import with_specialists
 from ensemble_kd.ensemble.combine import mean_logits
-from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.stages import specialists as specialists_stage
+from ensemble_kd.stages.combined_targets import check_classes
 from ensemble_kd.stages.context import Console
 from ensemble_kd.train.batches import as_tensor
 from ensemble_kd.train.loop import predict
@@ -308,6 +309,18 @@ def test_a_teacher_without_an_output_layer_is_told_before_it_is_trained(
     assert len(members(copy, "teachers")) == 2, "none was trained"
 
 
+def test_specialists_of_another_class_order_are_refused() -> None:
+    def manifest(names: list[str]) -> Manifest:
+        return Manifest("x", "0", {}, {}, summary={"class_names": names})
+
+    ours, other = ["cat", "dog"], ["dog", "cat"]
+    check_classes(manifest(ours), manifest(ours), ours)
+    with pytest.raises(ArtifactError, match=r"specialists are of the classes \['dog', 'cat'\]"):
+        check_classes(manifest(other), manifest(ours), ours)
+    with pytest.raises(ArtifactError, match="soft targets are of the classes"):
+        check_classes(manifest(ours), manifest(other), ours)
+
+
 def test_a_class_without_labelled_rows_is_named() -> None:
     clusters = [{"classes": [0, 1]}, {"classes": [1, 2]}, {"classes": [0, 2, 3]}]
     with pytest.raises(InputError) as caught:
@@ -322,3 +335,27 @@ def test_a_sub_command_of_a_run_without_specialists_says_what_to_add(tmp_path: P
     arguments = ["clusters", "digits", "--set", "specialists=null", "--run-dir", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2 and "--set specialists={}" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top_k", ["null", "5"])
+def test_the_pass_over_the_store_gives_the_same_in_parts(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, top_k: str
+) -> None:
+    settings = [f"soft_targets.top_k={top_k}", "specialists.weight=1"]
+    alone, _ = run(tmp_path / "run", *settings, until="clusters")
+    matrix = load_file(only(tmp_path / "run", "clusters") / "matrix.safetensors")["matrix"]
+    monkeypatch.setattr("ensemble_kd.stages.clusters.SPREAD_FROM", 0)
+    spread, said = run(tmp_path / "run", *settings, until="clusters", fresh=["clusters"])
+    assert "clusters" not in kept(said)
+    again = load_file(only(tmp_path / "run", "clusters") / "matrix.safetensors")["matrix"]
+    torch.testing.assert_close(again, matrix, atol=1e-7, rtol=1e-5)
+    assert [c["classes"] for c in spread["clusters"].summary["clusters"]] == [
+        c["classes"] for c in alone["clusters"].summary["clusters"]
+    ]
+
+
+@pytest.mark.parametrize("name", ["digits", "banking77"])
+def test_recipes_stop_specialists_early(name: str, tmp_path: Path) -> None:
+    config = load_config(name, [] if name == "digits" else [f"data.path={tmp_path}"])
+    assert config.specialists is not None and config.specialists.training.early_stopping == 3

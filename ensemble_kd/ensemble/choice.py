@@ -20,6 +20,8 @@ from ensemble_kd.ensemble.specialists import active_specialists, combine
 
 WEIGHTS = (0.5, 1.0, 2.0)
 """Weights of the specialists against the generalist that are tried."""
+FEW = 5
+"""Rows below which a standard error says nothing."""
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.2, 5.0, 33))
 
 Cluster = tuple[Sequence[int], dict[int, Tensor]]
@@ -42,6 +44,11 @@ class Choice:
         return any(weight > 0 for weight in self.weights)
 
 
+def own_distribution(member_logits: Tensor, i: int) -> Tensor:
+    """(B, C) log p of member i, from (B, M, C) logits; what decides which of its specialists are asked."""
+    return member_logits[:, i].float().log_softmax(1)
+
+
 def with_specialists(
     member_logits: Tensor,
     clusters: Sequence[Cluster],
@@ -59,7 +66,7 @@ def with_specialists(
             for (classes, logits), weight in zip(clusters, weights, strict=True)
             if i in logits and weight > 0
         ]
-        log_g = member_logits[:, i].float().log_softmax(1)
+        log_g = own_distribution(member_logits, i)
         pairs = [(classes, log_p) for classes, log_p, _ in own]
         members.append(combine(log_g, pairs, top_n=top_n, weight=[w for _, _, w in own]) if own else log_g)
     return torch.stack(members, 1)
@@ -101,9 +108,9 @@ def choose(
     Systems are compared by their negative log-likelihood, each calibrated by one temperature: otherwise a
     difference in sharpness would pass for one in knowledge. Of the `WEIGHTS`, one for all clusters, the best
     is taken. A cluster is off where, alone, it raises the mean loss of the rows on which it is asked by more
-    than a standard error. All are off unless together they make fewer mistakes, at a mean loss that is not
-    higher by more than a standard error, or as many mistakes at a lower one. A given `weight` is used for all
-    clusters.
+    than a standard error, or at all where these are few; the weight is then chosen once more. All are off
+    unless together they make fewer mistakes, at a mean loss that is not higher by more than a standard error,
+    or as many mistakes at a lower one. A given `weight` is used for all clusters.
     """
 
     def system(cluster_weights: Sequence[float]) -> Tensor:
@@ -157,14 +164,14 @@ def _keeps(
     classes, logits = cluster
     rows = torch.zeros(len(labels), dtype=torch.bool)
     for i in logits:
-        rows |= active_specialists(member_logits[:, i], [classes], top_n)[:, 0]
+        rows |= active_specialists(own_distribution(member_logits, i), [classes], top_n)[:, 0]
     if not bool(rows.any()):
         return False  # nothing speaks for it
     part = (classes, {i: own[rows] for i, own in logits.items()})
     q = with_specialists(member_logits[rows], [part], [weight], top_n)
     log_q = mean_logits(q, temperature, mean, weights) / temperature
     rise, error = _mean_and_error(nll(log_q, labels[rows]) - nll(before[rows], labels[rows]))
-    return not rise > error
+    return rise <= 0 if len(log_q) < FEW else not rise > error
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -480,6 +480,7 @@ def _auto(
 
 def _collapsed(labels: np.ndarray, num_classes: int, asked: int, share: float = 0.5) -> bool:
     enough = asked > 2 or share > 0.5
+    share = max(share, 0.75) if num_classes <= 20 else share  # of ten classes, six may well belong together
     return num_classes > 6 and enough and int(np.bincount(labels).max()) > num_classes * share
 
 

@@ -261,7 +261,7 @@ def _solve(
         # The proportions inside the rest are p_g's; where it has no mass there is nothing to scale.
         shift = torch.where(q[:, -1] > 0, q[:, -1].log() - log_rest, 0.0)
         log_g = (log_g.double() + shift[:, None]).to(dtype)
-    log_g[:, known] = q[:, :-1].log().to(dtype)
+    log_g[:, known] = q[:, :-1].clamp(min=1e-300).log().to(dtype)  # far below what float64 adds up
     result[rows] = log_g
 
 

@@ -84,6 +84,8 @@ class SparseMoments:
     def settle(self) -> None:
         """Sum the products of the rows that wait."""
         if self.waiting:
+            if isinstance(self.d_d, np.ndarray) and not self.d_d.flags.writeable:  # came from another process
+                self.d_d = self.d_d.copy()
             d = vstack(self.waiting, format="csr")
             self.waiting = []
             self._add(d.T @ d)

@@ -213,10 +213,13 @@ def _reference(report: dict[str, Any]) -> str:
 
 SHOWN = {
     "teacher": "teachers",
+    "generalist_specialists": "one + specialists",
     "ensemble": "ensemble",
     "ensemble_specialists": "+ specialists",
     "hard": "hard labels",
+    "pseudo": "pseudo-labels",
     "from_ensemble": "from ensemble",
+    "from_specialists": "from specialists",
     "distilled": "distilled",
 }
 """Roles in the table of clusters, and their short names there."""
@@ -288,7 +291,8 @@ def _coverage(section: dict[str, Any]) -> str:
     head = ["specialists that know the right class", "test rows"]
     for _, name in pairs:
         head += [f"right, {name}", "with specialists"]
-    return "<h2>By number of specialists</h2>" + _table(head, rows)
+    note = "<p class=quiet>Of all specialists, on or off (arXiv 1503.02531, table 4).</p>"
+    return "<h2>By number of specialists</h2>" + _table(head, rows) + note
 
 
 def _share(value: float | None) -> str:

@@ -236,6 +236,8 @@ def part_of(shards: list[str], layout: StoreLayout, temperature: float) -> Momen
     moments = empty(layout)
     for shard in shards:
         add_shard(moments, shard, layout, temperature)
+    if isinstance(moments, SparseMoments):
+        moments.settle()  # here, side by side, rather than where the parts are merged
     return moments
 
 

@@ -14,22 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_json, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, Config
+from ensemble_kd.data.augment import view
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_labels, read_shard
 from ensemble_kd.data.store import ShardWriter, StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
-from ensemble_kd.ensemble.choice import Choice, Cluster, choose, with_specialists
+from ensemble_kd.ensemble.choice import Choice, Cluster, choose, own_distribution, with_specialists
 from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.ensemble.specialists import active_specialists
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
 from ensemble_kd.stages.context import COMBINED, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
-from ensemble_kd.stages.shards import Item, encode, fill, in_actors, network_logits, work_items
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
+from ensemble_kd.train.batches import VIEW_SEED, as_tensor
+from ensemble_kd.train.device import autocast
 from ensemble_kd.train.member import PREDICTIONS, load_network
 from ensemble_kd.train.specialist import Specialty
 from ensemble_kd.train.stored import restore
@@ -37,8 +41,14 @@ from ensemble_kd.train.stored import restore
 Group = dict[str, Any]
 """The specialists of one cluster: `classes`, and `members`, the fingerprint of each one by its teacher."""
 
+KEPT = 1_000_000_000
+"""Bytes of specialists' weights that an actor keeps."""
+Answer = tuple[Tensor, Tensor]
+"""Places (n,) in the shard, ascending, and a specialist's logits (n, |S| + 1) there."""
 
-def plan(config: Config, run: Path, data: str, store: str, specialists: str) -> StagePlan:
+
+def plan(config: Config, run: Path, data: str, store: str, specialists: Manifest) -> StagePlan:
+    """The input is which specialists there are: one whose loss was not finite may be there another time."""
     assert config.specialists is not None
     settings: dict[str, Any] = {
         "weight": config.specialists.weight,
@@ -49,8 +59,24 @@ def plan(config: Config, run: Path, data: str, store: str, specialists: str) -> 
         run,
         "combined_targets",
         settings,
-        {"data": data, "soft_targets": store, "specialists": specialists},
+        {
+            "data": data,
+            "soft_targets": store,
+            "specialists": fingerprint(
+                specialists.fingerprint, *(m["fingerprint"] for m in specialists.summary["members"])
+            ),
+        },
     )
+
+
+def check_classes(specialists: Manifest, store: Manifest, class_names: list[str]) -> None:
+    """A specialist's class 3 must be the store's and the data's class 3."""
+    for what, manifest in (("specialists", specialists), ("soft targets", store)):
+        names = manifest.summary.get("class_names")
+        if names != class_names:
+            raise ArtifactError(
+                f"the {what} are of the classes {names}, the data has {class_names}; run their stage again"
+            )
 
 
 def groups_of(specialists: Manifest, teachers: list[str]) -> list[Group]:
@@ -58,7 +84,8 @@ def groups_of(specialists: Manifest, teachers: list[str]) -> list[Group]:
     found: dict[int, Group] = {}
     for entry in specialists.summary["members"]:
         if entry["generalist"] in teachers:
-            group = found.setdefault(entry["cluster"], {"classes": entry["classes"], "members": {}})
+            new = {"cluster": entry["cluster"], "classes": entry["classes"], "members": {}}
+            group = found.setdefault(entry["cluster"], new)
             group["members"][teachers.index(entry["generalist"])] = entry["fingerprint"]
     return [found[k] for k in sorted(found)]
 
@@ -73,7 +100,11 @@ def run(
     receipt: Manifest,
     specialists: Manifest,
 ) -> Manifest:
-    """Choose the weights, and fill the store where any specialist is on."""
+    """Choose the weights, and fill the store where any specialist is on.
+
+    Raises ArtifactError for specialists whose classes are in another order than the store's.
+    """
+    check_classes(specialists, receipt, info["class_names"])
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     config = context.config
@@ -83,22 +114,22 @@ def run(
     weights = kept_weights(config.student.weights, names)
     labels = torch.from_numpy(load_labels(data, "validation"))
     folder = members_folder(context.folder, "teachers")
-    logits = [load_file(folder / entry["fingerprint"] / PREDICTIONS) for entry in entries]
+    files = [folder / entry["fingerprint"] / PREDICTIONS for entry in entries]
     groups = groups_of(specialists, names)
-    ensemble, choice = _combined(context, logits, weights, groups, labels)
+    ensemble, choice = _combined(context, plan, "ensemble", files, weights, groups, labels)
     # One generalist with its own specialists, for the report: the paper's system.
     single = _generalist(specialists, entries)
-    own = [logits[names.index(single)]]
-    alone, alone_choice = _combined(context, own, None, groups_of(specialists, [single]), labels)
+    own, own_groups = [files[names.index(single)]], groups_of(specialists, [single])
+    alone, alone_choice = _combined(context, plan, "generalist", own, None, own_groups, labels)
     results = {f"ensemble/{split}": log_q for split, log_q in ensemble.items()}
     results |= {f"generalist/{split}": log_q for split, log_q in alone.items()}
     save_file({name: tensor.contiguous() for name, tensor in results.items()}, plan.folder / COMBINED)
     summary = {
         "on": choice.on,
         "text": choice.text,
-        "choice": asdict(choice),
+        "choice": {**asdict(choice), "clusters": [group["cluster"] for group in groups]},
         "generalist": single,
-        "generalist_choice": asdict(alone_choice),
+        "generalist_choice": {**asdict(alone_choice), "clusters": [g["cluster"] for g in own_groups]},
         "class_names": info["class_names"],
     }
     if not choice.on:  # the combination is the ensemble: nothing to compute
@@ -127,42 +158,54 @@ def run(
 
 def _combined(
     context: Context,
-    logits: list[dict[str, Tensor]],
+    plan: StagePlan,
+    system: str,
+    teachers: list[Path],
     weights: list[float] | None,
     groups: list[Group],
     labels: Tensor,
 ) -> tuple[dict[str, Tensor], Choice]:
-    """Mean log q (N, C) of validation and test rows, and the choice that validation rows led to."""
+    """Mean log q (N, C) of validation and test rows, and the choice that validation rows led to.
+
+    The choice is written down before anything is made with it, so that a resumed run goes on with the same.
+    """
     config = context.config
     assert config.specialists is not None
     folder = members_folder(context.folder, "specialists")
-    outputs = [
-        {i: load_file(folder / name / PREDICTIONS) for i, name in group["members"].items()}
-        for group in groups
-    ]
     mean, top_n = config.student.mean, config.specialists.top_n
-    members = {split: torch.stack([part[split] for part in logits], 1) for split in ("validation", "test")}
-
-    def of(split: str) -> list[Cluster]:
-        return [
-            (group["classes"], {i: part[split] for i, part in parts.items()})
-            for group, parts in zip(groups, outputs, strict=True)
+    written = plan.folder / f"choice-{system}.json"
+    choice = Choice(**read_json(written)) if written.exists() else None
+    found = {}
+    for split in ("validation", "test"):  # one after the other: together they may be large
+        members = torch.stack([_logits(path, split) for path in teachers], 1)
+        clusters: list[Cluster] = [
+            (
+                group["classes"],
+                {i: _logits(folder / n / PREDICTIONS, split) for i, n in group["members"].items()},
+            )
+            for group in groups
         ]
-
-    choice = choose(
-        members["validation"],
-        of("validation"),
-        labels,
-        mean=mean,
-        weights=weights,
-        top_n=top_n,
-        weight=config.specialists.weight,
-    )
-    found = {
-        split: mean_logits(with_specialists(part, of(split), choice.weights, top_n), 1.0, mean, weights)
-        for split, part in members.items()
-    }
+        if choice is None:
+            choice = choose(
+                members,
+                clusters,
+                labels,
+                mean=mean,
+                weights=weights,
+                top_n=top_n,
+                weight=config.specialists.weight,
+            )
+            write_json(written, asdict(choice))
+        log_q = with_specialists(members, clusters, choice.weights, top_n)
+        found[split] = mean_logits(log_q, 1.0, mean, weights)
+    assert choice is not None
     return found, choice
+
+
+def _logits(path: Path, split: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(split)
+    return tensor
 
 
 def _generalist(specialists: Manifest, teachers: list[dict[str, Any]]) -> str:
@@ -190,7 +233,11 @@ def _networks(context: Context, groups: list[Group], choice: Choice) -> list[dic
 
 
 class Combiner:
-    """Runs the specialists over shards and combines them with the members' stored logits."""
+    """Runs the specialists over shards and combines them with the members' stored logits.
+
+    A specialist sees only the examples on which it is asked. There may be hundreds, each as large as a
+    teacher: as many as fit `KEPT` bytes stay in memory, the others are read anew for each shard.
+    """
 
     def __init__(
         self,
@@ -202,19 +249,16 @@ class Combiner:
         batch_size: int,
         use_gpu: bool = False,
     ) -> None:
+        """`clusters` have `classes`, `weight` and, by member, `members`: (settings, folder)."""
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.info, self.layout, self.top_n, self.batch_size = info, layout, top_n, batch_size
+        self.info, self.layout, self.clusters = info, layout, clusters
+        self.top_n, self.batch_size = top_n, batch_size
         self.augment = AugmentConfig.model_validate(augment)
-        self.classes = [cluster["classes"] for cluster in clusters]
-        self.weights = [cluster["weight"] for cluster in clusters]
-        self.networks: list[tuple[Network, str]] = []
-        self.places: list[tuple[int, int, Specialty]] = []
-        """Cluster, member and specialty of each network."""
-        for number, cluster in enumerate(clusters):
-            for i, (settings, folder) in cluster["members"].items():
-                network = load_network(settings, info, Path(folder)).to(self.device)
-                self.networks.append((network, settings.get("training", {}).get("precision", "auto")))
-                self.places.append((number, int(i), Specialty(**settings["specialist"])))
+        self.kept: dict[str, Network] = {}
+        self.kept_bytes = 0
+        outputs = sum((len(c["classes"]) + 1) * len(c["members"]) for c in clusters)
+        self.step = max(1, min(batch_size, 2**24 // max(1, outputs)))
+        """Rows combined at once, so that all specialists' logits take at most 64 MB."""
 
     def make(self, item: Item) -> dict[str, Any]:
         """Write one shard; returns its manifest entry, with the error bound of top_k.
@@ -224,36 +268,94 @@ class Combiner:
         arrays: Arrays = read_shard(Path(item["source"]), DataInfo.from_dict(self.info))
         beside = item["beside"][0]
         numbers, columns = read_targets(Path(beside), self.layout)
-        first, bound = item["first"], 0.0
-        if not np.array_equal(numbers, np.arange(first, first + len(arrays.labels))):
+        first, count = item["first"], len(arrays.labels)
+        rows = torch.arange(first, first + count)
+        if not np.array_equal(numbers, rows.numpy()):
             raise ArtifactError(f"{beside}: other rows than {item['source']}; run soft-targets again")
         stored = {name: as_tensor(column) for name, column in columns.items()}
-        writer = ShardWriter(Path(item["target"]), self.layout)
+        parts = [slice(begin, begin + self.step) for begin in range(0, count, self.step)]
+        asked = torch.cat([self.asked({name: c[part] for name, c in stored.items()}) for part in parts])
+        answers = self.answers(as_tensor(arrays.inputs), rows, asked)
+        writer, bound = ShardWriter(Path(item["target"]), self.layout), 0.0
         try:
-            for begin in range(0, len(arrays.labels), self.batch_size):
-                part = slice(begin, begin + self.batch_size)
-                inputs = as_tensor(arrays.inputs[part])
-                rows = torch.arange(first + begin, first + begin + len(inputs))
-                log_q = self.combined(inputs, rows, {name: c[part] for name, c in stored.items()})
-                written, batch_bound = encode(log_q, self.layout)
+            for part in parts:
+                batch = {name: column[part] for name, column in stored.items()}
+                written, batch_bound = encode(self.combined(batch, answers, part.start), self.layout)
                 bound = max(bound, batch_bound)
-                writer.write(rows.numpy(), **written)
+                writer.write(rows[part].numpy(), **written)
         except BaseException:
             writer.abort()
             raise
         return {**writer.close(), "bound": bound}
 
-    def combined(self, inputs: Tensor, rows: Tensor, stored: dict[str, Tensor]) -> Tensor:
-        """(B, V, M, C) log q of all views of these examples; `stored` are the members' columns."""
-        layout = self.layout
-        found = torch.empty(len(inputs), layout.views, layout.members, layout.classes)
-        outputs: list[dict[int, Tensor]] = [{} for _ in self.classes]
-        views = network_logits(self.networks, inputs, rows, layout.views, self.augment, self.device)
-        for v, number, logits in views:
-            cluster, member, specialty = self.places[number]
-            outputs[cluster][member] = specialty.logits(logits)
-            if number + 1 == len(self.networks):  # the last one of this view
-                members = restore({name: column[:, v] for name, column in stored.items()}, layout)
-                clusters = list(zip(self.classes, outputs, strict=True))
-                found[:, v] = with_specialists(members, clusters, self.weights, self.top_n)
+    def members(self, stored: dict[str, Tensor], v: int) -> Tensor:
+        """(B, M, C) logits of the members for view v, from their columns (B, V, ...)."""
+        return restore({name: column[:, v] for name, column in stored.items()}, self.layout)
+
+    def asked(self, stored: dict[str, Tensor]) -> Tensor:
+        """(B, V, M, K) bool: does the member's distribution ask its specialist of the cluster?"""
+        classes = [cluster["classes"] for cluster in self.clusters]
+        views = []
+        for v in range(self.layout.views):
+            members = self.members(stored, v)
+            each = [
+                active_specialists(own_distribution(members, i), classes, self.top_n)
+                for i in range(self.layout.members)
+            ]
+            views.append(torch.stack(each, 1))
+        return torch.stack(views, 1)
+
+    def network(self, settings: dict[str, Any], folder: str) -> Network:
+        """A specialist, from memory where it is there."""
+        if folder in self.kept:
+            return self.kept[folder]
+        network = load_network(settings, self.info, Path(folder)).to(self.device)
+        size = 4 * network.num_parameters
+        if self.kept_bytes + size <= KEPT:
+            self.kept[folder], self.kept_bytes = network, self.kept_bytes + size
+        return network
+
+    @torch.inference_mode()
+    def answers(self, inputs: Tensor, rows: Tensor, asked: Tensor) -> dict[tuple[int, int, int], Answer]:
+        """By cluster, member and view: the rows on which the specialist is asked, and its logits there."""
+        found: dict[tuple[int, int, int], Answer] = {}
+        for k, cluster in enumerate(self.clusters):
+            for i, (settings, folder) in cluster["members"].items():
+                if not bool(asked[:, :, i, k].any()):
+                    nothing = torch.empty(0, dtype=torch.long), torch.empty(0, len(cluster["classes"]) + 1)
+                    found |= {(k, i, v): nothing for v in range(self.layout.views)}
+                    continue
+                network = self.network(settings, folder)
+                precision = settings.get("training", {}).get("precision", "auto")
+                specialty = Specialty(**settings["specialist"])
+                for v in range(self.layout.views):
+                    places = asked[:, v, i, k].nonzero()[:, 0]
+                    logits = [torch.empty(0, len(cluster["classes"]) + 1)]
+                    for part in places.split(self.batch_size) if len(places) else []:
+                        seen, numbers = inputs[part].to(self.device), rows[part].to(self.device)
+                        seen = view(seen, numbers, v, VIEW_SEED, self.augment) if v else seen
+                        with autocast(self.device, precision):
+                            outputs = network(seen).logits
+                        logits.append(specialty.logits(outputs.float().cpu()))
+                    found[k, i, v] = places, torch.cat(logits)
         return found
+
+    def combined(
+        self, stored: dict[str, Tensor], answers: dict[tuple[int, int, int], Answer], begin: int
+    ) -> Tensor:
+        """(B, V, M, C) log q of the rows from `begin` on; `stored` are the members' columns of these."""
+        weights = [cluster["weight"] for cluster in self.clusters]
+        count = len(next(iter(stored.values())))
+        views = []
+        for v in range(self.layout.views):
+            clusters: list[Cluster] = []
+            for k, cluster in enumerate(self.clusters):
+                logits = {}
+                for i in cluster["members"]:
+                    places, known = answers[k, i, v]
+                    first, last = torch.searchsorted(places, torch.tensor([begin, begin + count])).tolist()
+                    logits[i] = torch.zeros(count, known.shape[1])  # where it is not asked, nobody looks
+                    logits[i][places[first:last] - begin] = known[first:last]
+                clusters.append((cluster["classes"], logits))
+            views.append(with_specialists(self.members(stored, v), clusters, weights, self.top_n))
+        return torch.stack(views, 1)

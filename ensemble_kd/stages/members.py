@@ -117,7 +117,8 @@ def follow(
             if key not in opened:  # trained by an earlier run: its history is on disk
                 context.tracker.history(open_run(task), manifest.summary["history"])
                 context.tracker.end(key)
-            final = {k: v for k, v in manifest.summary.items() if k.startswith("validation_")}
+            judged = ("validation_", "conditional_accuracy", "dustbin_")
+            final = {k: v for k, v in manifest.summary.items() if k.startswith(judged) and v is not None}
             context.tracker.metrics(key, {f"final_{k}": v for k, v in final.items()})
 
     return on_event, close

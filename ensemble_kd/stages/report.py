@@ -111,7 +111,7 @@ def run(
             lineage=lineage,
             excluded=teachers.summary["excluded"],
             reference=[row.model_dump(mode="json") for row in config.report.reference],
-            specialised=_specialised(config, systems, *special) if special else None,
+            specialised=_specialised(config, info, systems, *special) if special else None,
         )
         report = build_report(inputs)
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
@@ -131,6 +131,7 @@ def run(
 
 def _specialised(
     config: Config,
+    info: dict[str, Any],
     teachers: list[System],
     clusters_folder: Path,
     clusters: Manifest,
@@ -153,15 +154,17 @@ def _specialised(
         )
 
     def used(choice: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        numbers = sorted({entry["cluster"] for entry in entries})
-        on = {k for k, weight in zip(numbers, choice["weights"], strict=True) if weight > 0}
+        on = {k for k, weight in zip(choice["clusters"], choice["weights"], strict=True) if weight > 0}
         return [entry for entry in entries if entry["cluster"] in on]
 
     own = [entry for entry in members if entry["generalist"] == summary["generalist"]]
     single = [teacher for teacher in teachers if teacher.name == summary["generalist"]]
-    weights = dict(zip(sorted({m["cluster"] for m in members}), summary["choice"]["weights"], strict=True))
+    choice = summary["choice"]
+    weights = dict(zip(choice["clusters"], choice["weights"], strict=True))
     found = []
     for number, cluster in enumerate(clusters.summary["clusters"]):
+        if number not in weights:  # the loss of all its specialists was not finite
+            continue
         judged = [m for m in members if m["cluster"] == number and m["conditional_accuracy"] is not None]
         before, after = (
             statistics.fmean(m[key] for m in judged) if judged else None
@@ -171,7 +174,7 @@ def _specialised(
             {
                 "classes": cluster["classes"],
                 "confusion_captured": cluster["confusion_captured"],
-                "weight": weights.get(number, 0.0),
+                "weight": weights[number],
                 "conditional_before": before,
                 "conditional_after": after,
             }
@@ -184,7 +187,7 @@ def _specialised(
         ],
         generalist=summary["generalist"],
         clusters=found,
-        without=clusters.summary["without"],
+        without=[c for c in range(len(info["class_names"])) if not any(c in k["classes"] for k in found)],
         text=summary["text"],
         targets=config.targets if summary["on"] else "ensemble",
         matrix=load_file(matrix)["matrix"] if matrix.exists() else None,

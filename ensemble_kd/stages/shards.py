@@ -2,7 +2,7 @@
 
 One item of the Ray dataset is one shard; an actor of the pool holds the networks, reads the shard's inputs
 and writes the shard of soft targets under its final name only when it is whole. What a killed run finished is
-kept, and memory is bounded by a batch, whatever the set's size.
+kept, and memory is bounded by a shard, whatever the set's size.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_json
-from ensemble_kd.config import AugmentConfig
-from ensemble_kd.data.augment import view
 from ensemble_kd.data.prepared import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
-from ensemble_kd.models.build import Network
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
-from ensemble_kd.train.batches import VIEW_SEED
-from ensemble_kd.train.device import autocast
 
 FLOAT16_LIMIT = 65504.0
 
@@ -148,27 +143,6 @@ class _Pool:
         entries = [json.dumps(self.actor.make(item)) for item in items]
         targets = [item["target"] for item in items]
         return {"target": np.array(targets, dtype=object), "entry": np.array(entries, dtype=object)}
-
-
-@torch.inference_mode()
-def network_logits(
-    networks: list[tuple[Network, str]],
-    inputs: torch.Tensor,
-    rows: torch.Tensor,
-    views: int,
-    augment: AugmentConfig,
-    device: torch.device,
-) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """(view, index of the network, its (B, outputs) float32 logits on the CPU), view by view.
-
-    `networks` come with their precision; `rows` (B,) name the examples, so that views are the stored ones.
-    """
-    inputs, rows = inputs.to(device), rows.to(device)
-    for v in range(views):
-        seen = view(inputs, rows, v, VIEW_SEED, augment) if v else inputs
-        for m, (network, precision) in enumerate(networks):
-            with autocast(device, precision):
-                yield v, m, network(seen).logits.float().cpu()
 
 
 def encode(logits: torch.Tensor, layout: StoreLayout) -> tuple[dict[str, np.ndarray], float]:

@@ -11,13 +11,15 @@ import torch
 
 from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import AugmentConfig, Config
+from ensemble_kd.data.augment import view
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import ShardWriter, StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.stages.context import Context, StagePlan
-from ensemble_kd.stages.shards import Item, encode, fill, in_actors, network_logits, num_rows, work_items
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
+from ensemble_kd.train.batches import VIEW_SEED, as_tensor
+from ensemble_kd.train.device import autocast
 from ensemble_kd.train.member import load_network
 
 
@@ -82,14 +84,16 @@ class Labeller:
             raise
         return {**writer.close(), "bound": bound}
 
+    @torch.inference_mode()
     def logits(self, inputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(B, V, M, C) float32 logits of all members for all views of these examples."""
-        layout = self.layout
-        out = torch.empty(len(inputs), layout.views, layout.members, layout.classes)
-        for v, m, logits in network_logits(
-            self.networks, inputs, rows, layout.views, self.augment, self.device
-        ):
-            out[:, v, m] = logits
+        inputs, rows = inputs.to(self.device), rows.to(self.device)
+        out = torch.empty(len(inputs), self.layout.views, self.layout.members, self.layout.classes)
+        for v in range(self.layout.views):
+            seen = view(inputs, rows, v, VIEW_SEED, self.augment) if v else inputs
+            for m, (network, precision) in enumerate(self.networks):
+                with autocast(self.device, precision):
+                    out[:, v, m] = network(seen).logits.float().cpu()
         return out
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, member_settings, num_teachers
+from ensemble_kd.config import Config, SpecialistsConfig, TrainingConfig, member_settings, num_teachers
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import InputError, TrainingError
-from ensemble_kd.models.build import build
+from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.specialist import specialise
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
@@ -27,27 +29,43 @@ from ensemble_kd.train.member import MemberTask
 
 
 def problems(config: Config, info: dict[str, Any]) -> list[str]:
-    """Teachers that specialists cannot start from."""
-    found = []
-    models = {
-        str(m): m for m in (member_settings(config.teachers, i)[0] for i in range(num_teachers(config)))
-    }
+    """Teachers that specialists cannot start from; models are built and tried on two made-up rows."""
     assert config.specialists is not None
+    every = (member_settings(config.teachers, i)[0] for i in range(num_teachers(config)))
+    models = {str(model): model for model in every}
+    found = []
     for model in models.values():
-        head, name = build(model, info).head, getattr(model, "callable", model.name)
-        corrected = config.specialists.output == "full" and config.specialists.correction != "none"
-        if head is not None and head.bias is None and corrected:
-            found.append(
-                f"specialists.output: 'full' is corrected by the bias of the output layer, and that of "
-                f"model {name!r} has none; use 'aggregate', or specialists.correction=none"
-            )
-        if head is None:
-            found.append(
-                f"specialists: they start from the teacher's output layer, and model {name!r} shows none; "
-                "give its module a last torch.nn.Linear with one output for each class, or leave the "
-                "specialists out"
-            )
+        name = getattr(model, "callable", model.name)
+        reason = _cannot_start(build(model, info).eval(), info, config.specialists)
+        if reason:
+            found.append(f"specialists: they start from the teacher's output layer; model {name!r} {reason}")
     return found
+
+
+@torch.no_grad()
+def _cannot_start(network: Network, info: dict[str, Any], settings: SpecialistsConfig) -> str:
+    """Why a specialist of the first two classes cannot start from this network; empty where it can."""
+    remedy = (
+        "give its module, as the last one registered, a torch.nn.Linear with one output for each class and "
+        "nothing after it, or leave the specialists out"
+    )
+    head = network.head
+    if head is None:
+        return f"shows none; {remedy}"
+    if settings.output == "full":
+        if head.bias is None and settings.correction != "none":
+            return "has none with a bias, which output 'full' is corrected by; use 'aggregate'"
+        return ""
+    if info["num_classes"] < 3:
+        return ""  # told by the clusters' own check
+    kind = {"image": torch.uint8, "text": torch.int32}.get(info["kind"], torch.float32)
+    inputs = torch.ones(2, *info["input_shape"], dtype=kind)
+    try:
+        logits = specialise(network, [0, 1], settings.output)(inputs).logits
+        good = torch.allclose(logits[:, :2], network(inputs).logits[:, :2], atol=1e-4)
+    except Exception as error:  # the user's code may raise anything
+        return f"does not end in it ({type(error).__name__}: {error}); {remedy}"
+    return "" if good and logits.shape == (2, 3) else f"does not end in it; {remedy}"
 
 
 def generalists(config: Config, teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,7 +124,8 @@ def tasks(
     for entry in chosen:
         index = int(entry["name"].rsplit("-", 1)[1])
         position = [teacher["name"] for teacher in teachers].index(entry["name"])
-        model, _ = member_settings(config.teachers, index)
+        model, teacher = member_settings(config.teachers, index)
+        training = _training(settings, teacher)
         for k, cluster in enumerate(clusters):
             classes = cluster["classes"]
             rows = int(counts[classes].sum())
@@ -133,7 +152,7 @@ def tasks(
                     role="specialist",
                     seed=mix(config.seed, STREAM_OF_SPECIALISTS, index, *classes),
                     model=model.model_dump(mode="json"),
-                    training=settings.training.model_dump(mode="json"),
+                    training=training,
                     inputs={
                         "data": inputs["data"],
                         "generalist": entry["fingerprint"],
@@ -146,6 +165,16 @@ def tasks(
                 )
             )
     return found
+
+
+def _training(settings: SpecialistsConfig, teacher: TrainingConfig) -> dict[str, Any]:
+    """The specialists' training, regularised as their teacher where the user says nothing else."""
+    training = settings.training.model_dump(mode="json")
+    for name in ("weight_decay", "max_norm", "label_smoothing"):
+        soft = name == "label_smoothing" and settings.output == "full"
+        if name not in settings.training.model_fields_set and not soft:
+            training[name] = getattr(teacher, name)
+    return training
 
 
 def check_labels(clusters: list[dict[str, Any]], labels: np.ndarray, names: list[str]) -> None:
@@ -193,6 +222,12 @@ def run(
     check_labels(found, labels, info["class_names"])
     wanted = tasks(config, plan.inputs, found, entries, labels)
     teachers_members = members_folder(context.folder, "teachers")
+    small = [task.name for task in wanted if task.examples_per_epoch < task.training["batch_size"]]
+    if small:
+        context.console.warning(
+            f"specialists.training.batch_size: {config.specialists.training.batch_size} is more than an "
+            f"epoch of {len(small)} specialists, who see rows twice in one step; lower it"
+        )
     full = config.specialists.output == "full"
     arrays, load, _ = arrays_and_loader(
         data, info, config.compute.memory_budget, (store, receipt) if full else None
@@ -221,6 +256,7 @@ def run(
             for task in good
         ],
         "excluded": lost,
+        "class_names": info["class_names"],
         "seconds": time.perf_counter() - began,
     }
     return finish(plan.folder, "specialists", plan.fingerprint, plan.config, plan.inputs, [], summary)

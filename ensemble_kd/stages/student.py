@@ -8,7 +8,7 @@ from typing import Any
 
 from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config
-from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
@@ -143,7 +143,19 @@ def run(
     members = members_folder(context.folder, "student")
     weights = kept_weights(context.config.student.weights, receipt.inputs.keys() - {"data"})
     if combination is not None and not combination[1].summary["on"]:
+        asked = context.config.student.targets
+        if asked in ("specialists", "both"):
+            context.console.warning(
+                f"student.targets: {asked!r}, but no specialist helped on the validation rows; students "
+                "learn from the ensemble (specialists.weight=1 uses them all the same)"
+            )
         combination = None
+    if combination is not None and combination[1].summary["class_names"] != info["class_names"]:
+        raise ArtifactError(
+            f"{combination[0]}: the combined targets are of the classes "
+            f"{combination[1].summary['class_names']}, the data has {info['class_names']}; run "
+            "combined-targets again"
+        )
     wanted = tasks(
         context.config,
         plan.inputs["data"],

@@ -191,14 +191,14 @@ def test_disjoint_keeps_to_the_sizes() -> None:
 
 
 def test_collapse_is_told_with_the_remedy() -> None:
-    matrix = np.full((10, 10), 1e-4)  # two frequent pairs hide what the other six do
+    matrix = np.full((26, 26), 1e-4)  # two frequent pairs hide what the other 22 do
     np.fill_diagonal(matrix, 2e-4)
     matrix[:2, :2] += 1.0
     matrix[2:4, 2:4] += 2.0
     with pytest.raises(InputError) as caught:
         cluster_columns(matrix, num_clusters=3, normalise=False)
     assert str(caught.value) == (
-        "clusters: 6 of 10 classes fell into one cluster (kmeans, 3); soften the predictions "
+        "clusters: 22 of 26 classes fell into one cluster (kmeans, 3); soften the predictions "
         "(clusters.temperature=3), scale the columns (clusters.normalise=true), or try another "
         "clusters.method (kmeans, online, spectral)"
     )
