@@ -44,6 +44,7 @@ from ensemble_kd.train.member import (
     make_batches,
     train_member,
 )
+from ensemble_kd.train.specialist import Specialty
 
 CPU = torch.device("cpu")
 FEATURES = 256
@@ -158,9 +159,7 @@ class Seed:
         assert manifest is not None
         network = load_network(manifest.config, self.data.info, task.folder(self.members))
         found = {split: predict(network, inputs, CPU) for split, inputs in self.inputs.items()}
-        if task.specialist and task.specialist["output"] == "full":
-            from ensemble_kd.train.specialist import Specialty
-
+        if task.specialist:
             specialty = Specialty(**task.specialist)
             found = {split: specialty.logits(logits) for split, logits in found.items()}
         return found

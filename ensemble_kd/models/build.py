@@ -183,11 +183,15 @@ def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Mo
     return module
 
 
+def made_up_inputs(kind: str, shape: list[int]) -> Tensor:
+    """Two raw inputs of ones, to try a network on."""
+    return torch.ones(2, *shape, dtype={"image": torch.uint8, "text": torch.int32}.get(kind, torch.float32))
+
+
 @torch.no_grad()
 def _check_custom(network: Network, name: str, kind: str, shape: list[int], num_outputs: int) -> None:
     """Run a batch of two through a custom model, so that a wrong shape shows before training."""
-    dtype = {"image": torch.uint8, "text": torch.int32}.get(kind, torch.float32)
-    inputs = torch.ones(2, *shape, dtype=dtype)
+    inputs = made_up_inputs(kind, shape)
     was_training = network.training
     network.eval()
     try:

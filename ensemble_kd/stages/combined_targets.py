@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,11 +29,11 @@ from ensemble_kd.ensemble.specialists import active_specialists
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
 from ensemble_kd.stages.context import COMBINED, Context, StagePlan
-from ensemble_kd.stages.members import kept_weights, members_folder
+from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.member import PREDICTIONS, load_network
+from ensemble_kd.train.member import load_logits, load_network
 from ensemble_kd.train.specialist import Specialty
 from ensemble_kd.train.stored import restore
 
@@ -114,12 +113,13 @@ def run(
     weights = kept_weights(config.student.weights, names)
     labels = torch.from_numpy(load_labels(data, "validation"))
     folder = members_folder(context.folder, "teachers")
-    files = [folder / entry["fingerprint"] / PREDICTIONS for entry in entries]
+    folders = [folder / entry["fingerprint"] for entry in entries]
     groups = groups_of(specialists, names)
-    ensemble, choice = _combined(context, plan, "ensemble", files, weights, groups, labels)
+    ensemble, choice = _combined(context, plan, "ensemble", folders, weights, groups, labels)
     # One generalist with its own specialists, for the report: the paper's system.
-    single = _generalist(specialists, entries)
-    own, own_groups = [files[names.index(single)]], groups_of(specialists, [single])
+    there = {entry["generalist"] for entry in specialists.summary["members"]}
+    single = best([entry for entry in entries if entry["name"] in there])["name"]
+    own, own_groups = [folders[names.index(single)]], groups_of(specialists, [single])
     alone, alone_choice = _combined(context, plan, "generalist", own, None, own_groups, labels)
     results = {f"ensemble/{split}": log_q for split, log_q in ensemble.items()}
     results |= {f"generalist/{split}": log_q for split, log_q in alone.items()}
@@ -177,11 +177,11 @@ def _combined(
     choice = Choice(**read_json(written)) if written.exists() else None
     found = {}
     for split in ("validation", "test"):  # one after the other: together they may be large
-        members = torch.stack([_logits(path, split) for path in teachers], 1)
+        members = torch.stack([load_logits(path, split) for path in teachers], 1)
         clusters: list[Cluster] = [
             (
                 group["classes"],
-                {i: _logits(folder / n / PREDICTIONS, split) for i, n in group["members"].items()},
+                {i: load_logits(folder / n, split) for i, n in group["members"].items()},
             )
             for group in groups
         ]
@@ -200,19 +200,6 @@ def _combined(
         found[split] = mean_logits(log_q, 1.0, mean, weights)
     assert choice is not None
     return found, choice
-
-
-def _logits(path: Path, split: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(split)
-    return tensor
-
-
-def _generalist(specialists: Manifest, teachers: list[dict[str, Any]]) -> str:
-    """The best teacher on validation rows, of those that have specialists."""
-    there = {entry["generalist"] for entry in specialists.summary["members"]}
-    chosen = [entry for entry in teachers if entry["name"] in there]
-    return str(min(chosen, key=lambda entry: entry["validation_loss"])["name"])
 
 
 def _networks(context: Context, groups: list[Group], choice: Choice) -> list[dict[str, Any]]:

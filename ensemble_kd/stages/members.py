@@ -39,6 +39,11 @@ def kept_weights(weights: list[float] | None, names: Iterable[str]) -> list[floa
     return kept
 
 
+def best(teachers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of the teacher with the least validation loss."""
+    return min(teachers, key=lambda entry: entry["validation_loss"])
+
+
 def member_summary(task: MemberTask, members: Path) -> dict[str, Any]:
     """What the stage's manifest says of a finished member: everything but its history."""
     manifest = finished(task, members)

@@ -14,11 +14,12 @@ from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, SpecialistsConfig, TrainingConfig, member_settings, num_teachers
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import InputError, TrainingError
-from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
+    best,
     member_summary,
     members_folder,
     train_and_follow,
@@ -58,8 +59,7 @@ def _cannot_start(network: Network, info: dict[str, Any], settings: SpecialistsC
         return ""
     if info["num_classes"] < 3:
         return ""  # told by the clusters' own check
-    kind = {"image": torch.uint8, "text": torch.int32}.get(info["kind"], torch.float32)
-    inputs = torch.ones(2, *info["input_shape"], dtype=kind)
+    inputs = made_up_inputs(info["kind"], info["input_shape"])
     try:
         logits = specialise(network, [0, 1], settings.output)(inputs).logits
         good = torch.allclose(logits[:, :2], network(inputs).logits[:, :2], atol=1e-4)
@@ -74,11 +74,6 @@ def generalists(config: Config, teachers: list[dict[str, Any]]) -> list[dict[str
     if config.specialists.generalists == "all":
         return teachers
     return [best(teachers)]
-
-
-def best(teachers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The teacher with the least validation loss."""
-    return min(teachers, key=lambda entry: entry["validation_loss"])
 
 
 def plan(config: Config, run: Path, data: str, clusters: str, store: str, teachers: list[Any]) -> StagePlan:
@@ -245,15 +240,17 @@ def run(
     if lost:
         context.console.warning(f"specialists: {', '.join(lost)} left out: the loss became NaN or infinite")
     members = members_folder(context.folder, "specialists")
+    chosen = generalists(config, entries)
     summary = {
         "members": [
             {
                 **member_summary(task, members),
-                "cluster": wanted.index(task) % len(found),
-                "generalist": generalists(config, entries)[wanted.index(task) // len(found)]["name"],
-                "classes": found[wanted.index(task) % len(found)]["classes"],
+                "cluster": place % len(found),
+                "generalist": chosen[place // len(found)]["name"],
+                "classes": found[place % len(found)]["classes"],
             }
-            for task in good
+            for place, task in enumerate(wanted)  # generalist by generalist, as `tasks` made them
+            if task in good
         ],
         "excluded": lost,
         "class_names": info["class_names"],

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, write_json
@@ -118,7 +119,7 @@ class TrainingData:
     teacher: MemberLogits | None = None
     """The members' soft targets in memory, aligned with `transfer`."""
     combined: MemberLogits | None = None
-    """As `teacher`, of the ensemble combined with its specialists: one member."""
+    """As `teacher`, each member combined with its specialists."""
     stream: Callable[[str | None, int, int], Callable[[int], Iterator[Block]]] | None = None
     """(`targets` or None, seed, views) -> epoch -> blocks, for a transfer set that is not in memory."""
     generalists: Path | None = None
@@ -210,7 +211,7 @@ def _specialist(task: MemberTask, data: TrainingData) -> tuple[Network, Judge]:
         raise ArtifactError(
             f"{folder}: the generalist of {task.name} is missing; run the teachers stage again"
         )
-    logits = load_file(folder / PREDICTIONS)["validation"]
+    logits = load_logits(folder, "validation")
     judge = Judge(specialty, logits, as_tensor(data.validation.labels))
     return start(specialty, load_network(manifest.config, data.info, folder), logits), judge
 
@@ -403,6 +404,13 @@ def _uniform(rows: np.ndarray, seed: int) -> np.ndarray:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def load_logits(folder: Path, split: str) -> Tensor:
+    """A finished member's logits on the `validation` or `test` rows; the others are not read."""
+    with safe_open(folder / PREDICTIONS, framework="pt") as file:
+        logits: Tensor = file.get_tensor(split)
+    return logits
 
 
 def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Path) -> Network:

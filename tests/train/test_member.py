@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from toy import CLASSES, INFO, arrays, data, settings, task
+from toy import CLASSES, INFO, arrays, data, settings, streamed, task
 
 from ensemble_kd.artifacts import damage, read_json
 from ensemble_kd.config import TrainingConfig
@@ -34,26 +33,6 @@ from ensemble_kd.train.member import (
 )
 
 CPU = torch.device("cpu")
-
-
-def streamed(whole: TrainingData, shard: int = 20) -> TrainingData:
-    """The same rows as a stream of shards, each shuffled by (seed, epoch)."""
-    assert whole.transfer is not None
-    inputs, labels = torch.from_numpy(whole.transfer.inputs), torch.from_numpy(whole.transfer.labels)
-
-    def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
-        def open_epoch(epoch: int) -> Iterator[Block]:
-            generator = torch.Generator().manual_seed(seed + epoch)
-            for begin in range(0, len(labels), shard):
-                rows = torch.arange(begin, min(begin + shard, len(labels)))
-                rows = rows[torch.randperm(len(rows), generator=generator)]
-                none = torch.zeros_like(rows)
-                members = whole.teacher.pick(rows, none) if targets and whole.teacher else None
-                yield Block(rows, inputs[rows], labels[rows], members, none)
-
-        return open_epoch
-
-    return TrainingData(INFO, whole.validation, whole.test, stream=stream)
 
 
 # ----------------------------------------------------------------------------------------- fingerprint

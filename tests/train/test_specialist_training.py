@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from toy import FEATURES, INFO, settings
+from toy import FEATURES, INFO, settings, streamed
 from toy import task as plain_task
 
 from ensemble_kd.artifacts import Manifest, damage
@@ -143,26 +143,6 @@ def task(
     return plain_task("specialist", **{**fields, **changes})
 
 
-def streamed(whole: TrainingData, shard: int = 64) -> TrainingData:
-    """The same rows as a stream of shards, each in an order that follows from (seed, epoch)."""
-    assert whole.transfer is not None
-    inputs, labels = torch.from_numpy(whole.transfer.inputs), torch.from_numpy(whole.transfer.labels)
-
-    def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
-        def open_epoch(epoch: int) -> Iterator[Block]:
-            generator = torch.Generator().manual_seed(seed + epoch)
-            for begin in range(0, len(labels), shard):
-                rows = torch.arange(begin, min(begin + shard, len(labels)))
-                rows = rows[torch.randperm(len(rows), generator=generator)]
-                none = torch.zeros_like(rows)
-                members = whole.teacher.pick(rows, none) if targets and whole.teacher else None
-                yield Block(rows, inputs[rows], labels[rows], members, none)
-
-        return open_epoch
-
-    return replace(whole, transfer=None, teacher=None, stream=stream)
-
-
 def summary_of(one: MemberTask, members: Path) -> dict[str, Any]:
     receipt = finished(one, members)
     assert receipt is not None
@@ -193,7 +173,7 @@ def test_a_specialist_leaves_weights_predictions_and_a_receipt(
     tmp_path: Path, held: Held, output: str, stream: bool
 ) -> None:
     one = task(held, output)
-    assert train_member(one, streamed(held.data) if stream else held.data, tmp_path)
+    assert train_member(one, streamed(held.data, 64) if stream else held.data, tmp_path)
     folder, receipt = one.folder(tmp_path), finished(one, tmp_path)
     assert {path.name for path in folder.iterdir()} == {WEIGHTS, PREDICTIONS, "manifest.json"}
     assert receipt is not None and not damage(folder, receipt) and receipt.inputs == one.inputs
@@ -362,7 +342,7 @@ def test_share_of_its_rows_in_memory_is_exact(held: Held, fraction: float) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_labels_become_outputs_and_the_dustbin_is_last(held: Held, stream: bool) -> None:
-    batch = epoch_of(task(held), streamed(held.data) if stream else held.data)
+    batch = epoch_of(task(held), streamed(held.data, 64) if stream else held.data)
     labels = held.labels["transfer"][rows_of(batch, held)]
     assert set(labels.tolist()) == set(range(CLASSES))
     assert torch.equal(batch.labels, outputs_of(labels)) and batch.teacher is None
@@ -374,13 +354,13 @@ def test_unlabelled_rows_stay_unlabelled_and_count_as_others(held: Held, stream:
     labels[::2] = -1
     data = held.with_labels(labels)
     everything = {"labelled": False, "bootstrap": False, "fraction": 1.0}
-    batch = epoch_of(task(held, rows=everything), streamed(data) if stream else data)
+    batch = epoch_of(task(held, rows=everything), streamed(data, 64) if stream else data)
     known = labels[rows_of(batch, held)]
     assert torch.equal(batch.labels, torch.where(known < 0, known, outputs_of(known)))
     share = float(((batch.labels == 0) | (batch.labels == 1)).float().mean())
     assert share == pytest.approx(0.5, abs=0.08 if stream else 0) and bool((batch.labels < 0).any())
     # Those that see labelled rows only do not see these.
-    batch = epoch_of(task(held), streamed(data) if stream else data)
+    batch = epoch_of(task(held), streamed(data, 64) if stream else data)
     assert not bool((batch.labels < 0).any()) and not bool((rows_of(batch, held) % 2 == 0).any())
 
 
@@ -432,7 +412,7 @@ def test_a_full_softmax_learns_certain_labels_and_else_what_the_generalist_says(
     labels = held.labels["transfer"].clone()
     labels[::3] = -1
     data = held.with_labels(labels)
-    batch = epoch_of(task(held, "full", temperature=2.0), streamed(data) if stream else data)
+    batch = epoch_of(task(held, "full", temperature=2.0), streamed(data, 64) if stream else data)
     rows = rows_of(batch, held)
     assert torch.equal(batch.labels, labels[rows])  # classes, not outputs
     certain = torch.from_numpy(np.isin(batch.labels, S))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 from ensemble_kd.config import AugmentConfig, MLPConfig, TrainingConfig
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.models.build import Network, build
-from ensemble_kd.train.batches import Batches, Targets, TensorSource
+from ensemble_kd.train.batches import Batches, Block, Targets, TensorSource
 from ensemble_kd.train.member import MemberTask, TrainingData
 
 FEATURES, CLASSES = 6, 3
@@ -97,3 +99,23 @@ def task(role: str = "hard", **changes: Any) -> MemberTask:
     if role == "pseudo":
         fields["pseudo_labels"] = True
     return MemberTask(**{**fields, **changes})
+
+
+def streamed(whole: TrainingData, shard: int = 20) -> TrainingData:
+    """The same rows as a stream of shards, each in an order that follows from (seed, epoch)."""
+    assert whole.transfer is not None
+    inputs, labels = torch.from_numpy(whole.transfer.inputs), torch.from_numpy(whole.transfer.labels)
+
+    def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
+        def open_epoch(epoch: int) -> Iterator[Block]:
+            generator = torch.Generator().manual_seed(seed + epoch)
+            for begin in range(0, len(labels), shard):
+                rows = torch.arange(begin, min(begin + shard, len(labels)))
+                rows = rows[torch.randperm(len(rows), generator=generator)]
+                none = torch.zeros_like(rows)
+                members = whole.teacher.pick(rows, none) if targets and whole.teacher else None
+                yield Block(rows, inputs[rows], labels[rows], members, none)
+
+        return open_epoch
+
+    return replace(whole, transfer=None, teacher=None, stream=stream)
