@@ -12,15 +12,22 @@ imported with it, and `register` enters the class under the name that `student.o
         def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor: ...
 
 A field `temperature` is filled from `student.temperature`.
+
+A class may declare `stacks: ClassVar[bool] = True`. Students that differ in the numbers of their objective
+are then trained together by one call for all: logits of both sides are (n, B, C), each numeric field is a
+number or a tensor (n, 1, 1), and the losses (n, B). So reduce over the classes by dim=-1, and multiply what
+has been reduced by a field before its last axis is gone. `batch.labels` is (B,), or (n, B) where members
+see different examples; so are `batch.inputs`. Other objectives are called for one student after another.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from pydantic import ConfigDict, ValidationError
 from torch import Tensor
 
@@ -117,3 +124,43 @@ def build_objective(settings: dict[str, Any], temperature: float) -> Objective:
     if problems:
         raise ConfigError(problems)
     return objective
+
+
+def stacks_with(objective: Objective) -> Hashable | None:
+    """Objectives for which this is equal make one stack; None for a class that does not declare `stacks`."""
+    if not getattr(objective, "stacks", False):
+        return None
+    kind: Any = type(objective)
+    values = {field.name: getattr(objective, field.name) for field in fields(kind)}
+    return kind, repr({name: value for name, value in values.items() if not _is_number(value)})
+
+
+def stack(objectives: Sequence[Objective], device: torch.device | None = None) -> Objective:
+    """One objective for n members: a number that differs between them becomes a tensor (n, 1, 1).
+
+    For objectives of one `stacks_with`. Pydantic has checked each of them, and would not take a tensor.
+    """
+    kind: Any = type(objectives[0])
+    made: Objective = object.__new__(kind)
+    for field in fields(kind):
+        values = [getattr(objective, field.name) for objective in objectives]
+        value = values[0]
+        if any(other != value for other in values):
+            value = torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+        object.__setattr__(made, field.name, value)
+    return made
+
+
+def over_classes(kernel: Callable[..., Tensor], logits: Tensor) -> Tensor:
+    """`F.softmax` or `F.log_softmax` over the last axis of logits (B, C) or (n, B, C).
+
+    On a CPU torch has vector code for rows that fill a vector; for shorter ones, several times as quick, only
+    over the first axis. With one student's few rows that does not show.
+    """
+    if logits.dim() < 3 or logits.shape[-1] >= 16 or not logits.is_cpu:
+        return kernel(logits, dim=-1)
+    return kernel(logits.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,15 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensemble_kd.objectives.base import over_classes
+
 UNLABELLED = -1
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float | Tensor = 0.0) -> Tensor:
     """-sum_c t_c log softmax(z)_c at T = 1, t = (1 - s) onehot(y) + s / C; (B, C), (B,) -> (B,).
 
-    Smoothing: arXiv 1512.00567, section 7. Examples with label -1 get 0 and no gradient.
+    Smoothing: arXiv 1512.00567, section 7. Examples with label -1 get 0 and no gradient. Stacked:
+    (n, B, C), (B,) or (n, B) -> (n, B), and the smoothing may be (n, 1).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(
-        logits, labels, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
-    )
+    if logits.dim() == 2 and not isinstance(label_smoothing, Tensor):
+        return F.cross_entropy(
+            logits, labels, ignore_index=UNLABELLED, reduction="none", label_smoothing=label_smoothing
+        )
+    log_q, labels = over_classes(F.log_softmax, logits), labels.expand(logits.shape[:-1])
+    found = log_q.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
+        found = found + label_smoothing * (log_q.mean(-1) - found)
+    return -found.masked_fill(labels == UNLABELLED, 0.0)

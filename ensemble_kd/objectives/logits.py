@@ -1,7 +1,8 @@
-"""Objectives on logits. z: student (B, C), v: teacher (B, C), the members' mean at T."""
+"""Objectives on logits. z: student (B, C), v: teacher (B, C), the members' mean at T; or (n, B, C) each."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ensemble_kd.models.outputs import Outputs
-from ensemble_kd.objectives.base import STRICT, Batch, register
+from ensemble_kd.objectives.base import STRICT, Batch, over_classes, register
 
 FLOAT64_FROM = 32.0
 """Above this temperature the KL is computed in float64: it is T^2 times smaller than the numbers whose
@@ -29,19 +30,23 @@ class KL:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    stacks: ClassVar[bool] = True
     temperature: Annotated[float, Field(gt=0, le=1000)]
     """T, on both sides."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         z, v = student.logits, teacher.logits.detach()
-        dtype = (
-            torch.float64 if self.temperature >= FLOAT64_FROM else torch.promote_types(z.dtype, torch.float32)
-        )
-        log_q = F.log_softmax(z.to(dtype) / self.temperature, dim=1)
-        p = F.softmax(v.to(dtype) / self.temperature, dim=1)
+        dtype = torch.float64 if self._float64 else torch.promote_types(z.dtype, torch.float32)
+        log_q = over_classes(F.log_softmax, z.to(dtype) / self.temperature)
+        p = over_classes(F.softmax, v.to(dtype) / self.temperature)
         # Classes of probability 0 count 0, which the form with log p would make NaN.
-        loss = F.kl_div(log_q, p, reduction="none").sum(1) * self.temperature**2
-        return loss.to(torch.promote_types(z.dtype, torch.float32))
+        loss = F.kl_div(log_q, p, reduction="none").sum(-1, keepdim=True) * self.temperature**2
+        return loss.squeeze(-1).to(torch.promote_types(z.dtype, torch.float32))
+
+    @cached_property
+    def _float64(self) -> bool:
+        """Of a stack: whether one of its members asks for it."""
+        return bool(torch.as_tensor(self.temperature).max() >= FLOAT64_FROM)
 
 
 @register("mse")
@@ -54,8 +59,9 @@ class LogitMSE:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    stacks: ClassVar[bool] = True
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         difference = student.logits.to(torch.promote_types(student.logits.dtype, torch.float32))
         difference = difference - teacher.logits.detach()
-        return 0.5 * (difference - difference.mean(1, keepdim=True)).square().sum(1)
+        return 0.5 * (difference - difference.mean(-1, keepdim=True)).square().sum(-1)

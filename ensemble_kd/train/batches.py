@@ -228,6 +228,10 @@ class Targets:
     certain: Tensor | None = None
     """(C,) bool: classes whose labelled examples have the label, for certain, as their soft target."""
 
+    def average(self, member_logits: Tensor) -> Tensor:
+        """The teacher's logits (B, C) from its members' (B, M, C)."""
+        return mean_logits(member_logits, self.temperature, self.mean, self.weights)
+
 
 @dataclass
 class Batches:
@@ -246,6 +250,8 @@ class Batches:
     device: torch.device = torch.device("cpu")
     trim_padding: bool = False
     """Cut token matrices to the longest text of the batch."""
+    at_once: int | None = None
+    """Batches of a block that are augmented and given their targets at once; None for all."""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of this replica: its share of each global batch."""
@@ -254,8 +260,10 @@ class Batches:
             block = block if left is None else join_blocks(left, block)
             whole = len(block.rows) - len(block.rows) % self.batch_size
             left = slice_block(block, slice(whole, None)) if whole < len(block.rows) else None
-            if whole:
-                yield from self._cut(self._finish(slice_block(block, slice(0, whole)), epoch))
+            size = whole if self.at_once is None else self.at_once * self.batch_size
+            for begin in range(0, whole, size or 1):
+                part = slice(begin, min(begin + size, whole))
+                yield from self._cut(self._finish(slice_block(block, part), epoch))
 
     def _finish(self, block: Block, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.replicas > 1:  # (steps, replicas, share): keep this replica's share before any work
@@ -276,10 +284,9 @@ class Batches:
                 guess = mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1)
                 labels = torch.where(labels < 0, guess, labels)
             if self.targets.soft:
-                targets = self.targets
-                teacher = mean_logits(members, targets.temperature, targets.mean, targets.weights)
-                if targets.certain is not None:
-                    teacher = _certain(teacher, labels, targets.certain.to(self.device))
+                teacher = self.targets.average(members)
+                if self.targets.certain is not None:
+                    teacher = _certain(teacher, labels, self.targets.certain.to(self.device))
         if self.targets.specialist_outputs is not None:
             outputs = self.targets.specialist_outputs.to(self.device)
             labels = torch.where(labels >= 0, outputs[labels.clamp(min=0)], labels)
@@ -294,7 +301,9 @@ class Batches:
             if self.trim_padding:
                 longest = max(1, int((batch_inputs != 0).any(0).nonzero()[-1:].sum()) + 1)
                 batch_inputs = batch_inputs[:, :longest]
-            yield Batch(batch_inputs, labels[part], None if teacher is None else Outputs(teacher[part]))
+            yield Batch(
+                batch_inputs, labels[part], None if teacher is None else Outputs(teacher[..., part, :])
+            )
 
 
 def _certain(teacher: Tensor, labels: Tensor, certain: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,22 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per epoch: epoch, train_loss, validation_loss, validation_accuracy, seconds, ..."""
 
+    def add(self, entry: dict[str, float], patience: int | None) -> bool:
+        """Note a finished epoch; True where early stopping is to keep its weights.
+
+        Sets `stopped` where `patience` epochs brought nothing better; None for no early stopping.
+        """
+        self.epoch += 1
+        self.history.append(entry)
+        if patience is None:
+            return False
+        judged = entry.get("validation_loss", entry["train_loss"])
+        better = judged < self.best_loss
+        if better:
+            self.best_loss, self.best_epoch = judged, self.epoch
+        self.stopped = self.epoch - self.best_epoch >= patience
+        return better
+
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or SGD in torch's fused form; weight decay on matrices only."""
@@ -122,6 +138,43 @@ def train(
     same bits as an undisturbed run. With early stopping the best epoch's weights are kept, else the last.
     Raises NotFiniteError when the loss is no longer finite.
     """
+    epochs = train_epochs(
+        network,
+        batches,
+        loss,
+        training,
+        seed=seed,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        replicas=replicas,
+        on_warning=on_warning,
+    )
+    while True:
+        try:
+            entry = next(epochs)
+        except StopIteration as end:
+            progress: Progress = end.value
+            return progress
+        if replicas is None or replicas.rank == 0:
+            on_epoch(entry)
+
+
+def train_epochs(
+    network: Network,
+    batches: Batches,
+    loss: DistillationLoss,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    evaluate: Evaluate | None = None,
+    checkpoint: Path | None = None,
+    replicas: Replicas | None = None,
+    on_warning: Callable[[str], None] = lambda text: None,
+) -> Generator[dict[str, float], None, Progress]:
+    """`train`, one epoch at each `next`: whoever holds several of these can train them side by side.
+
+    Yields each epoch's entry of the history once its checkpoint is written.
+    """
     replicas = replicas or Replicas()
     device = batches.device
     optimizer = make_optimizer(network, training)
@@ -150,7 +203,7 @@ def train(
         for step, batch in enumerate(batches.epoch(epoch), start=epoch * batches.steps_per_epoch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, step, total_steps)
-            total += _step(model, network, optimizer, batch, loss, training, device)
+            total += train_step(model, network, optimizer, batch, loss, training, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
@@ -168,25 +221,19 @@ def train(
         losses = [train_loss, entry.get("validation_loss", train_loss)]
         if not replicas.agree(all(map(math.isfinite, losses)), device):
             raise NotFiniteError(epoch + 1, next((x for x in losses if not math.isfinite(x)), math.nan))
-        progress.epoch += 1
-        progress.history.append(entry)
+        if progress.add(entry, training.early_stopping):
+            best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
         if training.early_stopping is not None:
-            judged = entry.get("validation_loss", train_loss)
-            if judged < progress.best_loss:
-                progress.best_loss, progress.best_epoch = judged, progress.epoch
-                best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-            late = progress.epoch - progress.best_epoch >= training.early_stopping
-            progress.stopped = replicas.agree(late, device)
+            progress.stopped = replicas.agree(progress.stopped, device)
         if checkpoint is not None and replicas.rank == 0:
             save_state(checkpoint, network, optimizer, best, progress.__dict__)
-        if replicas.rank == 0:
-            on_epoch(entry)
+        yield entry
     if best is not None:
         network.load_state_dict(best)
     return progress
 
 
-def _step(
+def train_step(
     model: nn.Module,
     network: Network,
     optimizer: torch.optim.Optimizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from ensemble_kd.train.batches import (
     mix,
     slice_block,
 )
-from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train
+from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
+from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train_epochs
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 
@@ -65,7 +66,7 @@ class MemberTask:
     rows: dict[str, Any] = field(
         default_factory=lambda: {"labelled": True, "bootstrap": False, "fraction": 1.0}
     )
-    """Which rows of the transfer set it sees."""
+    """Which rows of the transfer set it sees; `without` lists classes whose labelled rows it does not."""
     examples_per_epoch: int = 0
     """Rows of the transfer set, so that a member that sees fewer of them still takes as many steps."""
     augment: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +84,8 @@ class MemberTask:
     """What it learns from: the `ensemble`'s members, the combination with `specialists`, or `both`."""
     specialist: dict[str, Any] | None = None
     """Fields of a Specialty, for a member that starts from a generalist."""
+    class_bias: bool = False
+    """Whether one bias per class is fitted on validation rows at the end."""
 
     @property
     def reads_teacher(self) -> bool:
@@ -94,7 +97,7 @@ class MemberTask:
         if not self.reads_teacher:  # so that a hard-label baseline outlives a change of T
             for key in ("objective", "temperature", "mean", "weights"):
                 kept.pop(key)
-        for key, usual in (("specialist", None), ("targets", "ensemble")):
+        for key, usual in (("specialist", None), ("targets", "ensemble"), ("class_bias", False)):
             if kept[key] == usual:
                 kept.pop(key)
         return kept
@@ -146,6 +149,26 @@ def train_member(
     The folder then holds the weights, the logits on validation and test rows, and the manifest with the
     history. Returns False, after writing `failed.json`, for a member whose loss became NaN or infinite.
     """
+    epochs = member_epochs(task, data, members, device=device, replicas=replicas, on_warning=on_warning)
+    while True:
+        try:
+            entry = next(epochs)
+        except StopIteration as end:
+            return bool(end.value)
+        if replicas is None or replicas.rank == 0:
+            on_epoch(entry)
+
+
+def member_epochs(
+    task: MemberTask,
+    data: TrainingData,
+    members: Path,
+    *,
+    device: torch.device | None = None,
+    replicas: Replicas | None = None,
+    on_warning: Callable[[str], None] = lambda text: None,
+) -> Generator[dict[str, float], None, bool]:
+    """`train_member`, one epoch at each `next`, yielding its entry of the history."""
     device = device or torch.device("cpu")
     replicas = replicas or Replicas()
     folder = task.folder(members)
@@ -155,16 +178,14 @@ def train_member(
             stale.unlink()
     began = time.perf_counter()
     training = TrainingConfig.model_validate(task.training)
-    torch.manual_seed(mix(task.seed, 11))
     judge: Judge | None = None
     if task.specialist is None:
-        network = build(TypeAdapter(ModelConfig).validate_python(task.model), data.info)
+        network = initial_network(task, data)
     else:
         network, judge = _specialist(task, data)
     network = network.to(device)
     batches = make_batches(task, data, training, device, replicas)
-    soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
-    loss = DistillationLoss(soft, task.alpha, training.label_smoothing)
+    loss = loss_of(task, training)
     validation = as_tensor(data.validation.inputs)
     validation_labels = as_tensor(data.validation.labels)
     if judge is not None:
@@ -180,7 +201,7 @@ def train_member(
         }
 
     try:
-        progress = train(
+        progress = yield from train_epochs(
             network,
             batches,
             loss,
@@ -189,7 +210,6 @@ def train_member(
             evaluate=evaluate if replicas.rank == 0 else None,
             checkpoint=folder / CHECKPOINT,
             replicas=replicas,
-            on_epoch=on_epoch,
             on_warning=on_warning,
         )
     except NotFiniteError as error:
@@ -197,12 +217,25 @@ def train_member(
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
     if replicas.rank == 0:
-        _finish(task, data, network, progress, folder, device, time.perf_counter() - began, judge)
+        finish_member(task, data, network, progress, folder, device, time.perf_counter() - began, judge)
     return True
+
+
+def initial_network(task: MemberTask, data: TrainingData) -> Network:
+    """The network that a task without a generalist starts from."""
+    torch.manual_seed(mix(task.seed, 11))
+    return build(TypeAdapter(ModelConfig).validate_python(task.model), data.info)
+
+
+def loss_of(task: MemberTask, training: TrainingConfig) -> DistillationLoss:
+    """What a task minimises."""
+    soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
+    return DistillationLoss(soft, task.alpha, training.label_smoothing)
 
 
 def _specialist(task: MemberTask, data: TrainingData) -> tuple[Network, Judge]:
     """The network to train on, and how it is judged; both come from the generalist's finished folder."""
+    torch.manual_seed(mix(task.seed, 11))
     assert task.specialist is not None and data.generalists is not None
     specialty = Specialty(**task.specialist)
     folder = data.generalists / specialty.generalist
@@ -216,7 +249,7 @@ def _specialist(task: MemberTask, data: TrainingData) -> tuple[Network, Judge]:
     return start(specialty, load_network(manifest.config, data.info, folder), logits), judge
 
 
-def _finish(
+def finish_member(
     task: MemberTask,
     data: TrainingData,
     network: Network,
@@ -226,6 +259,7 @@ def _finish(
     seconds: float,
     judge: Judge | None = None,
 ) -> None:
+    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done."""
     inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
     labels = as_tensor(data.validation.labels)
     special: dict[str, Any] = {}
@@ -234,6 +268,10 @@ def _finish(
         before = specialty.logits(predict(network, inputs["validation"][judge.rows], device))
         special["dustbin_correction"] = correction_for(specialty, judge, before)
         correct_dustbin_(network, specialty.classes, specialty.output, special["dustbin_correction"])
+    if task.class_bias:
+        bias = fit_class_bias(predict(network, inputs["validation"], device), labels)
+        add_class_bias_(network, bias)
+        special["class_bias"] = bias.tolist()
     logits = {name: predict(network, part, device) for name, part in inputs.items()}
     if judge is None:
         measured = {
@@ -350,6 +388,8 @@ def _resident(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
     """(n,) row numbers that the member draws its examples from."""
     rows = (labels >= 0).nonzero()[:, 0] if task.rows["labelled"] else torch.arange(len(labels))
+    if without := task.rows.get("without"):
+        rows = rows[~torch.isin(labels[rows], torch.tensor(without))]
     generator = torch.Generator().manual_seed(mix(task.seed, 17))
     if task.rows["fraction"] < 1:
         kept = max(1, round(len(rows) * task.rows["fraction"]))
@@ -370,6 +410,8 @@ def _filtered(
     inside = specialty.inside(info["num_classes"]) if specialty else None
     for block in blocks:
         keep = block.labels >= 0 if task.rows["labelled"] else torch.ones_like(block.labels, dtype=torch.bool)
+        if without := task.rows.get("without"):
+            keep &= ~torch.isin(block.labels, torch.tensor(without))
         rows = block.rows.numpy().astype(np.uint64)
         if specialty is not None and inside is not None:
             special = (block.labels >= 0) & inside[block.labels]

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from ensemble_kd import objectives
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
-from ensemble_kd.objectives.base import OBJECTIVES, Batch, build_objective
+from ensemble_kd.objectives.base import OBJECTIVES, Batch, build_objective, stack, stacks_with
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.logits import KL, LogitMSE
-from ensemble_kd.objectives.mixture import DistillationLoss
+from ensemble_kd.objectives.mixture import DistillationLoss, StackedLoss
 
 SOFT = [KL(temperature=0.5), KL(temperature=4.0), KL(temperature=500.0), LogitMSE()]
 
@@ -216,6 +216,73 @@ def test_batches_are_cut_with_their_teacher() -> None:
     part = batch[1:3]
     assert len(part) == 2 and part.labels.tolist() == [1, 2]
     assert part.teacher is not None and part.teacher.logits.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+
+
+# ------------------------------------------------------------------------------------- members at once
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    temperatures=st.lists(st.floats(0.3, 1000), min_size=2, max_size=4),
+    classes=st.integers(2, 20),
+    seed=st.integers(0, 999),
+)
+def test_a_stack_gives_each_members_losses(temperatures: list[float], classes: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    shape = (len(temperatures), 5, classes)
+    z, v = torch.randn(shape).mul(3).requires_grad_(), torch.randn(shape) * 3
+    for members in ([KL(t) for t in temperatures], [KL(temperatures[0])] * len(z), [LogitMSE()] * len(z)):
+        losses = loss_of(stack(members), z, v)
+        assert losses.shape == shape[:2] and losses.dtype == torch.float32
+        alone = torch.stack([loss_of(m, z[i], v[i]) for i, m in enumerate(members)])
+        # float32 loses about 1e-7 T^2, which is what float64 from T = 32 on is for
+        torch.testing.assert_close(losses, alone, rtol=1e-3, atol=1e-3)
+        (found,), (wanted,) = (torch.autograd.grad(x.sum(), z) for x in (losses, alone))
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_numbers_that_all_share_stay_numbers() -> None:
+    assert stack([KL(2.0), KL(2.0)]) == KL(2.0)
+    made = stack([KL(2.0), KL(3.0)])
+    assert isinstance(made, KL) and torch.as_tensor(made.temperature).shape == (2, 1, 1)
+
+
+def test_what_makes_one_stack() -> None:
+    class Silent:
+        needs = frozenset({"logits"})
+
+    assert stacks_with(KL(2.0)) == stacks_with(KL(3.0)) != stacks_with(LogitMSE())
+    assert stacks_with(Silent()) is None  # type: ignore[arg-type]
+
+
+MEMBERS = [
+    DistillationLoss(KL(2.0), 0.5),
+    DistillationLoss(None, 0.0, 0.2),
+    DistillationLoss(KL(40.0), 1.0),
+    DistillationLoss(LogitMSE(), 0.3, 0.1),
+    DistillationLoss(KL(2.0), 0.0),
+    DistillationLoss(KL(1.0), 0.9, 0.1),
+]
+
+
+@pytest.mark.parametrize("which", [[0, 1, 2, 3, 4, 5], [0, 2, 5], [2, 2], [1, 4], [3], [1], [5, 3]])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_mixture_of_each_member(which: list[int], shared: bool) -> None:
+    members = [MEMBERS[i] for i in which]
+    torch.manual_seed(0)
+    z, v = torch.randn(len(which), 6, 5, requires_grad=True), torch.randn(len(which), 6, 5)
+    labels = torch.randint(-1, 5, (6,) if shared else (len(which), 6))
+    found = StackedLoss(members)(Outputs(z), Outputs(v), Batch(labels, labels))
+    batches = [batch_of(labels.expand(len(which), 6)[i].tolist()) for i in range(len(which))]
+    each = [m(Outputs(z[i]), Outputs(v[i]), batches[i]) for i, m in enumerate(members)]
+    torch.testing.assert_close(found, torch.stack(each))
+    (ours,), (theirs,) = (torch.autograd.grad(x, z) for x in (found.sum(), torch.stack(each).sum()))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_stack_says_what_is_missing() -> None:
+    with pytest.raises(ValueError, match="no teacher outputs"):
+        StackedLoss(MEMBERS[:2])(Outputs(torch.zeros(2, 1, 3)), None, batch_of([0]))
 
 
 def test_build_objective() -> None:
