@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
+from ensemble_kd.report.sweep import sweep_section
 from ensemble_kd.train.metrics import classification_metrics, confusion_matrix, log_softmax
 from ensemble_kd.train.statistics import (
     Interval,
@@ -103,6 +104,8 @@ class ReportInputs:
     reference: list[dict[str, Any]] = field(default_factory=list)
     """Rows to print beside ours: {"name": str, "values": {column: number or text}}."""
     specialised: Specialised | None = None
+    sweep: dict[str, Any] | None = None
+    """Summary of the search for the student's settings: its trials with their histories, and the winner."""
 
 
 def build_report(inputs: ReportInputs) -> dict[str, Any]:
@@ -153,6 +156,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "shipped": inputs.shipped,
         "confused": _confused(inputs),
         "specialists": specialists_section(inputs),
+        "sweep": sweep_section(inputs.sweep) if inputs.sweep else None,
         "temperature": inputs.temperature,
         "alpha": inputs.alpha,
         "objective": inputs.objective,
@@ -163,19 +167,6 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "lineage": inputs.lineage,
     }
     return plain(report)
-
-
-def plain(value: Any) -> Any:
-    """The value as strict JSON has it: no numpy scalars, tuples, NaN or infinities."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def shipped_system(inputs: ReportInputs) -> System | None:

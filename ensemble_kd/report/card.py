@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ensemble_kd.report.build import ROLES
+from ensemble_kd.report.sweep import metric_text, settings_text
 
 KINDS = {"image": "An image", "text": "A text", "numeric": "A tabular"}
 PIPELINE = {
@@ -96,7 +97,22 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
     if training:
         kept = ("epochs", "batch_size", "optimizer", "learning_rate")
         lines.append("- Training: " + ", ".join(f"{key} {training[key]}" for key in kept if key in training))
+    if report.get("sweep"):
+        lines.append(_sweep(report["sweep"], report["counts"].get("validation")))
     return "\n".join(lines)
+
+
+def _sweep(section: dict[str, Any], rows: int | None) -> str:
+    tried = section["counts"]["searched"]
+    text = f"- Sweep: {tried:,} configuration{'' if tried == 1 else 's'} tried on "
+    text += "validation rows" if rows is None else f"{rows:,} validation rows"
+    winner = section["winner"]
+    if winner is None:
+        return text + "; none of them won"
+    settings = settings_text(winner, {}) or "the settings of the baseline on hard labels"
+    value = metric_text(winner.get("value"), section["metric"], winner.get("standard_error"))
+    text += f"; the winner, {_text(winner['name'])}, has {_text(settings)}"
+    return f"{text} ({section['metric'].replace('_', ' ')} {value})"
 
 
 def _targets(report: dict[str, Any]) -> str:

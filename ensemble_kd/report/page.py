@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import write_atomic
-from ensemble_kd.report.build import ROLES, plain
+from ensemble_kd.report.build import ROLES
+from ensemble_kd.report.pieces import dot, plain, rounded, table, text_of, titled_plot
 from ensemble_kd.report.plots import (
     COLOURS,
     confusion_plot,
@@ -19,6 +20,7 @@ from ensemble_kd.report.plots import (
     reliability_diagram,
     training_curves,
 )
+from ensemble_kd.report.sweep_page import sweep_html
 
 MANY_TEACHERS = 10
 MANY_CLASSES = 30
@@ -54,6 +56,10 @@ thead th { border-top: 0; color: var(--quiet); font-weight: 500; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
 table.text td { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 table.clusters td:first-child { white-space: normal; min-width: 16rem; }
+table.trials td:last-child, table.trials th:last-child { text-align: left; }
+table.trials td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+table.together td:nth-child(2), table.together th:nth-child(2) { text-align: left; }
+table.together td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; min-width: 20rem; }
 table.pairs td:nth-child(2), table.pairs th:nth-child(2) { text-align: left; }
 .dot { display: inline-block; width: .62em; height: .62em; border-radius: 50%; margin-right: .55em; }
 tr.shipped td { font-weight: 600; }
@@ -92,7 +98,8 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         _results(report),
         _reference(report),
         _specialists(report, arrays),
-        _section("Training", training_curves(histories), "wide"),
+        sweep_html(report.get("sweep"), arrays.get("sweep")),
+        titled_plot("Training", training_curves(histories), "wide"),
         _calibration_and_mistakes(report, arrays),
         _per_class(report),
         _record("Settings", report["settings"]),
@@ -158,7 +165,7 @@ def _results(report: dict[str, Any]) -> str:
         last = i + 1 == len(shown) or shown[i + 1]["role"] != role
         if last and report["summary"][role]["n"] > 1:
             rows.append(_mean_row(role, report))
-    text = "<h2>Results on the test rows</h2>" + _table(head, rows)
+    text = "<h2>Results on the test rows</h2>" + table(head, rows)
     text += (
         "<p class=quiet>Mean ± standard error over members or seeds. NLL in nats; Brier summed over classes, "
         "ECE over 15 bins, ms for one forward pass at batch size 1 and 32. The ensemble's parameters, size "
@@ -167,7 +174,7 @@ def _results(report: dict[str, Any]) -> str:
     if report["excluded"]:
         text += f"<p>Left out of the ensemble: {_escape('; '.join(report['excluded']))}.</p>"
     if teachers:
-        inner = _table(head, [_system_row(system, report["shipped"]) for system in teachers])
+        inner = table(head, [_system_row(system, report["shipped"]) for system in teachers])
         opened = " open" if len(teachers) <= MANY_TEACHERS else ""
         text += f"<details{opened}><summary>Each of the {len(teachers)} teachers</summary>{inner}</details>"
     return f"<section>{text}</section>"
@@ -181,13 +188,13 @@ def _system_row(system: dict[str, Any], shipped: str) -> tuple[str, list[str]]:
             _dot(system["role"]) + _escape(name),
             f"{100 * system['accuracy']:.2f}%",
             f"{system['errors']:,}",
-            _number(system["nll"]),
-            _number(system["brier"]),
-            _number(system["ece"]),
+            rounded(system["nll"]),
+            rounded(system["brier"]),
+            rounded(system["ece"]),
             "–" if system["parameters"] is None else f"{system['parameters']:,}",
             _size(system["bytes"]),
-            _number(system["latency_ms_batch_1"], 2),
-            _number(system["latency_ms_batch_32"], 2),
+            rounded(system["latency_ms_batch_1"], 2),
+            rounded(system["latency_ms_batch_32"], 2),
         ],
     )
 
@@ -197,7 +204,7 @@ def _mean_row(role: str, report: dict[str, Any]) -> tuple[str, list[str]]:
     name = f"{ROLES[role]}, mean of {entry['n']}" if entry["n"] > 1 else ROLES[role]
     cells = [_dot(role) + _escape(name), _percent(entry["accuracy"]), _mean(entry["errors"], 1)]
     # The errors of these three are in report.json; here they would push the table off the page.
-    return "", cells + [_number(entry[key]["mean"]) for key in ("nll", "brier", "ece")] + [""] * 4
+    return "", cells + [rounded(entry[key]["mean"]) for key in ("nll", "brier", "ece")] + [""] * 4
 
 
 def _reference(report: dict[str, Any]) -> str:
@@ -205,10 +212,10 @@ def _reference(report: dict[str, Any]) -> str:
         return ""
     columns = list(dict.fromkeys(key for row in report["reference"] for key in row["values"]))
     rows = [
-        ("", [_escape(row["name"])] + [_escape(_cell(row["values"].get(key))) for key in columns])
+        ("", [_escape(row["name"])] + [_escape(text_of(row["values"].get(key))) for key in columns])
         for row in report["reference"]
     ]
-    return f"<section><h2>Beside published figures</h2>{_table(['', *columns], rows)}</section>"
+    return f"<section><h2>Beside published figures</h2>{table(['', *columns], rows)}</section>"
 
 
 SHOWN = {
@@ -255,7 +262,7 @@ def _specialists(report: dict[str, Any], arrays: dict[str, Any]) -> str:
         rows.append(("", cells))
     head = ["cluster", "classes", "confusion", "among its classes", "weight"]
     head += [SHOWN[role] for role in roles]
-    text += _table(head, rows, "clusters")
+    text += table(head, rows, "clusters")
     text += (
         "<p class=quiet>Confusion: share of all confusion that lies inside. Among its classes: validation "
         "accuracy of generalist and specialist when only these are allowed. The other columns: test accuracy "
@@ -269,7 +276,7 @@ def _specialists(report: dict[str, Any], arrays: dict[str, Any]) -> str:
     if ordered is not None:
         size = "full" if len(ordered["order"]) > 20 else ""
         plot = covariance_plot(ordered, report["class_names"])
-        text += _section("What the teachers confuse, by cluster", plot, size)
+        text += titled_plot("What the teachers confuse, by cluster", plot, size)
         text += (
             "<p class=quiet>Red: the teachers' probabilities of two classes rise together. Boxes are "
             "clusters; a class of several stands in the first.</p>"
@@ -292,7 +299,7 @@ def _coverage(section: dict[str, Any]) -> str:
     for _, name in pairs:
         head += [f"right, {name}", "with specialists"]
     note = "<p class=quiet>Of all specialists, on or off (arXiv 1503.02531, table 4).</p>"
-    return "<h2>By number of specialists</h2>" + _table(head, rows) + note
+    return "<h2>By number of specialists</h2>" + table(head, rows) + note
 
 
 def _share(value: float | None) -> str:
@@ -302,7 +309,7 @@ def _share(value: float | None) -> str:
 def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) -> str:
     text = ""
     if arrays.get("reliability"):
-        text += _section("Calibration", reliability_diagram(arrays["reliability"]))
+        text += titled_plot("Calibration", reliability_diagram(arrays["reliability"]))
         text += (
             "<p class=quiet>The dashed line is perfect calibration; below it a model is overconfident. "
             "Dots grow with the number of test rows.</p>"
@@ -310,7 +317,7 @@ def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) ->
     confusion = arrays.get("confusion")
     if confusion is not None and len(confusion) <= LARGEST_CONFUSION:
         plot = confusion_plot(confusion, report["class_names"])
-        text += _section(
+        text += titled_plot(
             f"Mistakes of the shipped student, {report['shipped']}",
             plot,
             "full" if len(confusion) > 20 else "",
@@ -322,7 +329,7 @@ def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) ->
             for c in report["confused"]
         ]
         head = ["true class", "predicted", "times", "of"]
-        text += f"<h2>Most confused</h2>{_table(head, rows, 'pairs')}"
+        text += f"<h2>Most confused</h2>{table(head, rows, 'pairs')}"
     return text
 
 
@@ -348,7 +355,7 @@ def _per_class(report: dict[str, Any]) -> str:
     else:
         picked = picked[:MANY_CLASSES]
     kept = {role: [values[i] for i in picked] for role, values in accuracy.items()}
-    return _section(title, per_class_plot([names[i] for i in picked], kept), "wide")
+    return titled_plot(title, per_class_plot([names[i] for i in picked], kept), "wide")
 
 
 def _record(title: str, record: Mapping[str, Any], note: str = "") -> str:
@@ -357,7 +364,7 @@ def _record(title: str, record: Mapping[str, Any], note: str = "") -> str:
         return ""
     rows = [("", [f"<code>{_escape(key)}</code>", _escape(value)]) for key, value in lines]
     note = f"<p class=quiet>{_escape(note)}</p>" if note else ""
-    folded = _table(["", ""], rows, "text", header=False)
+    folded = table(["", ""], rows, "text", header=False)
     opened = " open" if len(lines) <= 12 else ""
     return f"<details{opened}><summary><b>{title}</b></summary>{note}{folded}</details>"
 
@@ -365,43 +372,16 @@ def _record(title: str, record: Mapping[str, Any], note: str = "") -> str:
 # ------------------------------------------------------------------------------------------------- pieces
 
 
-def _section(title: str, plot: str, size: str = "") -> str:
-    """`size`: empty shrinks the plot to the screen, `wide` down to 640 pixels, `full` not at all."""
-    if not plot:
-        return ""
-    return f'<h2>{_escape(title)}</h2><div class="scroll plot {size}">{plot}</div>'
-
-
-def _table(
-    head: Sequence[str], rows: Iterable[tuple[str, list[str]]], css_class: str = "", header: bool = True
-) -> str:
-    """`rows` are (attributes of the row, cells that are HTML already)."""
-    top = "".join(f"<th>{_escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr{attributes}><td>{'</td><td>'.join(cells)}</td></tr>" for attributes, cells in rows)
-    top = f"<thead><tr>{top}</tr></thead>" if header else ""
-    return f'<div class=scroll><table class="{css_class}">{top}<tbody>{body}</tbody></table></div>'
-
-
 def _flat(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _flat(item, f"{path}.{key}" if path else str(key))
     elif path:
-        yield path, _cell(value)
-
-
-def _cell(value: Any) -> str:
-    return (
-        "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    )
+        yield path, text_of(value)
 
 
 def _dot(role: str) -> str:
-    return f'<span class=dot style="background:{COLOURS[role]}"></span>'
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return dot(COLOURS[role])
 
 
 def _percent(entry: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def histories_of(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
 
 
 def plot_arrays(inputs: ReportInputs) -> dict[str, Any]:
-    """What the plots need beyond the report: `confusion` (C, C) and `reliability` bins per role."""
+    """What the plots need beyond the report: `confusion` (C, C), `reliability` bins per role, the `sweep`."""
     arrays: dict[str, Any] = {"reliability": {}}
     shipped = shipped_system(inputs)
     if shipped is not None:
@@ -79,6 +79,8 @@ def plot_arrays(inputs: ReportInputs) -> dict[str, Any]:
     special = inputs.specialised
     if special is not None and special.matrix is not None:
         arrays["clusters"] = ordered_matrix(special.matrix, [c["classes"] for c in special.clusters])
+    if inputs.sweep:
+        arrays["sweep"] = inputs.sweep
     return arrays
 
 
@@ -121,7 +123,7 @@ def covariance_plot(ordered: dict[str, Any], names: list[str]) -> str:
                 box.set(fill=False, edgecolor=INK, linewidth=0.9)
                 axes.add_patch(box)
         if labelled:
-            labels = [_plain_text(names[c]) for c in ordered["order"]]
+            labels = [plain_text(names[c]) for c in ordered["order"]]
             axes.set_xticks(range(num_classes), labels, rotation=90 if _long(names) else 0)
             axes.set_yticks(range(num_classes), labels)
         else:
@@ -130,7 +132,7 @@ def covariance_plot(ordered: dict[str, Any], names: list[str]) -> str:
         axes.tick_params(labelsize=8, length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure, "Correlation of the teachers' predictions between classes, by cluster")
+        return svg(figure, "Correlation of the teachers' predictions between classes, by cluster")
 
 
 def training_curves(histories: dict[str, list[dict[str, Any]]]) -> str:
@@ -161,11 +163,11 @@ def training_curves(histories: dict[str, list[dict[str, Any]]]) -> str:
                     alpha=0.55 if role == "teacher" else 0.9,
                     marker="o" if len(points) == 1 else None,
                 )
-            _frame(axes, title, "epoch")
+            frame(axes, title, "epoch")
         figure.legend(
             list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines), fontsize=9
         )
-        return _svg(figure, "Training curves of every member")
+        return svg(figure, "Training curves of every member")
 
 
 def reliability_diagram(bins: dict[str, dict[str, list[Any]]]) -> str:
@@ -182,10 +184,10 @@ def reliability_diagram(bins: dict[str, dict[str, list[Any]]]) -> str:
             axes.scatter(x, y, s=8 + 60 * np.sqrt(count / count.sum()), color=COLOURS[role], alpha=0.8)
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.03)
-        _frame(axes, "", "confidence")
+        frame(axes, "", "confidence")
         axes.set_ylabel("accuracy")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
-        return _svg(figure, "Reliability diagram: accuracy against confidence")
+        return svg(figure, "Reliability diagram: accuracy against confidence")
 
 
 def confusion_plot(matrix: np.ndarray, names: list[str]) -> str:
@@ -205,7 +207,7 @@ def confusion_plot(matrix: np.ndarray, names: list[str]) -> str:
         axes = figure.add_subplot()
         axes.imshow(image, interpolation="nearest")
         font = 9 if small else 7
-        labels = [_plain_text(name) for name in names]
+        labels = [plain_text(name) for name in names]
         axes.set_xticks(range(num_classes), labels, rotation=90 if num_classes > 10 or _long(names) else 0)
         axes.set_yticks(range(num_classes), labels)
         axes.tick_params(labelsize=font, length=0)
@@ -216,7 +218,7 @@ def confusion_plot(matrix: np.ndarray, names: list[str]) -> str:
         axes.set_ylabel("true")
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure, "Confusion matrix of the shipped student")
+        return svg(figure, "Confusion matrix of the shipped student")
 
 
 def per_class_plot(classes: list[str], accuracy: dict[str, list[float | None]]) -> str:
@@ -233,14 +235,14 @@ def per_class_plot(classes: list[str], accuracy: dict[str, list[float | None]]) 
         for offset, role in zip((-0.12, 0.0, 0.12), accuracy, strict=False):
             values = known[list(accuracy).index(role)]
             axes.scatter(values, rows + offset, s=26, color=COLOURS[role], label=role, zorder=3)
-        axes.set_yticks(rows, [_plain_text(name) for name in classes])
+        axes.set_yticks(rows, [plain_text(name) for name in classes])
         axes.set_ylim(len(classes) - 0.5, -0.5)
-        _frame(axes, "", "accuracy", grid="x")
+        frame(axes, "", "accuracy", grid="x")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
-        return _svg(figure, "Accuracy per class")
+        return svg(figure, "Accuracy per class")
 
 
-def _frame(axes: Axes, title: str, xlabel: str, grid: str = "y") -> None:
+def frame(axes: Axes, title: str, xlabel: str, grid: str = "y") -> None:
     axes.set_title(title, fontsize=10, loc="left", pad=8)
     axes.set_xlabel(xlabel)
     axes.grid(axis=grid, color=INK, alpha=0.12, linewidth=0.6)  # type: ignore[arg-type]
@@ -249,7 +251,7 @@ def _frame(axes: Axes, title: str, xlabel: str, grid: str = "y") -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _plain_text(name: str, longest: int = 32) -> str:
+def plain_text(name: str, longest: int = 32) -> str:
     """A class name as a label: no mathtext, no line breaks or control characters, not too long."""
     name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
@@ -259,7 +261,7 @@ def _long(names: list[str]) -> bool:
     return max(len(name) for name in names) > 3
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure as an <svg> element for the page: no prolog, no metadata, no addresses, no fixed size."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
