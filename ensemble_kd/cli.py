@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
-from ensemble_kd.config import STAGES, json_schema, load_config, recipe_paths
+from ensemble_kd.config import STAGES, json_schema, load_config, recipe_paths, space_paths
 from ensemble_kd.errors import EnsembleKDError, ProblemsError
 
 app = typer.Typer(
@@ -95,11 +95,12 @@ def _pipeline(
     address: str | None,
     fresh: set[str],
     verbose: bool,
+    sweep: bool = False,
 ) -> Path:
     from ensemble_kd import pipeline
     from ensemble_kd.stages.context import Console
 
-    settings = load_config(config, overrides)
+    settings = load_config(config, overrides, sweep=sweep)
     folder = run_dir or Path("runs") / settings.name
     screen = Screen(out)
     pipeline.run(
@@ -140,6 +141,29 @@ _stage_command("soft-targets", "soft-targets", "Run the teachers over the transf
 _stage_command("clusters", "clusters", "Find the classes that the teachers confuse.")
 _stage_command("specialists", "specialists", "Train a specialist for every cluster.")
 _stage_command("combined-targets", "combined-targets", "Combine the ensemble with its specialists, once.")
+
+
+@app.command()
+def sweep(
+    config: ConfigPath,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Search space: a shipped one (see spaces) or a YAML file."),
+    ] = None,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search the student's settings on validation rows, then do all that run does with the winner."""
+    with reported(verbose):
+        overrides = [*([f"sweep.space={json.dumps(space)}"] if space else []), *(set_ or [])]
+        redo = {"sweep"} if fresh else set()
+        folder = _pipeline("report", config, overrides, run_dir, address, redo, verbose, sweep=True)
+        _print_results(folder)
+
+
 _stage_command("student", "student", "Train the students: distilled, and on hard labels alone.")
 _stage_command("report", "report", "Write the report and the model folder.")
 
@@ -189,6 +213,19 @@ def _model(block: dict[str, Any]) -> str:
     name = model.pop("name")
     shown = {k: v for k, v in model.items() if "dropout" not in k}
     return " ".join([name, *(f"{k}={v}" for k, v in shown.items())])
+
+
+@app.command()
+def spaces() -> None:
+    """List the shipped search spaces."""
+    import yaml
+
+    table = Table("space", "fields of student", "file")
+    for name, path in space_paths().items():
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        shown = "\n".join(f"{field}: {value}" for field, value in fields.items())
+        table.add_row(name, escape(shown), os.path.relpath(path))
+    out.print(table)
 
 
 @app.command()

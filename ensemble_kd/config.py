@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
 
 STAGES = (
@@ -24,6 +27,7 @@ STAGES = (
     "clusters",
     "specialists",
     "combined-targets",
+    "sweep",
     "student",
     "report",
 )
@@ -32,6 +36,10 @@ SPECIALIST_STAGES = ("clusters", "specialists", "combined-targets")
 """Those of a run with specialists."""
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+SPACES = Path(__file__).parent.parent / "tune" / "spaces"
+
+
+MOST_GRID_POINTS = 10_000
 
 
 class Block(BaseModel):
@@ -388,6 +396,13 @@ class StudentConfig(Block):
     targets: Literal["auto", "ensemble", "specialists", "both"] = "auto"
     """What to learn from: the `ensemble`, the ensemble with its `specialists`, or the mean of `both`; `auto`
     is `specialists` where the run has them."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the transfer set that a student sees, drawn by its seed."""
+    without_classes: list[Annotated[int, Field(ge=0)]] = []
+    """Numbers of classes whose labelled rows no student sees: it knows them from soft targets alone."""
+    class_bias: Literal["none", "fitted"] = "none"
+    """`fitted`: one bias per class, chosen on validation rows and kept in the student's weights; for classes
+    that the transfer set lacks or has too few of (arXiv 1503.02531, section 3)."""
     seeds: int = Field(1, ge=1, le=1000)
     """Students trained, each with its own initialisation and order; the best on validation is shipped."""
     replicas_per_member: int = Field(1, ge=1)
@@ -396,6 +411,62 @@ class StudentConfig(Block):
     @property
     def objective_fields(self) -> dict[str, Any]:
         return {"name": self.objective} if isinstance(self.objective, str) else dict(self.objective)
+
+
+# ---------------------------------------------------------------------------------------------- sweep
+
+
+class SweepConfig(Block):
+    """The search for the student's settings, judged on validation rows."""
+
+    space: dict[str, str | list[Any]] = {
+        "temperature": "loguniform(0.5, 20)",
+        "alpha": "uniform(0.1, 1)",
+    }
+    """Per field of `student` what to try: uniform(a, b), loguniform(a, b), integers(a, b), logintegers(a, b),
+    choice(a, b, ...) or a list. In a file also the name or path of a YAML file with such a block."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        """`training: {learning_rate: ...}`, as `--set` writes it too, is `training.learning_rate: ...`."""
+
+        def leaves(block: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+            for key, item in block.items():
+                if item is None and str(key).endswith(")"):  # YAML's braces cut values at the comma
+                    raise ValueError("in { } a comma ends a value; quote what has one: 'uniform(1, 8)'")
+                if isinstance(item, dict) and item:
+                    yield from leaves(item, f"{path}{key}.")
+                else:
+                    yield f"{path}{key}", item
+
+        return dict(leaves(value)) if isinstance(value, dict) else value
+
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """Optuna's TPE, random, or every combination (a range then gives `grid_points` values)."""
+    trials: int = Field(20, ge=1, le=100000)
+    """Configurations to try (tpe, random); the hard-label baseline comes on top."""
+    grid_points: int = Field(4, ge=2, le=1000)
+    """Values taken from each range (search: grid)."""
+    num_seeds: int = Field(1, ge=1, le=1000)
+    """Students trained for each configuration; their mean is what counts."""
+    metric: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
+    """What to choose by."""
+    scheduler: Literal["auto", "asha", "none"] = "auto"
+    """ASHA (arXiv 1810.05934) stops trials that lag behind; `auto`: with 12 epochs or more."""
+    grace_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Epochs that every trial gets (ASHA); `auto`: a quarter of them, as high temperatures start slowly."""
+    reduction_factor: float = Field(3.0, gt=1)
+    """Of so many trials at a rung one goes on (ASHA)."""
+    concurrent_trials: int | Literal["auto"] = "auto"
+    """Trials at a time, each with `compute.cpus_per_worker` and `gpus_per_worker`; `auto`: as many as fit."""
+    fuse: int | Literal["auto"] = "auto"
+    """Students trained together in one process as stacked parameters, where they differ in numbers only;
+    1 for none, `auto` measures what pays."""
+    max_failed: float = Field(0.5, ge=0, le=1)
+    """Largest share of trials that may fail; above it the sweep ends."""
+    refit: Literal["none", "train+validation"] = "none"
+    """Whether the winner is trained anew with the validation rows among its own."""
 
 
 # ----------------------------------------------------------------------------------- compute, tracking
@@ -444,7 +515,7 @@ class ReportConfig(Block):
 
 
 class Config(Block):
-    """One run: data -> teachers -> soft targets (-> clusters -> specialists) -> student -> report."""
+    """One run: data, teachers, soft targets (, clusters, specialists) (, sweep), student, report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run and of its folder under `runs/`."""
@@ -462,6 +533,8 @@ class Config(Block):
     """Experts on the clusters; null for a run without."""
     student: StudentConfig = StudentConfig()
     """The student."""
+    sweep: SweepConfig | None = None
+    """Search for the student's settings; null to take them as they are."""
     compute: ComputeConfig = ComputeConfig()
     """Use of the cluster."""
     tracking: TrackingConfig = TrackingConfig()
@@ -472,7 +545,10 @@ class Config(Block):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order."""
-        return tuple(s for s in STAGES if self.specialists is not None or s not in SPECIALIST_STAGES)
+        absent = set(SPECIALIST_STAGES) if self.specialists is None else set()
+        if self.sweep is None:
+            absent.add("sweep")
+        return tuple(stage for stage in STAGES if stage not in absent)
 
     @property
     def targets(self) -> str:
@@ -628,6 +704,7 @@ def cross_field_problems(config: Config) -> list[str]:
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
     problems += _specialist_problems(config)
+    problems += _sweep_problems(config)
     trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
@@ -652,6 +729,70 @@ def cross_field_problems(config: Config) -> list[str]:
     actors = config.soft_targets.num_actors
     if actors != "auto" and actors < 1:
         problems.append(f"soft_targets.num_actors: at least 1, or auto; got {actors}")
+    return problems
+
+
+def corners(config: Config) -> list[tuple[str, Config]]:
+    """The configuration with one searched field at an end of its range, or at one of its choices, each.
+
+    The first of the pair says which, as `sweep.space.PATH: VALUE`. Needs a space without problems.
+    """
+    if config.sweep is None:
+        return []
+    found = []
+    for path, dimension in space.parse_space(config.sweep.space).items():
+        for value in dimension.points(2):
+            student = space.apply(config.student, {path: value})
+            found.append(
+                (
+                    f"sweep.space.{path}: {value!r}",
+                    config.model_copy(update={"student": student, "sweep": None}),
+                )
+            )
+    return found
+
+
+def corner_problems(config: Config, problems_of: Callable[[Config], list[str]]) -> list[str]:
+    """What `problems_of` finds at the corners of the search space and not in the configuration itself."""
+    known = set(problems_of(config.model_copy(update={"sweep": None})))
+    found: dict[str, None] = {}
+    for where, corner in corners(config):
+        for problem in problems_of(corner):
+            if problem not in known:
+                found[f"{where}: {problem}"] = None
+    return list(found)
+
+
+def _sweep_problems(config: Config) -> list[str]:
+    sweep = config.sweep
+    if sweep is None:
+        return []
+    if problems := space.problems(config.student, sweep.space):
+        return problems
+    problems = corner_problems(config, cross_field_problems)
+    dimensions = space.parse_space(sweep.space)
+    if sweep.search == "grid":
+        points = math.prod(len(dimension.points(sweep.grid_points)) for dimension in dimensions.values())
+        if points > MOST_GRID_POINTS:
+            problems.append(
+                f"sweep.space: the grid has {points:,} points; lower sweep.grid_points, drop a field, or use "
+                "search: tpe"
+            )
+    epochs, grace = config.student.training.epochs, sweep.grace_epochs
+    fixed = "training.epochs" not in dimensions
+    if sweep.scheduler == "asha" and fixed and grace != "auto" and grace >= epochs:
+        problems.append(
+            f"sweep.grace_epochs: {grace}, but a trial has {epochs} epochs, so ASHA could stop "
+            "none; lower it, or use scheduler: none"
+        )
+    for name, value in (("concurrent_trials", sweep.concurrent_trials), ("fuse", sweep.fuse)):
+        if value != "auto" and value < 1:
+            problems.append(f"sweep.{name}: at least 1, or auto; got {value}")
+    if sweep.fuse != "auto" and sweep.fuse > 1 and config.student.replicas_per_member > 1:
+        problems.append(
+            f"sweep.fuse: {sweep.fuse}, but student.replicas_per_member = "
+            f"{config.student.replicas_per_member}: what needs several workers is not stacked; set fuse to 1"
+        )
     return problems
 
 
@@ -825,8 +966,26 @@ def recipe_paths() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def _spaces() -> Path:
+    return SPACES if SPACES.is_dir() else Path(__file__).parent / "spaces"
+
+
+def space_paths() -> dict[str, Path]:
+    """The shipped search spaces by name."""
+    return {path.stem: path for path in sorted(_spaces().glob("*.yaml"))}
+
+
+def _read_space(raw: dict[str, Any]) -> None:
+    """Put the content of a search space in the place of its name."""
+    block = raw.get("sweep")
+    if isinstance(block, dict) and isinstance(block.get("space"), str):
+        block["space"] = space.read_space(block["space"], _spaces())
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None, sweep: bool = False) -> Config:
     """Read a YAML file (or a shipped recipe by its name), apply `--set` overrides, check everything.
+
+    With `sweep` a file without a `sweep` block gets the default one.
 
     Raises ConfigError, with all problems, each starting with the path of its field.
     """
@@ -844,8 +1003,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a block of settings, got {type(raw).__name__}")
+    _read_space(raw)  # first, so that an override may change a part of it
     for assignment in overrides or []:
         apply_override(raw, assignment)
+    _read_space(raw)
+    if raw.get("sweep") is None and sweep:
+        raw["sweep"] = {}
     return validate(raw)
 
 

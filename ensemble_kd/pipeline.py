@@ -1,4 +1,4 @@
-"""The whole way, in order: data, teachers, soft targets, (clusters, specialists,) student, report.
+"""The whole way, in order: data, teachers, soft targets, (clusters, specialists,) (sweep,) student, report.
 
 Each stage looks whether its result stands already under the fingerprint of its settings and inputs; if so
 it is skipped, if not it says why and runs. Stages hand over manifests and folders, never live objects.
@@ -10,15 +10,16 @@ import fcntl
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
-from ensemble_kd.config import Config, num_teachers
+from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.runtime import Runtime
@@ -29,6 +30,7 @@ from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages import soft_targets as soft_targets_stage
 from ensemble_kd.stages import specialists as specialists_stage
 from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages import sweep as sweep_stage
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.stages.members import intact, members_folder, prefixed
@@ -55,9 +57,10 @@ def run(
     console = console or Console()
     check_objective(config)
     if until not in config.stages:
+        needed = "sweep" if until == "sweep" else "specialists"
         raise ConfigError(
-            "specialists: this configuration has none; add a `specialists` block, "
-            "--set specialists={} for the defaults"
+            f"{needed}: this configuration has none; add a `{needed}` block, "
+            f"--set {needed}={{}} for the defaults"
         )
     folder = folder.absolute()  # workers run in folders of their own
     prepare_folder(folder)
@@ -165,14 +168,29 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         if until == "combined-targets":
             return done
 
-    # Student: distilled, and on hard labels alone, in one worker group.
+    # Sweep: which settings of the student? From here on those of the winner.
     beside = (combined_plan.folder, combined) if combined is not None else None
-    plan = student_stage.plan(
-        config, folder, data.fingerprint, store_plan.fingerprint, beside[0].name if beside else None
-    )
+    fingerprints = (data.fingerprint, store_plan.fingerprint, beside[0].name if beside else None)
+    sweep = ready = None
+    if config.sweep is not None:
+        plan = sweep_stage.plan(config, folder, *fingerprints)
+        with stage(context, "sweep", plan, fresh) as step:
+            step.manifest = step.kept(plan.checked(context.console)) or sweep_stage.run(
+                context, plan, data.folder, info, store_plan.folder, store, beside
+            )
+        sweep, ready = step.result, members_folder(folder, "sweep")
+        sweep_plan = plan
+        done["sweep"] = sweep
+        if until == "sweep":
+            return done
+        config = sweep_stage.with_winner(config, sweep)
+        context = replace(context, config=config)
+
+    # Student: distilled, and on hard labels alone, in one worker group.
+    plan = student_stage.plan(config, folder, *fingerprints)
     with stage(context, "student", plan, fresh) as step:
         step.manifest = step.kept(intact(plan, context)) or student_stage.run(
-            context, plan, data.folder, info, store_plan.folder, store, beside
+            context, plan, data.folder, info, store_plan.folder, store, beside, ready
         )
     student, student_plan = step.result, plan
     done["student"] = student
@@ -189,13 +207,16 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     if clusters is not None:
         lineage |= {"clusters": clusters_plan.fingerprint, "specialists": specialists_plan.fingerprint}
         lineage["combined_targets"] = combined_plan.fingerprint
-    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_plan.fingerprint)
+    if sweep is not None:
+        lineage["sweep"] = sweep_plan.fingerprint
+    swept = sweep_plan.fingerprint if sweep is not None else None
+    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_plan.fingerprint, swept)
     with stage(context, "report", plan, fresh) as step:
         special = None
         if clusters is not None and specialists is not None and beside is not None:
             special = (clusters_plan.folder, clusters, specialists, *beside)
         step.manifest = step.kept(report_stage.intact(plan, context)) or report_stage.run(
-            context, plan, data.folder, info, teachers, teachers_plan.folder, student, lineage, special
+            context, plan, data.folder, info, teachers, teachers_plan.folder, student, lineage, special, sweep
         )
     done["report"] = step.result
     _track_outcome(context, student, lineage)
@@ -296,7 +317,9 @@ def discard(context: Context, plan: StagePlan) -> None:
     import shutil
 
     parts = [plan.folder] + (
-        [plan.folder.parent / "members"] if plan.stage in ("teachers", "specialists", "student") else []
+        [plan.folder.parent / "members"]
+        if plan.stage in ("teachers", "specialists", "sweep", "student")
+        else []
     )
     for part in parts:
         if part.exists():
@@ -351,10 +374,24 @@ def describe(name: str, manifest: Manifest) -> str:
             bound = summary["error_bound_at_temperature_1"]
             text += f", top {layout['top_k']}, error at most {bound:.3g} at T = 1"
         return text
+    if name == "sweep":
+        trials = {trial["name"]: trial for trial in summary["trials"]}
+        winner, baseline = (trials[summary[key]]["value"] for key in ("winner", "baseline"))
+        states = Counter(trial["state"] for trial in summary["trials"])
+        told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        chosen = ", ".join(f"{k}={_short(v)}" for k, v in trials[summary["winner"]]["parameters"].items())
+        return (
+            f"{len(trials)} trials ({told}); {summary['winner']} wins with {chosen}: "
+            f"{summary['metric']} {winner:.4f}, on hard labels {baseline:.4f}"
+        )
     if name == "student":
         shipped = next(m for m in summary["members"] if m["name"] == summary["shipped"])
         return f"{len(summary['members'])} trained, {shipped['name']} is shipped"
     return str(summary["verdict"]["text"])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -388,12 +425,27 @@ def locked(folder: Path) -> Iterator[None]:
 
 def check_objective(config: Config) -> None:
     problems = student_stage.objective_problems(config)
+    if not problems:
+        problems = corner_problems(config, student_stage.objective_problems)
     if problems:
         raise ConfigError(problems)
 
 
 def check_sizes(config: Config, info: dict[str, Any]) -> None:
     """What can be held against the settings only once the data is known."""
+    problems = _size_problems(config, info)
+    if config.sweep is not None:
+        if not info["counts"]["validation"]:
+            problems.append(
+                "sweep: trials are judged on validation rows, and there are none; raise "
+                "data.validation_fraction, or give a validation split"
+            )
+        problems += corner_problems(config, lambda corner: _size_problems(corner, info))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
     problems = []
     counts = info["counts"]
     if config.teachers.source == "train":
@@ -401,11 +453,12 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
         size = config.teachers.training.batch_size
         if rows < size:
             problems.append(f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it")
-    size = config.student.training.batch_size
-    if counts["transfer"] < size:
+    size, rows = config.student.training.batch_size, round(counts["transfer"] * config.student.fraction)
+    if rows < size:
+        problems.append(f"student.training.batch_size: {size}, but a student sees {rows} rows; lower it")
+    if unknown := [c for c in config.student.without_classes if c >= info["num_classes"]]:
         problems.append(
-            f"student.training.batch_size: {size}, but the transfer set has {counts['transfer']} rows; "
-            "lower it"
+            f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
         )
     top_k = config.soft_targets.top_k
     if top_k is not None and top_k >= info["num_classes"]:
@@ -416,8 +469,7 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
     if config.specialists is not None:
         problems += clusters_stage.problems(config, info["num_classes"])
         problems += specialists_stage.problems(config, info)
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 @dataclass(frozen=True)
@@ -487,6 +539,14 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
                 plan = combined_stage.plan(config, folder, data, store_plan.fingerprint, specialists)
                 found.append(_line("combined-targets", plan, plan.done(), expected=expected))
                 combined = plan.fingerprint
+    sweep = None
+    if config.sweep is not None:
+        plan = sweep_stage.plan(config, folder, data, store_plan.fingerprint, combined)
+        manifest = plan.done()
+        found.append(_line("sweep", plan, manifest, extra=size_on_disk(plan.folder.parent / "members")))
+        if manifest is None:
+            return found + [PlannedStage(name, "to do: follows sweep", 0) for name in ("student", "report")]
+        config, sweep = sweep_stage.with_winner(config, manifest), plan.fingerprint
     plan = student_stage.plan(config, folder, data, store_plan.fingerprint, combined)
     student = plan.done()
     held = bytes_in_memory(info, *[layout] * (1 if config.specialists is None else 2))
@@ -494,7 +554,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     how = "held in memory" if held <= config.compute.memory_budget * 1e9 else "streamed"
     state = line.state if student else f"{line.state}; transfer set of {held / 1e6:.1f} MB {how}"
     found.append(PlannedStage(line.name, state, line.size))
-    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, plan.fingerprint)
+    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, plan.fingerprint, sweep)
     found.append(_line("report", plan, plan.done()))
     return found
 

@@ -17,6 +17,8 @@ TINY = [
     "student.training.epochs=2",
     "student.seeds=1",
     "specialists.training.epochs=2",
+    "sweep.trials=2",
+    "sweep.num_seeds=1",
 ]
 
 

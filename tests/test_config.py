@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ensemble_kd.config import (
     load_config,
     member_settings,
     recipe_paths,
+    space_paths,
     validate,
 )
 from ensemble_kd.errors import ConfigError
@@ -32,6 +34,58 @@ def problems(*overrides: str) -> list[str]:
 def test_every_shipped_recipe_loads(name: str, tmp_path: Path) -> None:
     overrides = [] if name == "digits" else [f"data.path={tmp_path}"]
     assert load_config(name, overrides).name == name
+
+
+@pytest.mark.parametrize("name", sorted(space_paths()))
+def test_every_shipped_search_space_loads(name: str) -> None:
+    specialists = [] if name == "targets" else ["specialists=null"]
+    config = load_config("digits", [f"sweep.space={name}", *specialists])
+    assert config.sweep is not None and len(config.sweep.space) >= 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sweep.space.temprature=uniform(1, 5)"], "sweep.space.temprature: .*did you mean 'temperature'"),
+        (["sweep.space.temperature=uniform(3, 3)"], "sweep.space.temperature: empty range"),
+        (["sweep.space.temperature=uniform(5, 3)"], "sweep.space.temperature: inverted"),
+        (["sweep.space.temperature=uniform(0, 3)"], "sweep.space.temperature: .*greater than 0, got 0"),
+        (["sweep.space.temperature=[4, -1]"], "sweep.space.temperature: .*greater than 0, got -1"),
+        (["sweep.space.alpha=uniform(0, 1.5)"], "sweep.space.alpha: .*less than or equal to 1, got 1.5"),
+        (
+            ["sweep.space={temperature: uniform(1, 5)}"],
+            r"sweep.space: .*in \{ \} a comma ends a value; quote",
+        ),
+        (["sweep.space=widht"], "sweep.space: no such search space: widht; did you mean 'width'"),
+        (["sweep.metric=accuracy"], "sweep.metric: .*'validation_accuracy'.*got 'accuracy'"),
+        (["sweep.concurrent_trials=0"], "sweep.concurrent_trials: at least 1"),
+        (["sweep.fuse=0"], "sweep.fuse: at least 1"),
+        (
+            ["sweep.space=targets", "specialists=null"],
+            "sweep.space.targets: 'both': .*there are no specialists",
+        ),
+        (
+            ["sweep.space.training.batch_size=[33, 64]", "student.replicas_per_member=2"],
+            "33 cannot be cut into",
+        ),
+        (
+            ["sweep.scheduler=asha", "sweep.grace_epochs=60"],
+            "sweep.grace_epochs: 60, but a trial has 60 epochs",
+        ),
+        (
+            ["sweep.search=grid", "sweep.grid_points=200"],
+            "sweep.space: the grid has 40,000 points; lower sweep.grid_points",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_told_at_once(overrides: list[str], says: str) -> None:
+    found = problems("sweep={}", *overrides)
+    assert any(re.match(says if says.startswith("sweep") else f".*{says}", line) for line in found), found
+
+
+def test_all_problems_of_a_sweep_come_together() -> None:
+    found = problems("sweep={}", "sweep.space={temprature: [1, 2], alpha: [2, 3]}", "student.temperature=0")
+    assert len([line for line in found if line.startswith(("sweep.space", "student.temperature"))]) >= 3
 
 
 @pytest.mark.parametrize("name", sorted(set(recipe_paths()) - {"digits"}))
@@ -141,4 +195,4 @@ def test_every_package_is_installed() -> None:
     root = Path(__file__).parents[1]
     listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(p.parent.relative_to(root).parts) for p in root.glob("ensemble_kd/**/__init__.py")}
-    assert listed == found | {"ensemble_kd.recipes"}
+    assert listed == found | {"ensemble_kd.recipes", "ensemble_kd.spaces"}

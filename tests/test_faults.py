@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -25,6 +27,7 @@ OVERRIDES = [
     "data.shard_rows=100",
     "soft_targets.batch_size=8",
     "tracking.enabled=false",
+    "sweep=null",
 ]
 
 
@@ -111,6 +114,69 @@ def test_worker_killed_costs_at_most_one_epoch(undisturbed: Path, tmp_path: Path
     for name, history in kept.items():
         done = json.loads((folder / stage / "members" / name / "manifest.json").read_text())
         assert history and done["summary"]["history"][: len(history)] == history
+
+
+SWEEP = [
+    "specialists=null",
+    "teachers.training.epochs=10",
+    "student.training.epochs=60",
+    "sweep={search: grid, space: {temperature: [1, 2, 4, 8]}, scheduler: none, fuse: 1}",
+]
+UP_TO_THE_SWEEP = """
+import sys
+from pathlib import Path
+from ensemble_kd import pipeline
+from ensemble_kd.config import load_config
+from ensemble_kd.stages.context import Console
+config, folder = load_config("digits", sys.argv[2:]), Path(sys.argv[1])
+pipeline.run(config, folder, until="sweep", console=Console(print, print))
+"""
+
+
+def sweep_command(folder: Path) -> list[str]:
+    return [sys.executable, "-c", UP_TO_THE_SWEEP, str(folder), *OVERRIDES, *SWEEP]
+
+
+def finished_trials(folder: Path) -> dict[str, dict[str, Any]]:
+    """By name, from the files they leave."""
+    records = (json.loads(path.read_text()) for path in folder.glob("sweep/*/trials/*.json"))
+    return {record["name"]: record for record in records if record["state"] == "finished"}
+
+
+def test_a_trial_s_process_and_then_the_driver_killed_in_the_middle_of_a_sweep(tmp_path: Path) -> None:
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
+    subprocess.run(sweep_command(undisturbed), check=True, capture_output=True, timeout=400)
+    for part in ("data", "teachers", "soft_targets"):
+        shutil.copytree(undisturbed / part, folder / part)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            sweep_command(folder), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    end = time.monotonic() + 180
+
+    def waiting(for_what: str) -> None:
+        assert process.poll() is None, f"the sweep ended before {for_what}\n{log.read_text()}"
+        assert time.monotonic() < end, f"no {for_what} in time"
+        time.sleep(0.01)
+
+    in_the_middle = unfinished(folder, "sweep", "members/*/checkpoint.safetensors")
+    while not (in_the_middle() and (actors := descendants(process.pid, "ray::Students"))):
+        waiting("a trial was at work")
+    os.kill(actors[0], signal.SIGKILL)
+    while not ("its students go on in another" in log.read_text() and len(finished_trials(folder)) >= 2):
+        waiting("two trials were over")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished_trials(folder)
+    assert 2 <= len(before) < 5, "the sweep was over already"
+    last = subprocess.run(sweep_command(folder), capture_output=True, text=True, timeout=400)
+    assert last.returncode == 0, last.stderr
+    after = finished_trials(folder)
+    assert len(after) == 5
+    for name, record in before.items():  # to the second: they were not trained again
+        assert (after[name]["began"], after[name]["ended"]) == (record["began"], record["ended"])
+    assert outcome(folder) == outcome(undisturbed)
 
 
 def histories(members: Path) -> dict[str, list[dict[str, float]]]:

@@ -19,10 +19,12 @@ LEVELS = [
     {"cli"},
     {"pipeline", "predict"},
     {"stages"},
+    {"tuner"},
     {"workers", "streaming", "tracking", "report"},
     {"runtime", "train"},
     {"objectives", "models", "data", "ensemble"},
     {"config", "artifacts"},
+    {"space"},
     {"errors"},
 ]
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}

@@ -24,7 +24,8 @@ TINY = [
     "student.model.hidden=[8]",
     "data.shard_rows=500",
     "tracking.enabled=false",
-    "specialists=null",  # tests/test_specialist_stages.py has them
+    "specialists=null",  # tests/test_specialist_stages.py has them, tests/test_sweep.py sweeps
+    "sweep=null",
 ]
 STAGES = ("data", "teachers", "soft-targets", "student", "report")
 

@@ -39,6 +39,7 @@ TINY = [
     "student.model.hidden=[8]",
     "data.shard_rows=500",
     "tracking.enabled=false",
+    "sweep=null",
 ]
 CPU = torch.device("cpu")
 

@@ -76,6 +76,20 @@ def drop_damaged(tasks: list[MemberTask], members: Path, console: Console) -> No
     all_intact([folder for folder in folders if (folder / MANIFEST).exists()], console)
 
 
+def adopt(tasks: list[MemberTask], members: Path, ready: Path, console: Console) -> None:
+    """Copy finished members from `ready`, whole or not at all, instead of training them again."""
+    for task in tasks:
+        source, target = task.folder(ready), task.folder(members)
+        if finished(task, members) is not None or finished(task, ready) is None:
+            continue
+        if all_intact([source], console):
+            new = target.with_name(f".{target.name}.new")
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(source, new)
+            shutil.rmtree(target, ignore_errors=True)
+            new.rename(target)
+
+
 def follow(
     context: Context, stage: str, tasks: list[MemberTask], members: Path
 ) -> tuple[Callable[[MemberTask, dict[str, Any]], None], Callable[[], None]]:

@@ -30,10 +30,11 @@ from ensemble_kd.train.member import PREDICTIONS, load_network
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
 
 
-def plan(config: Config, run: Path, teachers: str, student: str) -> StagePlan:
+def plan(config: Config, run: Path, teachers: str, student: str, sweep: str | None = None) -> StagePlan:
     settings = {"name": config.name, "mean": config.student.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
-    return StagePlan.of(run, "report", settings, {"teachers": teachers, "student": student})
+    inputs = {"teachers": teachers, "student": student}
+    return StagePlan.of(run, "report", settings, {**inputs, "sweep": sweep} if sweep else inputs)
 
 
 def intact(plan: StagePlan, context: Context) -> Manifest | None:
@@ -66,6 +67,7 @@ def run(
     student: Manifest,
     lineage: dict[str, Any],
     special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
+    sweep: Manifest | None = None,
 ) -> Manifest:
     """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest.
 
@@ -112,6 +114,7 @@ def run(
             excluded=teachers.summary["excluded"],
             reference=[row.model_dump(mode="json") for row in config.report.reference],
             specialised=_specialised(config, info, systems, *special) if special else None,
+            sweep=sweep.summary if sweep else None,
         )
         report = build_report(inputs)
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)

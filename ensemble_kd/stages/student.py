@@ -13,6 +13,7 @@ from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_STUDENTS,
+    adopt,
     kept_weights,
     member_summary,
     members_folder,
@@ -63,49 +64,67 @@ def tasks(
     `weights` are those of the teachers in the store. `combined` is the fingerprint of the combination with
     specialists; then students of both kinds of targets are trained.
     """
-    student, found = config.student, []
-    targets = {"distilled": config.targets if combined else "ensemble"}
+    roles = ["distilled"]
     if combined:
-        other = "from_ensemble" if config.targets != "ensemble" else "from_specialists"
-        targets[other] = other.removeprefix("from_")
-    roles = [*targets, "hard"]
+        roles.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
+    roles.append("hard")
     roles += ["plain"] if config.soft_targets.views > 1 else []
     roles += ["pseudo"] if counts["transfer"] > counts["labelled"] else []
-    for seed in range(student.seeds):
-        for role in roles:
-            soft = role in targets
-            reads = soft or role == "pseudo"
-            views = 1 if role == "plain" else config.soft_targets.views
-            augment = config.data.augment.model_dump(mode="json") if views > 1 else {}
-            learned = targets.get(role, "ensemble")
-            inputs = {"data": data}
-            if reads and learned != "specialists":
-                inputs["soft_targets"] = store
-            if learned != "ensemble":
-                assert combined is not None
-                inputs["combined_targets"] = combined
-            found.append(
-                MemberTask(
-                    name=f"{role}-seed-{seed}",
-                    role=role,
-                    seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
-                    model=student.model.model_dump(mode="json"),
-                    training=student.training.model_dump(mode="json"),
-                    inputs=inputs,
-                    rows={"labelled": not reads, "bootstrap": False, "fraction": 1.0},
-                    examples_per_epoch=counts["transfer"],
-                    augment=augment,
-                    views=views,
-                    alpha=student.alpha if soft else 0.0,
-                    objective=student.objective_fields if soft else None,
-                    temperature=student.temperature if soft else 1.0,
-                    mean=student.mean,
-                    weights=_weights(learned, weights),
-                    pseudo_labels=role == "pseudo",
-                    targets=learned,
-                )
-            )
-    return found
+    return [
+        task(config, role, seed, data, store, counts, weights, combined)
+        for seed in range(config.student.seeds)
+        for role in roles
+    ]
+
+
+def task(
+    config: Config,
+    role: str,
+    seed: int,
+    data: str,
+    store: str,
+    counts: dict[str, int],
+    weights: list[float] | None = None,
+    combined: str | None = None,
+) -> MemberTask:
+    """The student of one role and seed, counted from 0; the rest as in `tasks`."""
+    student = config.student
+    learned = "ensemble"
+    if combined:
+        learned = role.removeprefix("from_") if role.startswith("from_") else learned
+        learned = config.targets if role == "distilled" else learned
+    soft = role == "distilled" or role.startswith("from_")
+    reads = soft or role == "pseudo"
+    views = 1 if role == "plain" else config.soft_targets.views
+    inputs = {"data": data}
+    if reads and learned != "specialists":
+        inputs["soft_targets"] = store
+    if learned != "ensemble":
+        assert combined is not None
+        inputs["combined_targets"] = combined
+    rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
+    if student.without_classes:
+        rows["without"] = student.without_classes
+    return MemberTask(
+        name=f"{role}-seed-{seed}",
+        role=role,
+        seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
+        model=student.model.model_dump(mode="json"),
+        training=student.training.model_dump(mode="json"),
+        inputs=inputs,
+        rows=rows,
+        examples_per_epoch=counts["transfer"],
+        augment=config.data.augment.model_dump(mode="json") if views > 1 else {},
+        views=views,
+        alpha=student.alpha if soft else 0.0,
+        objective=student.objective_fields if soft else None,
+        temperature=student.temperature if soft else 1.0,
+        mean=student.mean,
+        weights=_weights(learned, weights),
+        pseudo_labels=role == "pseudo",
+        targets=learned,
+        class_bias=student.class_bias == "fitted",
+    )
 
 
 def _weights(targets: str, weights: list[float] | None) -> list[float] | None:
@@ -124,23 +143,13 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     )
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    store: Path,
-    receipt: Manifest,
-    combination: Store | None = None,
-) -> Manifest:
-    """Train what is missing and choose the student to ship, on validation rows.
+def usable(
+    context: Context, receipt: Manifest, combination: Store | None, info: dict[str, Any]
+) -> tuple[list[float] | None, Store | None]:
+    """Weights of the teachers in the store, and the combination if there is anything to read in it.
 
     A `combination` in which every specialist is off is the ensemble, and nothing is read of it.
-    Raises TrainingError where a student's loss was not finite.
     """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    members = members_folder(context.folder, "student")
     weights = kept_weights(context.config.student.weights, receipt.inputs.keys() - {"data"})
     if combination is not None and not combination[1].summary["on"]:
         asked = context.config.student.targets
@@ -156,6 +165,28 @@ def run(
             f"{combination[1].summary['class_names']}, the data has {info['class_names']}; run "
             "combined-targets again"
         )
+    return weights, combination
+
+
+def run(
+    context: Context,
+    plan: StagePlan,
+    data: Path,
+    info: dict[str, Any],
+    store: Path,
+    receipt: Manifest,
+    combination: Store | None = None,
+    ready: Path | None = None,
+) -> Manifest:
+    """Train what is missing and choose the student to ship, on validation rows.
+
+    `ready` holds members that another stage trained already: a sweep's.
+    Raises TrainingError where a student's loss was not finite.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    members = members_folder(context.folder, "student")
+    weights, combination = usable(context, receipt, combination, info)
     wanted = tasks(
         context.config,
         plan.inputs["data"],
@@ -169,6 +200,8 @@ def run(
     )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
+    if ready is not None:
+        adopt(wanted, members, ready, context.console)
     good = train_and_follow(
         context, "student", wanted, load, arrays, context.config.student.replicas_per_member
     )

@@ -1,0 +1,536 @@
+"""The sweep: which temperature, alpha and other settings of the student are best on validation rows?
+
+A trial costs its students alone: teachers are not read, only their stored soft targets. Each configuration
+leaves one file under `trials/`, so a killed sweep goes on with what is finished; its students are members
+like all others, and those of the winner become the student stage's without being trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ensemble_kd import space as spaces
+from ensemble_kd.artifacts import Manifest, canonical, finish, read_json, write_json
+from ensemble_kd.config import Config, StudentConfig, SweepConfig
+from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
+from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.members import all_intact, members_folder, prefixed
+from ensemble_kd.stages.training_data import Store, arrays_and_loader
+from ensemble_kd.train.batches import mix
+from ensemble_kd.train.member import finished, load_logits
+from ensemble_kd.train.metrics import log_softmax
+from ensemble_kd.train.statistics import combined_interval, mean_and_error
+from ensemble_kd.train.trials import Entry, Trial, mean_history, values_of
+
+if TYPE_CHECKING:
+    from ensemble_kd.tuner import Proposals
+
+STREAM_OF_SWEEPS = 505
+FUSED_AT_MOST = 64
+"""Students stacked in one process, where `fuse` is to be measured."""
+TRIES = 100
+"""Proposals seen before, one after another, until the space counts as exhausted."""
+EPOCHS_FOR_ASHA = 12
+LEAST_FOR_IMPORTANCE = 4
+NOT_IN_FINGERPRINT = {"concurrent_trials", "fuse", "max_failed"}
+
+
+def sign(sweep: SweepConfig) -> int:
+    """1 where more of the metric is better."""
+    return -1 if sweep.metric.endswith("loss") else 1
+
+
+def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
+    assert config.sweep is not None
+    settings = student_stage.plan(config, run, data, store, combined).config
+    settings |= {"sweep": config.sweep.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)}
+    settings["sweep"]["space"] = {
+        path: spaces.to_text(dimension) for path, dimension in spaces.parse_space(config.sweep.space).items()
+    }
+    inputs = {"data": data, "soft_targets": store}
+    return StagePlan.of(
+        run, "sweep", settings, {**inputs, "combined_targets": combined} if combined else inputs
+    )
+
+
+def with_winner(config: Config, manifest: Manifest) -> Config:
+    """The configuration whose student is the sweep's winner."""
+    student = StudentConfig.model_validate(manifest.summary["student"])
+    return config.model_copy(update={"student": student})
+
+
+def run(
+    context: Context,
+    plan: StagePlan,
+    data: Path,
+    info: dict[str, Any],
+    store: Path,
+    receipt: Manifest,
+    combination: Store | None = None,
+) -> Manifest:
+    """Search, and name the winner. Raises TrainingError where too many trials failed or none finished."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    config = context.config
+    assert config.sweep is not None
+    weights, combination = student_stage.usable(context, receipt, combination, info)
+    arrays, load, streams = arrays_and_loader(
+        data, info, config.compute.memory_budget, (store, receipt), combination
+    )
+    if streams:
+        context.console.line("sweep: the transfer set is larger than compute.memory_budget and is streamed")
+    combined = plan.inputs["combined_targets"] if combination else None
+    sources = (plan.inputs["data"], plan.inputs["soft_targets"], info["counts"], weights, combined)
+    sweep = _Sweep(context, plan.folder, sources)
+    if sweep.unfinished():
+        _train(context, sweep, arrays, load)
+    sweep.close()
+    summary = sweep.summary(data)
+    summary["seconds"] = sweep.elapsed
+    summary["seconds_with_start"] = time.perf_counter() - began
+    return finish(plan.folder, "sweep", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _train(context: Context, sweep: _Sweep, arrays: Callable[[], dict[str, Any]], load: Any) -> None:
+    from ensemble_kd import tuner
+
+    config, settings = context.config, sweep.settings
+    replicas = config.student.replicas_per_member
+    concurrent = tuner.concurrency(context.runtime, settings.concurrent_trials, replicas)
+    structural = [p for p in sweep.space if p.split(".")[0] in ("model", "targets") or p in UNFUSED]
+    fuse: int | str = 1 if structural and settings.fuse == "auto" else settings.fuse
+
+    def proposals(fuse: int, concurrent: int) -> Proposals:
+        sweep.open(tuner.optuna_search, concurrent)
+        stacked = f", {fuse} students stacked in each" if fuse > 1 else ""
+        context.console.line(f"sweep: {sweep.left()} trials to go, {concurrent} at a time{stacked}")
+        return tuner.Proposals(
+            sweep.waiting(),
+            sweep.propose,
+            sweep.follow_up,
+            sweep.on_change,
+            sweep.on_epoch,
+            metric=settings.metric,
+            sign=sign(settings),
+            fuse=fuse,
+            concurrent=concurrent,
+            left=sweep.left,
+            max_failed=settings.max_failed,
+            max_failures=config.compute.max_failures,
+            offset=sweep.elapsed,
+        )
+
+    epochs = max([config.student.training.epochs, *_ends(sweep.space.get("training.epochs"))])
+    least = {"asha": 2, "auto": EPOCHS_FOR_ASHA, "none": math.inf}[settings.scheduler]
+    grace = max(1, epochs // 4) if settings.grace_epochs == "auto" else settings.grace_epochs
+    share = max(1, -(-sweep.total * settings.num_seeds // concurrent))
+    context.console.progress("sweep", 0, sweep.total, "starting workers")
+    try:
+        tuner.run_trials(
+            context.runtime,
+            proposals,
+            sweep.folder,
+            sweep.members,
+            load,
+            arrays,
+            sweep.example(),
+            metric=settings.metric,
+            sign=sign(settings),
+            fuse=fuse,
+            fuse_limit=min(FUSED_AT_MOST, share),
+            concurrent=concurrent,
+            replicas=replicas,
+            epochs=epochs,
+            asha=(grace, settings.reduction_factor) if epochs >= max(least, grace + 1) else None,
+            warn=context.console.warning,
+        )
+    finally:
+        context.console.progress("sweep", 0, 0, "")
+
+
+UNFUSED = ("training.epochs", "training.batch_size", "training.optimizer", "training.max_norm")
+"""With these in the space, few neighbours could be stacked."""
+
+
+def _ends(dimension: spaces.Dimension | None) -> list[Any]:
+    return [] if dimension is None else dimension.points(2)
+
+
+class _Sweep:
+    """The driver's side: what was tried, what comes next."""
+
+    def __init__(self, context: Context, folder: Path, sources: tuple[Any, ...]) -> None:
+        assert context.config.sweep is not None
+        self.context, self.folder, self.sources = context, folder, sources
+        self.settings = context.config.sweep
+        self.space = spaces.parse_space(self.settings.space)
+        self.members = members_folder(context.folder, "sweep")
+        self.trials: dict[str, Trial] = {}
+        self.seen: dict[str, Trial] = {}
+        """Searched trials by their parameters."""
+        self.asked: dict[str, str] = {}
+        """Optuna's number of a trial, by name."""
+        self.search: Any = None
+        self.proposed = 0
+        self.elapsed = 0.0
+        self.opened: set[str] = set()
+        self.points = (
+            spaces.grid(self.space, self.settings.grid_points) if self.settings.search == "grid" else None
+        )
+        self.total = len(self.points) if self.points is not None else self.settings.trials
+        self._recall()
+        if not any(trial.kind == "hard" for trial in self.trials.values()):
+            self._enter(self._hard(context.config.student))
+
+    # ------------------------------------------------------------------------------------- making trials
+
+    def student(self, parameters: dict[str, Any]) -> StudentConfig:
+        """Raises ConfigError where the parameters do not go together."""
+        student = spaces.apply(self.context.config.student, parameters)
+        assert isinstance(student, StudentConfig)
+        return student
+
+    def _tasks(self, student: StudentConfig, role: str, name: str) -> list[Any]:
+        from dataclasses import replace
+
+        config = self.context.config.model_copy(update={"student": student})
+        made = [
+            student_stage.task(config, role, seed, *self.sources) for seed in range(self.settings.num_seeds)
+        ]
+        return [replace(task, name=f"{name}-seed-{seed}") for seed, task in enumerate(made)]
+
+    def _searched(self, parameters: dict[str, Any]) -> Trial:
+        name = f"trial-{sum(trial.kind == 'searched' for trial in self.trials.values()):03d}"
+        student = self.student(parameters)
+        return Trial(name, "searched", parameters, self._tasks(student, _role(student), name))
+
+    def _hard(self, student: StudentConfig, parameters: dict[str, Any] | None = None) -> Trial:
+        """The baseline on hard labels with a student's other settings."""
+        name = f"hard-{sum(trial.kind == 'hard' for trial in self.trials.values()):03d}"
+        return Trial(name, "hard", parameters or {}, self._tasks(student, "hard", name))
+
+    def _enter(self, trial: Trial) -> None:
+        self.trials[trial.name] = trial
+        if trial.kind == "searched":
+            self.seen[canonical(trial.parameters)] = trial
+
+    def example(self) -> Trial:
+        """A trial to measure with: the configuration's own student."""
+        student = self.context.config.student
+        return Trial("example", "searched", {}, self._tasks(student, "distilled", "example"))
+
+    # --------------------------------------------------------------------------------- what Tune asks for
+
+    def open(self, optuna_search: Callable[..., Any], concurrent: int) -> None:
+        """Before trials are proposed: tell Optuna what is known from before."""
+        if self.points is None:
+            seed = mix(self.context.config.seed, STREAM_OF_SWEEPS, len(self.trials))
+            self.search = optuna_search(distributions(self.space), self.settings.search, seed, concurrent)
+            for trial in self.trials.values():
+                if trial.kind == "searched" and trial.over:
+                    self._tell(trial)
+
+    def unfinished(self) -> bool:
+        return bool(self.left() or self.waiting() or self.follow_up())
+
+    def waiting(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if not trial.over]
+
+    def left(self) -> int:
+        """Trials that are still to be proposed."""
+        return max(0, self.total - len(self.seen))
+
+    def propose(self) -> Trial | None:
+        """A new trial, entered; None when there are enough, or nothing new comes."""
+        for _ in range(TRIES):
+            if not self.left():
+                return None
+            number = ""
+            if self.points is not None:
+                parameters = self.points[len(self.seen)]
+            else:
+                self.proposed += 1
+                number = str(self.proposed)
+                parameters = _decoded(self.search.suggest(number), self.space)
+            same = self.seen.get(canonical(parameters))
+            if same is None:
+                trial = self._searched(parameters)
+                self._enter(trial)
+                self.asked[trial.name] = number
+                return trial
+            self._tell(same, number)
+        self.context.console.line(
+            f"sweep: the space holds nothing new after {len(self.seen)} trials of {self.total}"
+        )
+        self.total = len(self.seen)
+        return None
+
+    def follow_up(self) -> list[Trial]:
+        """When the search is over: the baseline with the winner's other settings, where it is another one."""
+        winner = self.winner()
+        if winner is None:
+            return []
+        trial = self._hard(self.student(winner.parameters), winner.parameters)
+        fingerprints = [task.fingerprint for task in trial.tasks]
+        for other in self.trials.values():
+            if other.kind == "hard" and [task.fingerprint for task in other.tasks] == fingerprints:
+                return []
+        return [trial]
+
+    def on_change(self, trial: Trial) -> None:
+        self._enter(trial)
+        write_json(self.folder / "trials" / f"{trial.name}.json", trial.to_json())
+        self._track(trial)
+        if trial.over:
+            self.elapsed = max(self.elapsed, trial.ended or 0.0)
+            if trial.name in self.asked or trial.kind == "searched":
+                self._tell(trial, self.asked.pop(trial.name, None))
+            if trial.state == "failed":
+                self.context.console.warning(f"sweep: {trial.name} failed: {trial.reason}")
+        over = sum(t.over for t in self.trials.values())
+        best = self.winner()
+        note = f"best {best.name}: {self._shown(best.values)}" if best else ""
+        self.context.console.progress("sweep", over, max(over, self.total + 1), note)
+
+    def on_epoch(self, trial: Trial, entry: Entry) -> None:
+        self.context.tracker.metrics(f"sweep/{trial.name}", entry, int(entry["epoch"]))
+
+    def _tell(self, trial: Trial, number: str | None = None) -> None:
+        """Optuna learns how a trial ended."""
+        if self.search is None:
+            return
+        value = trial.values.get(self.settings.metric) if trial.state != "failed" else None
+        value = None if value is None else sign(self.settings) * value
+        if number:
+            result = None if value is None else {"objective": value}
+            self.search.on_trial_complete(number, result, error=value is None)
+        elif value is not None:
+            self.search.add_evaluated_point(_encoded(trial.parameters, self.space), value)
+
+    # ------------------------------------------------------------------------------------------ the record
+
+    def _recall(self) -> None:
+        """Trials of an earlier, killed run. Those that failed get another chance."""
+        found = []
+        for path in sorted((self.folder / "trials").glob("*.json")):
+            try:
+                record = read_json(path)
+                trial = self._remade(record)
+            except (ArtifactError, ConfigError, KeyError, TypeError) as error:
+                self.context.console.warning(f"sweep: {path}: {error}; this trial is made anew")
+                path.unlink()
+                continue
+            found.append(trial)
+        for trial in sorted(found, key=lambda trial: trial.began or 0.0):
+            self._enter(trial)
+            self.elapsed = max(self.elapsed, trial.ended or 0.0)
+
+    def _remade(self, record: dict[str, Any]) -> Trial:
+        parameters, name, kind = record["parameters"], record["name"], record["kind"]
+        student = self.student(parameters)
+        role = "hard" if kind == "hard" else _role(student)
+        trial = Trial(name, kind, parameters, self._tasks(student, role, name))
+        whole = [task.folder(self.members) for task in trial.tasks if finished(task, self.members)]
+        intact = all_intact(whole, self.context.console) and len(whole) == len(trial.tasks)
+        if record["state"] == "stopped" or (record["state"] == "finished" and intact):
+            for key in ("state", "reason", "epochs", "values", "history", "began", "ended", "fused"):
+                setattr(trial, key, record[key])
+        return trial
+
+    def _track(self, trial: Trial) -> None:
+        tracker, key = self.context.tracker, f"sweep/{trial.name}"
+        if key not in self.opened:
+            self.opened.add(key)
+            tags = {"role": trial.kind, **prefixed(trial.tasks[0].inputs)}
+            tracker.start(key, trial.parameters, tags)
+        if trial.over:
+            tracker.tags(key, {"state": trial.state, **({"reason": trial.reason} if trial.reason else {})})
+            tracker.metrics(key, {f"final_{name}": value for name, value in trial.values.items()})
+            tracker.end(key, trial.state != "failed")
+
+    def close(self) -> None:
+        """Raises TrainingError where too many failed, or nothing is left to choose from."""
+        over = [trial for trial in self.trials.values() if trial.over]
+        failed = [trial for trial in over if trial.state == "failed"]
+        reasons = "; ".join(f"{trial.name}: {trial.reason}" for trial in failed[:3])
+        if len(failed) > self.settings.max_failed * len(over):
+            raise TrainingError(
+                f"sweep: {len(failed)} of {len(over)} trials failed, more than sweep.max_failed = "
+                f"{self.settings.max_failed:g} allows ({reasons}); narrow the space, or raise max_failed; "
+                "finished trials are kept"
+            )
+        if self.winner() is None or self.baseline() is None:
+            what = "distilled student" if self.winner() is None else "baseline on hard labels"
+            raise TrainingError(f"sweep: no {what} finished ({reasons or 'nothing was tried'})")
+
+    # ------------------------------------------------------------------------------------------- the result
+
+    def winner(self) -> Trial | None:
+        """The best finished trial that learned from soft targets."""
+        return self._best([t for t in self.trials.values() if t.kind == "searched" and t.tasks[0].alpha > 0])
+
+    def baseline(self) -> Trial | None:
+        """The best finished trial on hard labels."""
+        return self._best([t for t in self.trials.values() if t.tasks[0].alpha == 0])
+
+    def _best(self, trials: list[Trial]) -> Trial | None:
+        judged = [trial for trial in trials if trial.state == "finished"]
+
+        def rank(trial: Trial) -> tuple[float, float]:
+            value = sign(self.settings) * trial.values[self.settings.metric]
+            return -value, trial.values["validation_loss"]
+
+        return min(judged, key=rank, default=None)
+
+    def _shown(self, values: dict[str, float]) -> str:
+        value = values[self.settings.metric]
+        return f"{100 * value:.2f}%" if self.settings.metric.endswith("accuracy") else f"{value:.4f} nats"
+
+    def summary(self, data: Path) -> dict[str, Any]:
+        winner, baseline = self.winner(), self.baseline()
+        assert winner is not None and baseline is not None
+        student = self.student(winner.parameters).model_dump(mode="json")
+        student["seeds"] = max(student["seeds"], self.settings.num_seeds)
+        trials = sorted(self.trials.values(), key=lambda trial: (trial.kind, trial.name))
+        for trial in trials:
+            self.context.tracker.tags(f"sweep/{trial.name}", {"winner": str(trial is winner)}) if (
+                f"sweep/{trial.name}" in self.opened
+            ) else None
+        return {
+            "metric": self.settings.metric,
+            "search": self.settings.search,
+            "space": {path: spaces.to_text(dimension) for path, dimension in self.space.items()},
+            "trials": [self._described(trial) for trial in trials],
+            "winner": winner.name,
+            "baseline": baseline.name,
+            "student": student,
+            "importances": importances(trials, self.space, self.settings),
+            "verdict": self._verdict(winner, baseline, load_labels(data, "validation")),
+        }
+
+    def _described(self, trial: Trial) -> dict[str, Any]:
+        members: list[dict[str, Any]] = []
+        for task in trial.tasks:
+            manifest = finished(task, self.members)
+            values = values_of([task], self.members) if manifest else {}
+            members.append({"name": task.name, "seed": task.seed, "fingerprint": task.fingerprint, **values})
+        history = trial.history
+        if trial.state == "finished":  # whole, also where an earlier run trained part of it
+            history = mean_history(trial.tasks, self.members)
+        seeds = [m[self.settings.metric] for m in members if self.settings.metric in m]
+        error = mean_and_error(seeds)[1] if trial.state == "finished" and len(seeds) > 1 else None
+        keys = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
+        kept = {k: v for k, v in trial.to_json().items() if k not in ("values", "history")}
+        return {
+            **kept,
+            "epochs": max(trial.epochs, len(history)),
+            "value": trial.values.get(self.settings.metric),
+            "standard_error": error,
+            "validation_accuracy": trial.values.get("validation_accuracy"),
+            "validation_loss": trial.values.get("validation_loss"),
+            "members": members,
+            "history": [{key: entry[key] for key in keys if key in entry} for entry in history],
+        }
+
+    def _verdict(self, winner: Trial, baseline: Trial, labels: np.ndarray) -> dict[str, Any]:
+        """Winner against baseline, paired on the validation rows and over seeds."""
+        loss = self.settings.metric.endswith("loss")
+
+        def scores(trial: Trial) -> list[np.ndarray]:
+            """Per seed what each row adds: right or wrong, or log-likelihood."""
+            found = []
+            for task in trial.tasks:
+                logits = load_logits(task.folder(self.members), "validation").numpy()
+                log_probs = log_softmax(logits)[np.arange(len(labels)), labels]
+                found.append(log_probs if loss else (logits.argmax(1) == labels).astype(np.float64))
+            return found
+
+        difference = combined_interval(scores(winner), scores(baseline))
+        scale, unit = (0.01, "nats") if loss else (1.0, "points of accuracy")
+        low, high, mean = (scale * x for x in (difference.low, difference.high, difference.points))
+        count = f"{len(labels):,} validation rows"
+        over = f"{len(winner.tasks)} seeds, {count}" if len(winner.tasks) > 1 else f"one seed, {count}"
+        change = (
+            f"{abs(mean):.3g} {unit} {'better' if mean >= 0 else 'worse'} than {baseline.name} on hard labels"
+        )
+        told = f"(95% interval {low:+.3g} to {high:+.3g}; {over}, on which it was chosen)"
+        text = {
+            "helped": f"{winner.name} is the best of {len(self.seen)} configurations: {change} {told}.",
+            "hurt": f"Distillation did not help in any of {len(self.seen)} configurations: the best, "
+            f"{winner.name}, is {change} {told}.",
+            "no difference shown": f"Distillation did not help, as far as {len(self.seen)} configurations "
+            f"show: the best, {winner.name}, is {change}, within the noise {told}.",
+        }[difference.outcome]
+        return {"outcome": difference.outcome, "text": text, "difference": mean, "low": low, "high": high}
+
+
+def _role(student: StudentConfig) -> str:
+    return "distilled" if student.alpha > 0 else "hard"
+
+
+# ----------------------------------------------------------------------------------------------- Optuna
+
+
+def distributions(space: dict[str, spaces.Dimension]) -> dict[str, Any]:
+    """The space as Optuna has it; choices as JSON, since Optuna takes no lists."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
+    for path, dimension in space.items():
+        if isinstance(dimension, spaces.Choice):
+            found[path] = CategoricalDistribution([json.dumps(value) for value in dimension.values])
+        elif dimension.kind in ("integers", "logintegers"):
+            low, high = int(dimension.low), int(dimension.high)
+            found[path] = IntDistribution(low, high, log=dimension.kind == "logintegers")
+        else:
+            found[path] = FloatDistribution(dimension.low, dimension.high, log=dimension.kind == "loguniform")
+    return found
+
+
+def _encoded(parameters: dict[str, Any], space: dict[str, spaces.Dimension]) -> dict[str, Any]:
+    return {
+        path: json.dumps(value) if isinstance(space[path], spaces.Choice) else value
+        for path, value in parameters.items()
+    }
+
+
+def _decoded(parameters: dict[str, Any], space: dict[str, spaces.Dimension]) -> dict[str, Any]:
+    return {
+        path: json.loads(parameters[path]) if isinstance(space[path], spaces.Choice) else parameters[path]
+        for path in space
+    }
+
+
+def importances(
+    trials: list[Trial], space: dict[str, spaces.Dimension], settings: SweepConfig
+) -> dict[str, float]:
+    """Share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014), over finished
+    trials; empty where there are too few, or all alike."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize" if sign(settings) > 0 else "minimize")
+    for trial in trials:
+        if trial.kind == "searched" and trial.state == "finished":
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=_encoded(trial.parameters, space),
+                    distributions=distributions(space),
+                    value=trial.values[settings.metric],
+                )
+            )
+    values = {trial.value for trial in study.trials}
+    if len(study.trials) < LEAST_FOR_IMPORTANCE or len(values) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(value) for name, value in found.items()}

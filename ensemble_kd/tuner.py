@@ -1,0 +1,512 @@
+"""Ray Tune: trials proposed by Optuna, stopped early by ASHA, trained by actors that are used again.
+
+What Tune calls a trial is here a *packet*: the configurations that one process trains side by side, often
+one. The driver's record of every configuration is kept in the run folder by the stage, not by Tune, so that
+a sweep goes on after a kill without unpickling anything; Tune's own files are scratch.
+
+Ray is imported with this module: import it only where a sweep really starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.runtime import Runtime
+from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.trials import Entry, Epochs, Packet, Trial
+from ensemble_kd.workers import LoadData
+
+OBJECTIVE = "objective"
+"""What Tune maximises: the metric, or its negative."""
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+SECONDS_PER_REPORT = 0.5
+FEWEST = 4
+"""Trials that must be over before the share of failures can end a sweep."""
+
+
+class Students(tune.Trainable):
+    """The actor: trains one packet after another on data that all actors of a node share."""
+
+    def setup(self, config: dict[str, Any], shared: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+        self.shared = shared
+        self.replicas: list[Any] = []
+        self.data = None
+        if shared["replicas"] == 1:
+            self.data = _load(shared)
+            self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.packet.close()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        work = json.loads(config["work"])
+        self.kept = work["kept"]
+        trials = [[MemberTask(**fields) for fields in tasks] for tasks in work["trials"]]
+        members, folder = Path(self.shared["members"]), Path(self.shared["folder"])
+        if self.data is None:
+            self.packet = Packet(trials, None, members, start=self._together)  # type: ignore[arg-type]
+            return
+        self.packet = Packet(trials, self.data, members, fuse=work["fuse"], folder=folder, device=self.device)
+
+    def step(self) -> dict[str, Any]:
+        """One epoch or, since a report costs Tune tenths of a second, as many as fit into one; never past a
+        rung, where ASHA compares."""
+        until = time.monotonic() + SECONDS_PER_REPORT
+        kept: list[list[Entry]] = []
+        while True:
+            standings = self.packet.step()
+            kept = kept or [[] for _ in standings]
+            for entries, standing in zip(kept, standings, strict=True):
+                entries += [standing["entry"]] if standing["entry"] else []
+            epoch = max(standing["epoch"] for standing in standings)
+            if self.packet.done or epoch in self.shared["rungs"] or time.monotonic() > until:
+                break
+        for entries, standing in zip(kept, standings, strict=True):
+            standing["entries"] = entries
+        metric, sign = self.shared["metric"], self.shared["sign"]
+        values = [
+            (s.get("values") or s["entry"] or {}).get(metric) for s in standings if s["state"] != "failed"
+        ]
+        known = [sign * value for value in values if value is not None]
+        if self.kept:
+            known = []
+        return {
+            "standings": json.dumps(standings),
+            "epoch": epoch,
+            OBJECTIVE: max(known, default=math.nan),
+            "done": self.packet.done,
+        }
+
+    def cleanup(self) -> None:
+        self.packet.close()
+        for replica in self.replicas:
+            ray.kill(replica)
+
+    # A student that needs several workers: plain actors inside this trial's own placement group. A trainer in
+    # here would bring a second placement group, which is leaked when the trial is stopped (ray #54305).
+
+    def _together(self, task: MemberTask) -> Epochs:
+        if not self.replicas:
+            size = self.shared["replicas"]
+            resources = {
+                "num_cpus": self.shared["cpus_per_worker"],
+                "num_gpus": self.shared["gpus_per_worker"],
+            }
+            actor = ray.remote(**resources)(_Replica)
+            self.replicas = [actor.remote(rank, size, self.shared) for rank in range(size)]
+            address = ray.get(self.replicas[0].address.remote())
+            ray.get([replica.join.remote(address) for replica in self.replicas])
+        fields = asdict(task)
+        ray.get([replica.begin.remote(fields) for replica in self.replicas])
+        while True:
+            found = ray.get([replica.step.remote() for replica in self.replicas])
+            if isinstance(found[0], bool):
+                return found[0]
+            yield found[0]
+
+
+class _Replica:
+    """One of the workers that train a student together (DDP)."""
+
+    def __init__(self, rank: int, size: int, shared: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+        self.rank, self.size, self.shared = rank, size, shared
+        self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self.data = _load(shared)
+        self.epochs: Any = None
+
+    def address(self) -> str:
+        """HOST:PORT at which the others find this one."""
+        from socket import socket
+
+        with socket() as free:
+            free.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def join(self, address: str) -> None:
+        import torch.distributed as dist
+
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"tcp://{address}", rank=self.rank, world_size=self.size)
+
+    def begin(self, fields: dict[str, Any]) -> None:
+        import torch.distributed as dist
+
+        from ensemble_kd.train.loop import Replicas
+        from ensemble_kd.train.member import member_epochs
+
+        self.epochs = member_epochs(
+            MemberTask(**fields),
+            self.data,
+            Path(self.shared["members"]),
+            device=self.device,
+            replicas=Replicas(self.rank, self.size, dist.group.WORLD),
+        )
+
+    def step(self) -> Entry | bool:
+        """The next epoch's entry, or at the end whether it went well."""
+        try:
+            entry: Entry = next(self.epochs)
+            return entry
+        except StopIteration as end:
+            return bool(end.value)
+
+
+def _load(shared: dict[str, Any]) -> Any:
+    """The node's arrays, mapped and not copied."""
+    arrays = {name: ray.get(reference) for name, reference in shared["references"].items()}
+    return shared["load_data"](arrays)
+
+
+class Proposals(Searcher):
+    """Hands trials to Tune in packets and takes their results; the one place where trials change state."""
+
+    def __init__(
+        self,
+        waiting: list[Trial],
+        propose: Callable[[], Trial | None],
+        follow_up: Callable[[], list[Trial]],
+        on_change: Callable[[Trial], None],
+        on_epoch: Callable[[Trial, Entry], None],
+        *,
+        metric: str,
+        sign: int,
+        fuse: int,
+        concurrent: int,
+        left: Callable[[], int],
+        max_failed: float,
+        max_failures: int,
+        offset: float,
+    ) -> None:
+        super().__init__(metric=OBJECTIVE, mode="max")
+        self.waiting, self.propose, self.follow_up = deque(waiting), propose, follow_up
+        self.on_change, self.on_epoch = on_change, on_epoch
+        self.judged, self.sign, self.fuse, self.concurrent, self.left = metric, sign, fuse, concurrent, left
+        self.max_failed, self.max_failures = max_failed, max_failures
+        self.offset, self.origin = offset, time.monotonic()
+        self.running: dict[str, list[Trial]] = {}
+        self.over: list[Trial] = []
+        self.gave_up = False
+        self.reasons: dict[str, str] = {}
+        """By Tune's trial: why its process failed last."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps copies of its searcher to resume from; we resume from the run folder
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: see `__getstate__`."""
+
+    def clock(self) -> float:
+        """Seconds since the sweep began, time in which it lay killed left out."""
+        return self.offset + time.monotonic() - self.origin
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.gave_up:
+            return str(Searcher.FINISHED)
+        if len(self.running) >= self.concurrent:
+            return None
+        trials = self._take()
+        if not trials and not self.running:
+            self.waiting.extend(self.follow_up())
+            trials = self._take()
+        if not trials:
+            return None if self.running else str(Searcher.FINISHED)
+        self.running[trial_id] = trials
+        for trial in trials:
+            if trial.began is None:
+                trial.began = self.clock()
+            trial.state = "running"
+            self.on_change(trial)
+        fuse = 1 if trials[0].alone else self.fuse
+        work = {
+            "trials": [[asdict(task) for task in trial.tasks] for trial in trials],
+            "fuse": fuse,
+            # Without a baseline there is no verdict: ASHA, which is given no number, lets it run.
+            "kept": any(trial.kind == "hard" for trial in trials),
+        }
+        return {"work": json.dumps(work)}
+
+    def _take(self) -> list[Trial]:
+        """The next packet: at most `fuse` students, and no more than a fair share of what is left."""
+        taken: list[Trial] = []
+        share = math.ceil((len(self.waiting) + self.left()) / self.concurrent)
+        while len(taken) < max(1, share) and self.fuse > 1 or not taken:
+            if not self.waiting:
+                trial = self.propose()
+                if trial is None:
+                    break
+                self.waiting.append(trial)
+            size = sum(len(trial.tasks) for trial in taken) + len(self.waiting[0].tasks)
+            if taken and (size > self.fuse or self.waiting[0].alone or taken[0].alone):
+                break
+            taken.append(self.waiting.popleft())
+        busy = {task.fingerprint for trials in self.running.values() for t in trials for task in t.tasks}
+        clash = [trial for trial in taken if busy & {task.fingerprint for task in trial.tasks}]
+        self.waiting.extendleft(reversed(clash))  # two processes must not train one and the same student
+        return [trial for trial in taken if trial not in clash]
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        for trial, standing in zip(self.running[trial_id], json.loads(result["standings"]), strict=True):
+            self._follow(trial, standing)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        trials = self.running.pop(trial_id, [])
+        if error and len(trials) > 1:  # which of them it was shows when each is alone
+            for trial in reversed(trials):
+                trial.alone, trial.state = True, "waiting"
+                self.waiting.appendleft(trial)
+            return
+        standings: list[dict[str, Any]] = [{} for _ in trials]
+        if result and "standings" in result and not error:
+            standings = json.loads(result["standings"])
+        for trial, standing in zip(trials, standings, strict=True):
+            if error or not standing:
+                reason = self.reasons.get(trial_id, "it died")
+                died = f"its process failed {self.max_failures + 1} times: {reason}"
+                standing = {"state": "failed", "reason": died, "entries": [], "fused": 1}
+            self._follow(trial, standing)
+            if not trial.over:
+                trial.state, trial.reason = "stopped", f"behind the others after {trial.epochs} epochs"
+                self._end(trial)
+
+    def _follow(self, trial: Trial, standing: dict[str, Any]) -> None:
+        if trial.over:
+            return
+        trial.fused = standing["fused"]
+        for entry in standing["entries"]:
+            if entry["epoch"] <= trial.epochs:  # told before its process died
+                continue
+            trial.history.append(entry)
+            trial.epochs = int(entry["epoch"])
+            trial.values = {key: entry[key] for key in ("validation_accuracy", "validation_loss")}
+            self.on_epoch(trial, entry)
+        if standing["state"] != "running":
+            trial.state, trial.reason = standing["state"], standing["reason"]
+            trial.values = standing.get("values") or {}
+            self._end(trial)
+
+    def _end(self, trial: Trial) -> None:
+        trial.ended = self.clock()
+        self.over.append(trial)
+        self.on_change(trial)
+        failed = sum(trial.state == "failed" for trial in self.over)
+        if len(self.over) >= FEWEST and failed > self.max_failed * len(self.over):
+            self.gave_up = True
+
+
+class _Asha(AsyncHyperBandScheduler):
+    """ASHA that takes no notice of packets without a number: baselines, and those that failed."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if not math.isfinite(result[OBJECTIVE]):
+            return str(self.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if math.isfinite(result.get(OBJECTIVE, math.nan)):
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+class _Recoveries(tune.Callback):
+    """Says when a trial's process failed and is started again, and keeps the reason."""
+
+    def __init__(self, searcher: Proposals, warn: Callable[[str], None]) -> None:
+        self.searcher, self.warn = searcher, warn
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as Proposals
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        try:
+            lines = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("\n")
+        except (OSError, TypeError):
+            lines = []
+        reason = next((line.strip() for line in reversed(lines) if line.strip()), "unknown")[:300]
+        self.searcher.reasons[trial.trial_id] = reason
+        names = ", ".join(trial.name for trial in self.searcher.running.get(trial.trial_id, []))
+        self.warn(f"sweep: the process of {names} failed ({reason}); its students go on in another")
+
+
+def run_trials(
+    runtime: Runtime,
+    proposals: Callable[[int, int], Proposals],
+    folder: Path,
+    members: Path,
+    load_data: LoadData,
+    arrays: Callable[[], dict[str, Any]],
+    example: Trial,
+    *,
+    metric: str,
+    sign: int,
+    fuse: int | str,
+    fuse_limit: int,
+    concurrent: int,
+    replicas: int,
+    epochs: int,
+    asha: tuple[int, float] | None,
+    warn: Callable[[str], None],
+) -> None:
+    """Run Tune until the proposals end. `proposals(fuse, concurrent)` makes the searcher.
+
+    `arrays()` are put into the object store once and mapped by every trial's process. `asha` is (grace
+    epochs, reduction factor). Raises TrainingError where Tune itself fails.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    compute = runtime.compute
+    gpus = runtime.gpus_per_worker()
+    shared = {
+        "references": {name: ray.put(array) for name, array in arrays().items()},
+        "load_data": load_data,
+        "members": str(members),
+        "folder": str(folder / "fused"),
+        "cpus_per_worker": compute.cpus_per_worker,
+        "gpus_per_worker": gpus,
+        "replicas": replicas,
+        "metric": metric,
+        "sign": sign,
+        "rungs": _rungs(asha, epochs),
+    }
+    (folder / "fused").mkdir(parents=True, exist_ok=True)
+    each = {"CPU": compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
+    if replicas > 1:
+        size, bundles = 1, [{"CPU": 0.0}, *[each] * replicas]
+    else:
+        bundles = [each]
+        size = fuse if isinstance(fuse, int) else _measured(shared, example.tasks[0], fuse_limit, each)
+    searcher = proposals(size, concurrent)
+    scheduler = FIFOScheduler()
+    if asha is not None:
+        grace, factor = asha
+        # One epoch more than there are, so that trials in their last epoch are left to finish themselves.
+        scheduler = _Asha("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=factor)
+    scratch = folder / ".ray"
+    trainable = tune.with_resources(
+        tune.with_parameters(Students, shared=shared), tune.PlacementGroupFactory(bundles)
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(scratch.resolve()),
+            failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+            # Students keep their own checkpoints; Tune's would be copies of nothing.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Recoveries(searcher, warn)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except Exception as error:  # noqa: BLE001 - whatever Tune raises, what is finished is kept
+        raise TrainingError(
+            f"sweep: Ray Tune failed: {error}; finished trials are kept, run again to go on (-v shows more)"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _rungs(asha: tuple[int, float] | None, epochs: int) -> list[int]:
+    """The epochs at which ASHA decides: the first at or after each of its milestones."""
+    found = []
+    if asha is not None:
+        milestone, factor = float(asha[0]), asha[1]
+        while milestone <= epochs:
+            found.append(math.ceil(milestone))
+            milestone *= factor
+    return found
+
+
+def _measured(shared: dict[str, Any], task: MemberTask, limit: int, resources: dict[str, float]) -> int:
+    """How many students to stack, measured for some steps where the trials will run."""
+    if limit < 2:
+        return 1
+    remote = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2)(_choose)
+    return int(ray.get(remote.remote(shared, task, limit)))
+
+
+def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
+    import torch
+
+    from ensemble_kd.train.fused import choose_fuse
+
+    torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+    return choose_fuse(task, _load(shared), limit)
+
+
+def concurrency(runtime: Runtime, wanted: int | str, replicas: int) -> int:
+    """Trials at a time. Raises ConfigError where more are wanted than fit the cluster."""
+    fits = runtime.capacity() // replicas
+    cpus, gpus = runtime.resources()
+    has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
+    each = "each" if replicas == 1 else f"each of {replicas} workers"
+    if fits < 1:
+        raise ConfigError(
+            f"student.replicas_per_member: {replicas} workers per student, but {has}; lower it, or "
+            "compute.cpus_per_worker or compute.gpus_per_worker"
+        )
+    if wanted == "auto":
+        return fits
+    if int(wanted) > fits:
+        raise ConfigError(
+            f"sweep.concurrent_trials: {wanted}, but {has}, room for {fits} trials, {each} with "
+            f"compute.cpus_per_worker = {runtime.compute.cpus_per_worker:g}; lower one of them, or use auto"
+        )
+    return int(wanted)
+
+
+def optuna_search(space: dict[str, Any], search: str, seed: int, concurrent: int) -> Any:
+    """Ray Tune's Optuna searcher. `space` maps names to optuna distributions."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler: Any
+    if search == "random":
+        sampler = optuna.samplers.RandomSampler(seed=seed)
+    else:
+        # Trials that are still running count as bad ones: without it neighbours are proposed again.
+        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True)
+    return OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=sampler)

@@ -1,0 +1,221 @@
+"""The sweep as a stage: the winner becomes the student, no teacher is asked, failures stay where they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble_kd import pipeline
+from ensemble_kd.artifacts import read_manifest
+from ensemble_kd.config import Config, load_config
+from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.stages.context import Console
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "teachers.num_members=2",
+    "teachers.training.epochs=4",
+    "teachers.model={name: custom, callable: 'counted_teacher:make'}",
+    "student.training.epochs=4",
+    "student.model.hidden=[8]",
+    "student.seeds=1",
+    "data.label_fraction=1",
+    "data.shard_rows=500",
+    "tracking.enabled=false",
+    "specialists=null",
+    "sweep.trials=4",
+    "sweep.num_seeds=1",
+    "sweep.scheduler=none",
+    "sweep.fuse=1",
+    "sweep.search=random",
+]
+
+TEACHER = """
+import os
+from torch import nn
+
+class Counted(nn.Module):
+    def __init__(self, num_classes, num_features):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(num_features, num_classes))
+
+    def forward(self, x):
+        with open(os.environ["COUNTED_TEACHERS"], "a") as file:
+            file.write("pass\\n")
+        return self.layers(x)
+
+def make(num_classes, input_shape):
+    return Counted(num_classes, input_shape[0] * input_shape[1] * input_shape[2])
+"""
+
+
+class Lines(Console):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        super().__init__(line=self.said.append, warning=self.said.append)
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config("digits", [*TINY, *overrides])
+
+
+def run(folder: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], Lines]:
+    lines = Lines()
+    return pipeline.run(tiny(*overrides), folder, console=lines, **options), lines
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run up to its soft targets, by teachers that count their forward passes; Ray of its own, since the
+    workers must find the teacher's module."""
+    import ray
+
+    from ensemble_kd.config import ComputeConfig
+    from ensemble_kd.runtime import Runtime
+
+    folder = tmp_path_factory.mktemp("sweeps")
+    (folder / "counted_teacher.py").write_text(TEACHER)
+    (folder / "passes").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("COUNTED_TEACHERS", str(folder / "passes"))
+        ray.shutdown()
+        with Runtime(ComputeConfig()) as runtime:
+            runtime.start()
+            run(folder / "base", until="soft-targets")
+            yield folder / "base"
+        ray.shutdown()
+
+
+def passes(base: Path) -> int:
+    """Forward passes of teachers so far, by any process."""
+    return len((base.parent / "passes").read_text().splitlines())
+
+
+@pytest.fixture
+def copy(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "tiny"))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def test_the_winner_is_shipped_untrained_and_no_teacher_is_asked(base: Path, copy: Path) -> None:
+    before = passes(base)
+    assert before > 0
+    done, lines = run(copy, until="student")
+    assert passes(base) == before, "a teacher ran during the sweep"
+    summary = done["sweep"].summary
+    trials = {trial["name"]: trial for trial in summary["trials"]}
+    assert sorted(trials) == ["hard-000", *(f"trial-{i:03d}" for i in range(4))]
+    assert all(trial["state"] == "finished" for trial in trials.values())
+    best = max(
+        (t for t in trials.values() if t["kind"] == "searched"),
+        key=lambda t: (t["validation_accuracy"], -t["validation_loss"]),
+    )
+    assert summary["winner"] == best["name"] and summary["baseline"] == "hard-000"
+    for path in ("temperature", "alpha"):
+        assert summary["student"][path] == best["parameters"][path]
+    # The shipped student's bytes are the trial's, and the stage after it trained no such student.
+    student = done["student"].summary
+    entry = next(e for e in student["members"] if e["name"] == student["shipped"])
+    fingerprint = best["members"][0]["fingerprint"]
+    assert entry["fingerprint"] == fingerprint
+    trained = copy / "sweep" / "members" / fingerprint
+    shipped = copy / "student" / "members" / fingerprint
+    assert weights(trained) == weights(shipped)
+    first, second = read_manifest(trained), read_manifest(shipped)
+    assert first is not None and second is not None and first.created == second.created
+    # Again: everything is kept; and the report has the sweep.
+    _, lines = run(copy)
+    assert [line for line in lines.said if line.startswith("sweep:")][0].endswith("(kept)")
+    report = json.loads((copy / "report.json").read_text())
+    assert report["sweep"]["winner"]["name"] == best["name"]
+    assert report["temperature"] == best["parameters"]["temperature"]
+    assert json.loads((copy / "model" / "config.json").read_text())["lineage"]["sweep"]
+
+
+def test_a_grid_of_two_seeds_in_stacked_students_equals_single_ones(copy: Path) -> None:
+    space = "sweep.space={temperature: [1, 4], alpha: [0.5, 1.0]}"
+    grid = [space, "sweep.search=grid", "sweep.num_seeds=2"]
+    done, _ = run(copy, *grid, until="sweep")
+    single = {t["name"]: t for t in done["sweep"].summary["trials"]}
+    assert len(single) == 5 and all(len(t["members"]) == 2 and t["fused"] == 1 for t in single.values())
+    shutil.rmtree(copy / "sweep")
+    done, _ = run(copy, *grid, "sweep.fuse=16", until="sweep")
+    stacked = {t["name"]: t for t in done["sweep"].summary["trials"]}
+    assert max(t["fused"] for t in stacked.values()) > 1
+    for name, trial in single.items():
+        assert stacked[name]["parameters"] == trial["parameters"]
+        assert stacked[name]["validation_loss"] == pytest.approx(trial["validation_loss"], rel=2e-2)
+        mean = sum(m["validation_loss"] for m in trial["members"]) / 2
+        assert trial["validation_loss"] == pytest.approx(mean)
+
+
+def test_a_failed_trial_is_recorded_and_does_not_end_the_sweep(copy: Path) -> None:
+    grid = ["sweep.search=grid", "sweep.space={training.learning_rate: [0.003, 0.001, 1.0e+30]}"]
+    done, lines = run(copy, *grid, until="sweep")
+    trials = {t["name"]: t for t in done["sweep"].summary["trials"]}
+    assert trials["trial-002"]["state"] == "failed" and "nan" in trials["trial-002"]["reason"].lower()
+    assert trials["trial-002"]["value"] is None
+    assert [t["state"] for t in trials.values()].count("finished") == len(trials) - 1
+    assert any("trial-002 failed" in line for line in lines.said)
+    # The winner's learning rate may differ from the configuration's: then its own baseline was trained too.
+    winner = trials[done["sweep"].summary["winner"]]
+    twin = [t for t in trials.values() if t["kind"] == "hard" and t["parameters"] == winner["parameters"]]
+    assert twin or winner["parameters"]["training.learning_rate"] == tiny().student.training.learning_rate
+
+
+def test_too_many_failures_end_the_sweep_with_the_reason(copy: Path) -> None:
+    grid = ["sweep.search=grid", "sweep.space={training.learning_rate: [1.0e+29, 1.0e+30, 1.0e+31, 1.0e+32]}"]
+    with pytest.raises(TrainingError, match="of .* trials failed, more than sweep.max_failed = 0.5 .*nan"):
+        run(copy, *grid, until="sweep")
+
+
+def test_asha_stops_those_that_lag_but_no_baseline(copy: Path) -> None:
+    space = "sweep.space={training.learning_rate: [0.003, 0.0031, 0.0032, 1.0e-7, 1.1e-7, 1.2e-7]}"
+    options = ["sweep.search=grid", space, "sweep.scheduler=asha", "sweep.grace_epochs=1"]
+    done, _ = run(copy, *options, "student.training.epochs=9", "sweep.concurrent_trials=1", until="sweep")
+    trials = done["sweep"].summary["trials"]
+    stopped = [t for t in trials if t["state"] == "stopped"]
+    slow = {t["name"] for t in trials if t["parameters"].get("training.learning_rate", 1) < 1e-6}
+    assert len(slow) == 3 and slow <= {t["name"] for t in stopped}
+    assert all(t["epochs"] < 9 for t in stopped)
+    assert all(t["state"] == "finished" and t["epochs"] == 9 for t in trials if t["kind"] == "hard")
+
+
+def test_more_trials_at_a_time_than_fit_is_an_error_before_any_starts(copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sweep.concurrent_trials: 500, but the cluster has .* room for"):
+        run(copy, "sweep.concurrent_trials=500", until="sweep")
+    assert not list((copy / "sweep").glob("members/*"))
+
+
+def test_students_of_several_workers_leave_no_placement_group_behind(copy: Path) -> None:
+    """Trained by actors in the trial's own placement group; some trials are stopped early."""
+    import ray
+    from ray.util import placement_group_table
+
+    space = "sweep.space={training.learning_rate: [0.003, 0.0031, 1.0e-7, 1.1e-7]}"
+    options = ["sweep.search=grid", space, "sweep.scheduler=asha", "sweep.grace_epochs=1"]
+    options += ["student.training.epochs=6", "student.replicas_per_member=2"]
+    done, _ = run(copy, *options, until="sweep")
+    states = [trial["state"] for trial in done["sweep"].summary["trials"]]
+    assert "finished" in states and "failed" not in states
+    left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert not left
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    # And it is the student that one worker group of Ray Train trains.
+    done, _ = run(copy, *options, until="student")
+
+
+def test_zero_validation_rows_is_an_error_before_ray(copy: Path) -> None:
+    info = {"counts": {"labelled": 100, "transfer": 100, "validation": 0}, "num_classes": 10}
+    with pytest.raises(ConfigError, match="judged on validation rows, and there are none"):
+        pipeline.check_sizes(tiny(), info)

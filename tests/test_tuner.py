@@ -1,0 +1,207 @@
+"""What the searcher hands to Tune, and what it makes of the answers. No Ray process is started."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ensemble_kd.runtime import Runtime
+from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.trials import Trial
+
+pytest.importorskip("ray.tune")
+tuner = pytest.importorskip("ensemble_kd.tuner")
+
+
+def trial(name: str, seeds: int = 1, kind: str = "searched") -> Trial:
+    tasks = [
+        MemberTask(f"{name}-seed-{s}", "distilled", s, {"name": name}, {"epochs": 3}, {})
+        for s in range(seeds)
+    ]
+    return Trial(name, kind, {}, tasks)
+
+
+class Driver:
+    """A searcher, what it asked for and what it told."""
+
+    def __init__(self, waiting: list[Trial], total: int = 0, **options: Any) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.made = 0
+        self.total = total
+        self.later: list[Trial] = []
+        settings: dict[str, Any] = {"fuse": 1, "concurrent": 2, "max_failed": 0.5, "max_failures": 3}
+        self.searcher = tuner.Proposals(
+            waiting,
+            self.propose,
+            self.follow_up,
+            lambda t: self.told.append((t.name, t.state)),
+            lambda t, entry: None,
+            metric="validation_accuracy",
+            sign=1,
+            left=lambda: self.total - self.made,
+            offset=100.0,
+            **{**settings, **options},
+        )
+
+    def propose(self) -> Trial | None:
+        if self.made == self.total:
+            return None
+        self.made += 1
+        return trial(f"new-{self.made}")
+
+    def follow_up(self) -> list[Trial]:
+        later, self.later = self.later, []
+        return later
+
+    def names(self, tune_id: str) -> list[str]:
+        return [t.name for t in self.searcher.running[tune_id]]
+
+
+def standing(state: str = "finished", epochs: int = 1, value: float = 0.5, **more: Any) -> dict[str, Any]:
+    values = {"validation_accuracy": value, "validation_loss": 1 - value}
+    entries = [{"epoch": float(e + 1), **values} for e in range(epochs)]
+    return {"state": state, "entries": entries, "values": values, "reason": None, "fused": 1, **more}
+
+
+def result(*standings: dict[str, Any]) -> dict[str, Any]:
+    return {"standings": json.dumps(standings), "objective": 0.5}
+
+
+def test_as_many_at_a_time_as_asked_then_finished() -> None:
+    driver = Driver([trial("hard", kind="hard")], total=2)
+    suggest = driver.searcher.suggest
+    first = json.loads(suggest("a")["work"])
+    assert first["kept"] and first["trials"][0][0]["name"] == "hard-seed-0"
+    assert not json.loads(suggest("b")["work"])["kept"]
+    assert suggest("c") is None  # two are running
+    driver.searcher.on_trial_complete("a", result(standing()))
+    assert driver.names("b") == ["new-1"] and suggest("c") is not None and driver.names("c") == ["new-2"]
+    driver.searcher.on_trial_complete("b", result(standing()))
+    assert suggest("d") is None  # nothing more to propose, one is running
+    driver.searcher.on_trial_complete("c", result(standing()))
+    driver.later = [trial("hard-1", kind="hard")]  # the winner's own baseline, asked for at the end
+    assert suggest("d") is not None and driver.names("d") == ["hard-1"]
+    driver.searcher.on_trial_complete("d", result(standing()))
+    assert suggest("e") == "FINISHED"
+    assert [state for _, state in driver.told] == ["running", "running", "finished", "running"] + [
+        "finished", "finished", "running", "finished"
+    ]  # fmt: skip
+
+
+def test_stacks_are_filled_with_a_fair_share() -> None:
+    driver = Driver([trial("hard", kind="hard")], total=9, fuse=16)
+    driver.searcher.suggest("a")
+    assert driver.names("a") == ["hard", "new-1", "new-2", "new-3", "new-4"]  # half of ten
+    driver.searcher.suggest("b")
+    assert len(driver.names("b")) == 3  # half of the five that are left
+    seeds = Driver([trial(f"t{i}", seeds=3) for i in range(8)], fuse=7, concurrent=1)
+    seeds.searcher.suggest("a")
+    assert seeds.names("a") == ["t0", "t1"]  # six students; a third trial would make nine
+
+
+def test_a_stopped_trial_keeps_its_last_numbers() -> None:
+    driver = Driver([trial("t")])
+    driver.searcher.suggest("a")
+    driver.searcher.on_trial_result("a", result(standing("running", epochs=2, value=0.3)))
+    driver.searcher.on_trial_complete("a", result(standing("running", epochs=2, value=0.3)))
+    (found,) = driver.searcher.over
+    assert found.state == "stopped" and found.epochs == 2 and found.values["validation_accuracy"] == 0.3
+    assert found.reason == "behind the others after 2 epochs" and found.ended >= 100
+
+
+def test_epochs_that_are_told_twice_count_once() -> None:
+    driver = Driver([trial("t")])
+    driver.searcher.suggest("a")
+    driver.searcher.on_trial_result("a", result(standing("running", epochs=2)))
+    again = standing("running", epochs=3)  # its process died, and the last epoch was trained again
+    driver.searcher.on_trial_result("a", result({**again, "entries": again["entries"][1:]}))
+    assert [e["epoch"] for e in driver.searcher.running["a"][0].history] == [1, 2, 3]
+
+
+def test_trials_whose_common_process_dies_are_tried_one_by_one() -> None:
+    driver = Driver([trial("t0"), trial("t1")], fuse=2, concurrent=1)
+    driver.searcher.suggest("a")
+    assert driver.names("a") == ["t0", "t1"]
+    driver.searcher.on_trial_complete("a", error=True)
+    assert not driver.searcher.over
+    assert json.loads(driver.searcher.suggest("b")["work"])["fuse"] == 1
+    assert driver.names("b") == ["t0"]
+    driver.searcher.reasons["b"] = "killed"
+    driver.searcher.on_trial_complete("b", error=True)
+    (failed,) = driver.searcher.over
+    assert failed.state == "failed" and failed.reason == "its process failed 4 times: killed"
+    driver.searcher.suggest("c")
+    assert driver.names("c") == ["t1"]
+
+
+def test_too_many_failures_end_the_search() -> None:
+    driver = Driver([], total=100, concurrent=1)
+    for number in range(4):
+        assert driver.searcher.suggest(str(number)) is not None
+        state = "finished" if number == 0 else "failed"
+        driver.searcher.on_trial_complete(str(number), result(standing(state)))
+    assert driver.searcher.suggest("x") == "FINISHED" and len(driver.searcher.over) == 4
+
+
+def test_no_student_is_trained_by_two_processes() -> None:
+    one, same = trial("t"), trial("t")
+    driver = Driver([one, same])
+    assert driver.searcher.suggest("a") is not None
+    assert driver.searcher.suggest("b") is None
+    driver.searcher.on_trial_complete("a", result(standing()))
+    assert driver.searcher.suggest("b") is not None
+
+
+@pytest.mark.parametrize(
+    ("asha", "epochs", "rungs"),
+    [(None, 9, []), ((1, 3.0), 9, [1, 3, 9]), ((5, 3.0), 20, [5, 15]), ((2, 1.5), 5, [2, 3, 5])],
+)
+def test_reports_stop_at_every_rung(asha: Any, epochs: int, rungs: list[int]) -> None:
+    assert tuner._rungs(asha, epochs) == rungs
+
+
+def test_asha_takes_no_notice_of_what_has_no_number() -> None:
+    scheduler = tuner._Asha("epoch", metric="objective", mode="max", max_t=10, grace_period=1)
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.trial_id = name
+
+    act: Callable[[str, float], str] = lambda name, value: scheduler.on_trial_result(  # noqa: E731
+        None, Named(name), {"epoch": 1, "objective": value}
+    )
+    for name in "abc":
+        scheduler.on_trial_add(None, Named(name))
+    assert act("a", 0.9) == "CONTINUE"
+    assert act("b", math.nan) == "CONTINUE"
+    assert act("c", 0.1) == "STOP"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "replicas", "fits", "says"),
+    [
+        ("auto", 1, 4, None),
+        (3, 1, 4, None),
+        (5, 1, 4, "sweep.concurrent_trials: 5, but the cluster has 4 CPUs and 0 GPUs, room for 4 trials"),
+        (3, 2, 4, "room for 2 trials, each of 2 workers with compute.cpus_per_worker = 1"),
+        ("auto", 5, 4, "student.replicas_per_member: 5 workers per student, but the cluster has 4 CPUs"),
+    ],
+)
+def test_concurrency_is_held_against_the_cluster(
+    wanted: Any, replicas: int, fits: int, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensemble_kd.config import ComputeConfig
+    from ensemble_kd.errors import ConfigError
+
+    runtime = Runtime(ComputeConfig())
+    monkeypatch.setattr(Runtime, "resources", lambda self: (4.0, 0.0))
+    if says is None:
+        assert tuner.concurrency(runtime, wanted, replicas) == (fits if wanted == "auto" else wanted)
+    else:
+        with pytest.raises(ConfigError) as error:
+            tuner.concurrency(runtime, wanted, replicas)
+        assert says in str(error.value)
