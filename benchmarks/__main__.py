@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import demo, fused, soft_targets, specialists, training  # noqa: F401 - each enters its benchmarks
+from benchmarks import (  # noqa: F401 - each enters its benchmarks
+    demo,
+    fused,
+    soft_targets,
+    specialists,
+    sweep,
+    training,
+)
 from benchmarks.harness import BENCHMARKS, run
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -788,6 +788,17 @@ def _sweep_problems(config: Config) -> list[str]:
     for name, value in (("concurrent_trials", sweep.concurrent_trials), ("fuse", sweep.fuse)):
         if value != "auto" and value < 1:
             problems.append(f"sweep.{name}: at least 1, or auto; got {value}")
+    if sweep.refit != "none":
+        whole = "the validation rows' own soft targets are needed"
+        for wrong, field in (
+            (config.soft_targets.views > 1, f"soft_targets.views = {config.soft_targets.views}"),
+            (config.specialists is not None, "a `specialists` block"),
+            (config.teachers.source == "predictions", "teachers.source = predictions"),
+        ):
+            if wrong:
+                problems.append(
+                    f"sweep.refit: {whole}, which a run with {field} does not keep; set it to none"
+                )
     if sweep.fuse != "auto" and sweep.fuse > 1 and config.student.replicas_per_member > 1:
         problems.append(
             f"sweep.fuse: {sweep.fuse}, but student.replicas_per_member = "

@@ -219,3 +219,26 @@ def test_zero_validation_rows_is_an_error_before_ray(copy: Path) -> None:
     info = {"counts": {"labelled": 100, "transfer": 100, "validation": 0}, "num_classes": 10}
     with pytest.raises(ConfigError, match="judged on validation rows, and there are none"):
         pipeline.check_sizes(tiny(), info)
+
+
+def test_refit_trains_the_winner_with_the_validation_rows_too(copy: Path) -> None:
+    options = ["sweep.search=grid", "sweep.space={temperature: [2, 4]}", "student.training.early_stopping=3"]
+    done, _ = run(copy, *options, "sweep.refit=train+validation")
+    student = done["student"].summary
+    assert student["shipped"] == "refit-seed-0"
+    entry = next(e for e in student["members"] if e["name"] == "refit-seed-0")
+    manifest = read_manifest(copy / "student" / "members" / entry["fingerprint"])
+    assert manifest is not None
+    counts = done["data"].summary["info"]["counts"]
+    assert manifest.config["examples_per_epoch"] == counts["transfer"] + counts["validation"]
+    assert manifest.config["training"]["early_stopping"] is None
+    distilled = next(e for e in student["members"] if e["name"] == "distilled-seed-0")
+    assert manifest.config["training"]["epochs"] == distilled["best_epoch"]
+    report = json.loads((copy / "report.json").read_text())
+    assert report["summary"]["refit"]["n"] == 1 and report["shipped"] == "refit-seed-0"
+    shipped = json.loads((copy / "model" / "config.json").read_text())["lineage"]["member"]
+    assert shipped == entry["fingerprint"]
+    # Without it, the sweep is kept, and so are its students.
+    done, lines = run(copy, *options)
+    assert [line for line in lines.said if line.startswith("sweep:")][0].endswith("(kept)")
+    assert done["student"].summary["shipped"] == "distilled-seed-0"

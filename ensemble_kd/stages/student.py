@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config
+from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
+from ensemble_kd.models.build import build
 from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
@@ -19,9 +25,10 @@ from ensemble_kd.stages.members import (
     members_folder,
     train_and_follow,
 )
+from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.training_data import Store, arrays_and_loader
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.member import MemberTask, load_logits
 
 STORED = frozenset({"logits"})
 """What the store can give to an objective."""
@@ -47,6 +54,20 @@ def objective_problems(config: Config) -> list[str]:
     if config.soft_targets.top_k is not None and config.student.objective_fields["name"] == "mse":
         return ["student.objective: 'mse' needs every logit; set soft_targets.top_k=null or use 'kl'"]
     return []
+
+
+def bias_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether `student.class_bias` has a bias to add to; a custom model is built to see."""
+    model = config.student.model
+    if config.student.class_bias == "none" or model.name != "custom":
+        return []
+    head = build(model, info).head
+    if head is not None and head.bias is not None:
+        return []
+    return [
+        f"student.class_bias: 'fitted', but model {model.callable!r} has no torch.nn.Linear with a bias and one "
+        "output for each class; give it one, or set it to none"
+    ]
 
 
 def tasks(
@@ -137,6 +158,8 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
+    if config.sweep is not None and config.sweep.refit != "none":
+        settings["refit"] = config.sweep.refit
     inputs = {"data": data, "soft_targets": store}
     return StagePlan.of(
         run, "student", settings, {**inputs, "combined_targets": combined} if combined else inputs
@@ -214,5 +237,60 @@ def run(
     entries = [member_summary(task, members) for task in wanted]
     distilled = [entry for entry in entries if entry["role"] == "distilled"]
     shipped = min(distilled, key=lambda entry: (-entry["validation_accuracy"], entry["validation_loss"]))
+    if context.config.sweep is not None and context.config.sweep.refit != "none":
+        seed = distilled.index(shipped)
+        entries.append(_refit(context, wanted, seed, shipped["best_epoch"], data, info, (store, receipt)))
+        shipped = entries[-1]
     summary = {"members": entries, "shipped": shipped["name"], "seconds": time.perf_counter() - began}
     return finish(plan.folder, "student", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _refit(
+    context: Context,
+    wanted: list[MemberTask],
+    seed: int,
+    best_epoch: int,
+    data: Path,
+    info: dict[str, Any],
+    ensemble: Store,
+) -> dict[str, Any]:
+    """The shipped student anew, with the validation rows among its own; returns its entry.
+
+    Nothing is left to judge it by: early stopping becomes the number of epochs that was best before. The
+    teachers' logits on validation rows are those that their training ended with.
+    """
+    chosen = [task for task in wanted if task.role == "distilled"][seed]
+    counts = info["counts"]
+    training = {**chosen.training}
+    if training["early_stopping"] is not None:
+        training |= {"early_stopping": None, "epochs": best_epoch}
+    task = replace(
+        chosen,
+        name=f"refit-seed-{seed}",
+        role="refit",
+        training=training,
+        rows={**chosen.rows, "validation": True},
+        examples_per_epoch=counts["transfer"] + counts["validation"],
+    )
+    teachers = members_folder(context.folder, "teachers")
+    names = sorted(name for name in ensemble[1].inputs if name.startswith("teacher-"))
+    layout = StoreLayout(**ensemble[1].summary["layout"])
+    plain, load, streams = arrays_and_loader(data, info, context.config.compute.memory_budget, ensemble)
+    if streams:
+        raise ConfigError(
+            "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which holds no "
+            "validation rows; raise the budget, or set it to none"
+        )
+
+    def arrays() -> dict[str, Any]:
+        shared = plain()
+        folders = [teachers / ensemble[1].inputs[name] for name in names]
+        logits = torch.stack([load_logits(folder, "validation") for folder in folders], 1)  # (N, M, C)
+        more = {f"ensemble/{name}": column for name, column in encode(logits[:, None], layout)[0].items()}
+        more |= {f"transfer/{name}": shared[f"validation/{name}"] for name in ("inputs", "labels")}
+        return {k: np.concatenate([v, more[k]]) if k in more else v for k, v in shared.items()}
+
+    replicas = context.config.student.replicas_per_member
+    if not train_and_follow(context, "student", [task], load, arrays, replicas):
+        raise TrainingError(f"student: {task.name}: the loss became NaN or infinite; set sweep.refit=none")
+    return member_summary(task, members_folder(context.folder, "student"))

@@ -41,7 +41,8 @@ TRIES = 100
 """Proposals seen before, one after another, until the space counts as exhausted."""
 EPOCHS_FOR_ASHA = 12
 LEAST_FOR_IMPORTANCE = 4
-NOT_IN_FINGERPRINT = {"concurrent_trials", "fuse", "max_failed"}
+NOT_IN_FINGERPRINT = {"concurrent_trials", "fuse", "max_failed", "refit"}
+"""Settings of the sweep that change nothing about which trials there are and what they find."""
 
 
 def sign(sweep: SweepConfig) -> int:
@@ -51,7 +52,10 @@ def sign(sweep: SweepConfig) -> int:
 
 def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
     assert config.sweep is not None
-    settings = student_stage.plan(config, run, data, store, combined).config
+    settings = dict(student_stage.plan(config, run, data, store, combined).config)
+    searched = {path for path in spaces.parse_space(config.sweep.space) if path in settings}
+    for name in {"seeds", "refit", *searched} & settings.keys():
+        settings.pop(name)  # a trial has its own
     settings |= {"sweep": config.sweep.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)}
     settings["sweep"]["space"] = {
         path: spaces.to_text(dimension) for path, dimension in spaces.parse_space(config.sweep.space).items()
@@ -64,7 +68,9 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
 
 def with_winner(config: Config, manifest: Manifest) -> Config:
     """The configuration whose student is the sweep's winner."""
-    student = StudentConfig.model_validate(manifest.summary["student"])
+    assert config.sweep is not None
+    seeds = max(config.student.seeds, config.sweep.num_seeds)
+    student = StudentConfig.model_validate({**manifest.summary["student"], "seeds": seeds})
     return config.model_copy(update={"student": student})
 
 
@@ -398,8 +404,7 @@ class _Sweep:
     def summary(self, data: Path) -> dict[str, Any]:
         winner, baseline = self.winner(), self.baseline()
         assert winner is not None and baseline is not None
-        student = self.student(winner.parameters).model_dump(mode="json")
-        student["seeds"] = max(student["seeds"], self.settings.num_seeds)
+        student = self.student(winner.parameters).model_dump(mode="json", exclude={"seeds"})
         trials = sorted(self.trials.values(), key=lambda trial: (trial.kind, trial.name))
         for trial in trials:
             self.context.tracker.tags(f"sweep/{trial.name}", {"winner": str(trial is winner)}) if (

@@ -35,11 +35,7 @@ def fit_class_bias(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def add_class_bias_(network: Network, bias: Tensor) -> None:
-    """Add (C,) to the biases of the network's last layer, in place, so that it travels with the weights.
-
-    Raises ValueError where that layer is not known or has no bias.
-    """
+    """Add (C,) to the biases of the network's last layer, in place, so that it travels with the weights."""
     head = network.head
-    if head is None or head.bias is None:
-        raise ValueError("student.class_bias: the model has no last linear layer with a bias; use 'none'")
+    assert head is not None and head.bias is not None, "checked before anything is trained"
     head.bias.add_(bias.to(head.bias))
