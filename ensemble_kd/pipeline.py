@@ -175,7 +175,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     if config.sweep is not None:
         plan = sweep_stage.plan(config, folder, *fingerprints)
         with stage(context, "sweep", plan, fresh) as step:
-            step.manifest = step.kept(plan.checked(context.console)) or sweep_stage.run(
+            step.manifest = step.kept(sweep_stage.intact(plan, context)) or sweep_stage.run(
                 context, plan, data.folder, info, store_plan.folder, store, beside
             )
         sweep, ready = step.result, members_folder(folder, "sweep")
@@ -544,6 +544,8 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     if config.sweep is not None:
         plan = sweep_stage.plan(config, folder, data, store_plan.fingerprint, combined)
         manifest = plan.done()
+        if manifest is not None and not sweep_stage.enough(config.sweep, manifest):
+            manifest = None
         found.append(_line("sweep", plan, manifest, extra=size_on_disk(plan.folder.parent / "members")))
         if manifest is None:
             return found + [PlannedStage(name, "to do: follows sweep", 0) for name in ("student", "report")]

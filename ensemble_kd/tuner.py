@@ -361,7 +361,7 @@ class _Recoveries(tune.Callback):
 
 def run_trials(
     runtime: Runtime,
-    proposals: Callable[[int, int], Proposals],
+    proposals: Callable[[int], Proposals],
     folder: Path,
     members: Path,
     load_data: LoadData,
@@ -372,13 +372,12 @@ def run_trials(
     sign: int,
     fuse: int | str,
     fuse_limit: int,
-    concurrent: int,
     replicas: int,
     epochs: int,
     asha: tuple[int, float] | None,
     warn: Callable[[str], None],
 ) -> None:
-    """Run Tune until the proposals end. `proposals(fuse, concurrent)` makes the searcher.
+    """Run Tune until the proposals end. `proposals(fuse)` makes the searcher.
 
     `arrays()` are put into the object store once and mapped by every trial's process. `asha` is (grace
     epochs, reduction factor). Raises TrainingError where Tune itself fails.
@@ -406,7 +405,7 @@ def run_trials(
     else:
         bundles = [each]
         size = fuse if isinstance(fuse, int) else _measured(shared, example.tasks[0], fuse_limit, each)
-    searcher = proposals(size, concurrent)
+    searcher = proposals(size)
     scheduler = FIFOScheduler()
     if asha is not None:
         grace, factor = asha
@@ -416,6 +415,7 @@ def run_trials(
     trainable = tune.with_resources(
         tune.with_parameters(Students, shared=shared), tune.PlacementGroupFactory(bundles)
     )
+    trainable.__name__ = trainable.__qualname__ = Students.__name__  # what `ps` shows
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -495,18 +495,3 @@ def concurrency(runtime: Runtime, wanted: int | str, replicas: int) -> int:
             f"compute.cpus_per_worker = {runtime.compute.cpus_per_worker:g}; lower one of them, or use auto"
         )
     return int(wanted)
-
-
-def optuna_search(space: dict[str, Any], search: str, seed: int, concurrent: int) -> Any:
-    """Ray Tune's Optuna searcher. `space` maps names to optuna distributions."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler: Any
-    if search == "random":
-        sampler = optuna.samplers.RandomSampler(seed=seed)
-    else:
-        # Trials that are still running count as bad ones: without it neighbours are proposed again.
-        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True)
-    return OptunaSearch(space, metric=OBJECTIVE, mode="max", sampler=sampler)

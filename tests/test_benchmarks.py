@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected = {"demo", "loop", "ensemble", "targets", "store", "precompute", "memory"}
-    expected |= {"clusters", "specialists", "combine"}
+    expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
     assert expected <= set(BENCHMARKS)
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound > 0 and entry.unit
@@ -92,9 +92,23 @@ def test_planted_clusters_are_found_in_little_memory() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["loop", "precompute", "specialists"])
+@pytest.mark.parametrize("name", ["loop", "precompute", "specialists", "sweep"])
 def test_inside_ray_they_run_to_a_result(name: str) -> None:
     """Whether the bound holds is not asked of a busy machine's quick run."""
+    found = _quick(name)
+    assert found["ours"] > 0 and found["reference"] > 0
+
+
+@pytest.mark.slow
+def test_the_memory_of_trials_is_found_in_their_processes() -> None:
+    """Hardly any transfer set: what a trial adds to it is not asked."""
+    detail = _quick("sweep-memory")["detail"]
+    size = detail["transfer_set (MB)"]
+    assert all(held >= size for held in detail["shared (MB)"].values())
+    assert all(own and min(own) > 50 for own in detail["own_of_each_trial (MB)"].values())
+
+
+def _quick(name: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", name, "--quick", "--json"],
         cwd=ROOT,
@@ -102,5 +116,4 @@ def test_inside_ray_they_run_to_a_result(name: str) -> None:
         text=True,
     )
     assert done.returncode in (0, 1), done.stderr
-    found = json.loads(done.stdout)
-    assert found["ours"] > 0 and found["reference"] > 0
+    return json.loads(done.stdout)

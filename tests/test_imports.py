@@ -20,7 +20,7 @@ LEVELS = [
     {"pipeline", "predict"},
     {"stages"},
     {"tuner"},
-    {"workers", "streaming", "tracking", "report"},
+    {"workers", "streaming", "tracking", "report", "search"},
     {"runtime", "train"},
     {"objectives", "models", "data", "ensemble"},
     {"config", "artifacts"},

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from ensemble_kd.stages.context import Console
 
 pytestmark = pytest.mark.slow
 
+PASSES = Path(tempfile.gettempdir()) / f"ensemble-kd-passes-{os.getpid()}"
+"""Where teachers note their forward passes."""
 TINY = [
     "teachers.num_members=2",
     "teachers.training.epochs=4",
-    "teachers.model={name: custom, callable: 'counted_teacher:make'}",
+    f"teachers.model={{name: custom, callable: 'counted_teacher:make', options: {{path: '{PASSES}'}}}}",
     "student.training.epochs=4",
     "student.model.hidden=[8]",
     "student.seeds=1",
@@ -34,24 +39,6 @@ TINY = [
     "sweep.fuse=1",
     "sweep.search=random",
 ]
-
-TEACHER = """
-import os
-from torch import nn
-
-class Counted(nn.Module):
-    def __init__(self, num_classes, num_features):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(num_features, num_classes))
-
-    def forward(self, x):
-        with open(os.environ["COUNTED_TEACHERS"], "a") as file:
-            file.write("pass\\n")
-        return self.layers(x)
-
-def make(num_classes, input_shape):
-    return Counted(num_classes, input_shape[0] * input_shape[1] * input_shape[2])
-"""
 
 
 class Lines(Console):
@@ -70,32 +57,17 @@ def run(folder: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], 
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run up to its soft targets, by teachers that count their forward passes; Ray of its own, since the
-    workers must find the teacher's module."""
-    import ray
-
-    from ensemble_kd.config import ComputeConfig
-    from ensemble_kd.runtime import Runtime
-
-    folder = tmp_path_factory.mktemp("sweeps")
-    (folder / "counted_teacher.py").write_text(TEACHER)
-    (folder / "passes").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("PYTHONPATH", str(folder))
-        patch.setenv("COUNTED_TEACHERS", str(folder / "passes"))
-        ray.shutdown()
-        with Runtime(ComputeConfig()) as runtime:
-            runtime.start()
-            run(folder / "base", until="soft-targets")
-            yield folder / "base"
-        ray.shutdown()
+def base(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[Path]:
+    """A run up to its soft targets, by teachers that count their forward passes."""
+    folder = tmp_path_factory.mktemp("sweeps") / "base"
+    run(folder, until="soft-targets")
+    yield folder
+    PASSES.unlink()
 
 
-def passes(base: Path) -> int:
+def passes() -> int:
     """Forward passes of teachers so far, by any process."""
-    return len((base.parent / "passes").read_text().splitlines())
+    return len(PASSES.read_text().splitlines())
 
 
 @pytest.fixture
@@ -107,11 +79,11 @@ def weights(folder: Path) -> bytes:
     return (folder / "weights.safetensors").read_bytes()
 
 
-def test_the_winner_is_shipped_untrained_and_no_teacher_is_asked(base: Path, copy: Path) -> None:
-    before = passes(base)
+def test_the_winner_is_shipped_untrained_and_no_teacher_is_asked(copy: Path) -> None:
+    before = passes()
     assert before > 0
     done, lines = run(copy, until="student")
-    assert passes(base) == before, "a teacher ran during the sweep"
+    assert passes() == before, "a teacher ran during the sweep"
     summary = done["sweep"].summary
     trials = {trial["name"]: trial for trial in summary["trials"]}
     assert sorted(trials) == ["hard-000", *(f"trial-{i:03d}" for i in range(4))]
@@ -159,14 +131,27 @@ def test_a_grid_of_two_seeds_in_stacked_students_equals_single_ones(copy: Path) 
         assert trial["validation_loss"] == pytest.approx(mean)
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow warns about its own dependencies
 def test_a_failed_trial_is_recorded_and_does_not_end_the_sweep(copy: Path) -> None:
     grid = ["sweep.search=grid", "sweep.space={training.learning_rate: [0.003, 0.001, 1.0e+30]}"]
-    done, lines = run(copy, *grid, until="sweep")
+    done, lines = run(copy, *grid, "tracking.enabled=true", until="sweep")
     trials = {t["name"]: t for t in done["sweep"].summary["trials"]}
     assert trials["trial-002"]["state"] == "failed" and "nan" in trials["trial-002"]["reason"].lower()
     assert trials["trial-002"]["value"] is None
     assert [t["state"] for t in trials.values()].count("finished") == len(trials) - 1
     assert any("trial-002 failed" in line for line in lines.said)
+    # In MLflow: a child run for each trial, the winner's tagged, the failed one failed.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{copy.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("ensemble-kd")
+    found = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(trials) <= set(found)
+    won = [name for name in trials if found[name].data.tags.get("winner") == "True"]
+    assert won == [done["sweep"].summary["winner"]]
+    assert found["trial-002"].info.status == "FAILED" and found[won[0]].info.status == "FINISHED"
+    assert found[won[0]].data.tags["mlflow.parentRunId"] == found["sweep"].info.run_id
+    assert len(client.get_metric_history(found[won[0]].info.run_id, "validation_accuracy")) == 4
     # The winner's learning rate may differ from the configuration's: then its own baseline was trained too.
     winner = trials[done["sweep"].summary["winner"]]
     twin = [t for t in trials.values() if t["kind"] == "hard" and t["parameters"] == winner["parameters"]]
@@ -242,3 +227,22 @@ def test_refit_trains_the_winner_with_the_validation_rows_too(copy: Path) -> Non
     done, lines = run(copy, *options)
     assert [line for line in lines.said if line.startswith("sweep:")][0].endswith("(kept)")
     assert done["student"].summary["shipped"] == "distilled-seed-0"
+
+
+def test_a_sweep_goes_on_when_more_trials_are_asked_for(copy: Path) -> None:
+    done, _ = run(copy, "sweep.trials=2", until="sweep")
+    first = {t["name"]: t for t in done["sweep"].summary["trials"]}
+    done, lines = run(copy, "sweep.trials=3", until="sweep")
+    more = {t["name"]: t for t in done["sweep"].summary["trials"]}
+    assert set(more) - set(first) == {"trial-002"}
+    for name, trial in first.items():
+        assert (more[name]["parameters"], more[name]["ended"]) == (trial["parameters"], trial["ended"])
+    done, lines = run(copy, "sweep.trials=2", until="sweep")
+    assert [line for line in lines.said if line.startswith("sweep:")][0].endswith("(kept)")
+    # A space with fewer points than trials ends when all are tried.
+    space = "sweep.space={temperature: [2, 4]}"
+    done, lines = run(copy, "sweep.trials=10", space, until="sweep")
+    assert len(done["sweep"].summary["trials"]) == 3
+    assert any("holds nothing new after 2 trials of 10" in line for line in lines.said)
+    _, lines = run(copy, "sweep.trials=10", space, until="sweep")
+    assert [line for line in lines.said if line.startswith("sweep:")][0].endswith("(kept)")

@@ -1,6 +1,8 @@
-"""The sweep as a job: `ray job submit -- python tune/sweep.py CONFIG [--space NAME] [--run-dir FOLDER]`.
+"""The sweep as a Ray job.
 
-Runs on the cluster that the job belongs to. The run folder must be one that every node sees.
+    ray job submit --working-dir . -- python tune/sweep.py CONFIG [--space NAME|FILE] [options]
+
+Options are those of `ensemble-kd sweep`; inside a job the cluster is found without --address.
 """
 
 import sys
@@ -8,4 +10,4 @@ import sys
 from ensemble_kd.cli import app
 
 if __name__ == "__main__":
-    app(["sweep", *sys.argv[1:], "--address", "auto"], prog_name="ensemble-kd")
+    app(["sweep", *sys.argv[1:]])

@@ -65,8 +65,8 @@ def bias_problems(config: Config, info: dict[str, Any]) -> list[str]:
     if head is not None and head.bias is not None:
         return []
     return [
-        f"student.class_bias: 'fitted', but model {model.callable!r} has no torch.nn.Linear with a bias and one "
-        "output for each class; give it one, or set it to none"
+        f"student.class_bias: 'fitted', but model {model.callable!r} has no torch.nn.Linear with a bias and "
+        "one output for each class; give it one, or set it to none"
     ]
 
 

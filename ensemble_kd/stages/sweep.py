@@ -7,20 +7,23 @@ like all others, and those of the winner become the student stage's without bein
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
 from ensemble_kd.artifacts import Manifest, canonical, finish, read_json, write_json
 from ensemble_kd.config import Config, StudentConfig, SweepConfig
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
+from ensemble_kd.search import Search, importances
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import all_intact, members_folder, prefixed
@@ -40,9 +43,8 @@ FUSED_AT_MOST = 64
 TRIES = 100
 """Proposals seen before, one after another, until the space counts as exhausted."""
 EPOCHS_FOR_ASHA = 12
-LEAST_FOR_IMPORTANCE = 4
-NOT_IN_FINGERPRINT = {"concurrent_trials", "fuse", "max_failed", "refit"}
-"""Settings of the sweep that change nothing about which trials there are and what they find."""
+NOT_IN_FINGERPRINT = {"trials", "concurrent_trials", "fuse", "max_failed", "refit"}
+"""Settings of the sweep that change nothing about what a trial finds; with more `trials` a sweep goes on."""
 
 
 def sign(sweep: SweepConfig) -> int:
@@ -64,6 +66,19 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     return StagePlan.of(
         run, "sweep", settings, {**inputs, "combined_targets": combined} if combined else inputs
     )
+
+
+def intact(plan: StagePlan, context: Context) -> Manifest | None:
+    """The finished sweep, if it has as many trials as are asked for."""
+    manifest = plan.checked(context.console)
+    assert context.config.sweep is not None
+    return manifest if manifest is not None and enough(context.config.sweep, manifest) else None
+
+
+def enough(sweep: SweepConfig, manifest: Manifest) -> bool:
+    """Whether a finished sweep has the trials that are asked for, or all that there can be."""
+    tried = sum(trial["kind"] == "searched" for trial in manifest.summary["trials"])
+    return bool(manifest.summary["exhausted"]) or tried >= sweep.trials
 
 
 def with_winner(config: Config, manifest: Manifest) -> Config:
@@ -115,8 +130,8 @@ def _train(context: Context, sweep: _Sweep, arrays: Callable[[], dict[str, Any]]
     structural = [p for p in sweep.space if p.split(".")[0] in ("model", "targets") or p in UNFUSED]
     fuse: int | str = 1 if structural and settings.fuse == "auto" else settings.fuse
 
-    def proposals(fuse: int, concurrent: int) -> Proposals:
-        sweep.open(tuner.optuna_search, concurrent)
+    def proposals(fuse: int) -> Proposals:
+        sweep.open()
         stacked = f", {fuse} students stacked in each" if fuse > 1 else ""
         context.console.line(f"sweep: {sweep.left()} trials to go, {concurrent} at a time{stacked}")
         return tuner.Proposals(
@@ -153,7 +168,6 @@ def _train(context: Context, sweep: _Sweep, arrays: Callable[[], dict[str, Any]]
             sign=sign(settings),
             fuse=fuse,
             fuse_limit=min(FUSED_AT_MOST, share),
-            concurrent=concurrent,
             replicas=replicas,
             epochs=epochs,
             asha=(grace, settings.reduction_factor) if epochs >= max(least, grace + 1) else None,
@@ -183,16 +197,15 @@ class _Sweep:
         self.trials: dict[str, Trial] = {}
         self.seen: dict[str, Trial] = {}
         """Searched trials by their parameters."""
-        self.asked: dict[str, str] = {}
-        """Optuna's number of a trial, by name."""
-        self.search: Any = None
-        self.proposed = 0
+        self.search: Search | None = None
         self.elapsed = 0.0
         self.opened: set[str] = set()
         self.points = (
             spaces.grid(self.space, self.settings.grid_points) if self.settings.search == "grid" else None
         )
         self.total = len(self.points) if self.points is not None else self.settings.trials
+        self.exhausted = self.points is not None
+        """Whether there is nothing to try beyond `total`."""
         self._recall()
         if not any(trial.kind == "hard" for trial in self.trials.values()):
             self._enter(self._hard(context.config.student))
@@ -206,8 +219,6 @@ class _Sweep:
         return student
 
     def _tasks(self, student: StudentConfig, role: str, name: str) -> list[Any]:
-        from dataclasses import replace
-
         config = self.context.config.model_copy(update={"student": student})
         made = [
             student_stage.task(config, role, seed, *self.sources) for seed in range(self.settings.num_seeds)
@@ -215,19 +226,24 @@ class _Sweep:
         return [replace(task, name=f"{name}-seed-{seed}") for seed, task in enumerate(made)]
 
     def _searched(self, parameters: dict[str, Any]) -> Trial:
-        name = f"trial-{sum(trial.kind == 'searched' for trial in self.trials.values()):03d}"
-        student = self.student(parameters)
+        name, student = self._name("trial"), self.student(parameters)
         return Trial(name, "searched", parameters, self._tasks(student, _role(student), name))
 
     def _hard(self, student: StudentConfig, parameters: dict[str, Any] | None = None) -> Trial:
         """The baseline on hard labels with a student's other settings."""
-        name = f"hard-{sum(trial.kind == 'hard' for trial in self.trials.values()):03d}"
+        name = self._name("hard")
         return Trial(name, "hard", parameters or {}, self._tasks(student, "hard", name))
 
-    def _enter(self, trial: Trial) -> None:
+    def _name(self, kind: str) -> str:
+        """The first that is free."""
+        names = (f"{kind}-{number:03d}" for number in count())
+        return next(name for name in names if name not in self.trials)
+
+    def _enter(self, trial: Trial) -> Trial:
         self.trials[trial.name] = trial
         if trial.kind == "searched":
             self.seen[canonical(trial.parameters)] = trial
+        return trial
 
     def example(self) -> Trial:
         """A trial to measure with: the configuration's own student."""
@@ -236,14 +252,15 @@ class _Sweep:
 
     # --------------------------------------------------------------------------------- what Tune asks for
 
-    def open(self, optuna_search: Callable[..., Any], concurrent: int) -> None:
-        """Before trials are proposed: tell Optuna what is known from before."""
+    def open(self) -> None:
+        """Before trials are proposed: Optuna is told what is known from before."""
         if self.points is None:
             seed = mix(self.context.config.seed, STREAM_OF_SWEEPS, len(self.trials))
-            self.search = optuna_search(distributions(self.space), self.settings.search, seed, concurrent)
-            for trial in self.trials.values():
-                if trial.kind == "searched" and trial.over:
-                    self._tell(trial)
+            kind, metric = self.settings.search, self.settings.metric
+            self.search = Search(self.space, kind, seed, metric, sign(self.settings))
+            for trial in self.seen.values():
+                if trial.over:
+                    self.search.tell(trial)
 
     def unfinished(self) -> bool:
         return bool(self.left() or self.waiting() or self.follow_up())
@@ -257,27 +274,29 @@ class _Sweep:
 
     def propose(self) -> Trial | None:
         """A new trial, entered; None when there are enough, or nothing new comes."""
-        for _ in range(TRIES):
-            if not self.left():
-                return None
-            number = ""
-            if self.points is not None:
-                parameters = self.points[len(self.seen)]
-            else:
-                self.proposed += 1
-                number = str(self.proposed)
-                parameters = _decoded(self.search.suggest(number), self.space)
+        if self.points is not None:
+            fresh = (point for point in self.points if canonical(point) not in self.seen)
+            point = next(fresh, None)
+            return None if point is None else self._enter(self._searched(point))
+        assert self.search is not None
+        for _ in range(TRIES if self.left() else 0):
+            number, parameters = self.search.propose()
             same = self.seen.get(canonical(parameters))
-            if same is None:
-                trial = self._searched(parameters)
-                self._enter(trial)
-                self.asked[trial.name] = number
-                return trial
-            self._tell(same, number)
-        self.context.console.line(
-            f"sweep: the space holds nothing new after {len(self.seen)} trials of {self.total}"
-        )
-        self.total = len(self.seen)
+            if same is not None:
+                self.search.tell(same, number)
+                continue
+            try:
+                trial = self._enter(self._searched(parameters))
+            except (ConfigError, ValidationError):  # each may be, but not all of them together
+                self.search.refuse(number)
+                continue
+            self.search.accept(number, trial)
+            return trial
+        if self.left():
+            self.context.console.line(
+                f"sweep: the space holds nothing new after {len(self.seen)} trials of {self.total}"
+            )
+            self.total, self.exhausted = len(self.seen), True
         return None
 
     def follow_up(self) -> list[Trial]:
@@ -298,8 +317,8 @@ class _Sweep:
         self._track(trial)
         if trial.over:
             self.elapsed = max(self.elapsed, trial.ended or 0.0)
-            if trial.name in self.asked or trial.kind == "searched":
-                self._tell(trial, self.asked.pop(trial.name, None))
+            if self.search is not None and trial.kind == "searched":
+                self.search.tell(trial)
             if trial.state == "failed":
                 self.context.console.warning(f"sweep: {trial.name} failed: {trial.reason}")
         over = sum(t.over for t in self.trials.values())
@@ -310,18 +329,6 @@ class _Sweep:
     def on_epoch(self, trial: Trial, entry: Entry) -> None:
         self.context.tracker.metrics(f"sweep/{trial.name}", entry, int(entry["epoch"]))
 
-    def _tell(self, trial: Trial, number: str | None = None) -> None:
-        """Optuna learns how a trial ended."""
-        if self.search is None:
-            return
-        value = trial.values.get(self.settings.metric) if trial.state != "failed" else None
-        value = None if value is None else sign(self.settings) * value
-        if number:
-            result = None if value is None else {"objective": value}
-            self.search.on_trial_complete(number, result, error=value is None)
-        elif value is not None:
-            self.search.add_evaluated_point(_encoded(trial.parameters, self.space), value)
-
     # ------------------------------------------------------------------------------------------ the record
 
     def _recall(self) -> None:
@@ -331,7 +338,7 @@ class _Sweep:
             try:
                 record = read_json(path)
                 trial = self._remade(record)
-            except (ArtifactError, ConfigError, KeyError, TypeError) as error:
+            except (ArtifactError, ConfigError, KeyError, TypeError, ValidationError) as error:
                 self.context.console.warning(f"sweep: {path}: {error}; this trial is made anew")
                 path.unlink()
                 continue
@@ -415,10 +422,11 @@ class _Sweep:
             "search": self.settings.search,
             "space": {path: spaces.to_text(dimension) for path, dimension in self.space.items()},
             "trials": [self._described(trial) for trial in trials],
+            "exhausted": self.exhausted,
             "winner": winner.name,
             "baseline": baseline.name,
             "student": student,
-            "importances": importances(trials, self.space, self.settings),
+            "importances": importances(trials, self.space, self.settings.metric, sign(self.settings)),
             "verdict": self._verdict(winner, baseline, load_labels(data, "validation")),
         }
 
@@ -480,62 +488,3 @@ class _Sweep:
 
 def _role(student: StudentConfig) -> str:
     return "distilled" if student.alpha > 0 else "hard"
-
-
-# ----------------------------------------------------------------------------------------------- Optuna
-
-
-def distributions(space: dict[str, spaces.Dimension]) -> dict[str, Any]:
-    """The space as Optuna has it; choices as JSON, since Optuna takes no lists."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, Any] = {}
-    for path, dimension in space.items():
-        if isinstance(dimension, spaces.Choice):
-            found[path] = CategoricalDistribution([json.dumps(value) for value in dimension.values])
-        elif dimension.kind in ("integers", "logintegers"):
-            low, high = int(dimension.low), int(dimension.high)
-            found[path] = IntDistribution(low, high, log=dimension.kind == "logintegers")
-        else:
-            found[path] = FloatDistribution(dimension.low, dimension.high, log=dimension.kind == "loguniform")
-    return found
-
-
-def _encoded(parameters: dict[str, Any], space: dict[str, spaces.Dimension]) -> dict[str, Any]:
-    return {
-        path: json.dumps(value) if isinstance(space[path], spaces.Choice) else value
-        for path, value in parameters.items()
-    }
-
-
-def _decoded(parameters: dict[str, Any], space: dict[str, spaces.Dimension]) -> dict[str, Any]:
-    return {
-        path: json.loads(parameters[path]) if isinstance(space[path], spaces.Choice) else parameters[path]
-        for path in space
-    }
-
-
-def importances(
-    trials: list[Trial], space: dict[str, spaces.Dimension], settings: SweepConfig
-) -> dict[str, float]:
-    """Share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014), over finished
-    trials; empty where there are too few, or all alike."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize" if sign(settings) > 0 else "minimize")
-    for trial in trials:
-        if trial.kind == "searched" and trial.state == "finished":
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=_encoded(trial.parameters, space),
-                    distributions=distributions(space),
-                    value=trial.values[settings.metric],
-                )
-            )
-    values = {trial.value for trial in study.trials}
-    if len(study.trials) < LEAST_FOR_IMPORTANCE or len(values) < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(value) for name, value in found.items()}
