@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
-from ensemble_kd.config import STAGES, json_schema, load_config, recipe_paths, space_paths
+from ensemble_kd.config import STAGES, Config, json_schema, load_config, recipe_paths, space_paths
 from ensemble_kd.errors import EnsembleKDError, ProblemsError
 
 app = typer.Typer(
@@ -89,18 +89,15 @@ class Screen:
 
 def _pipeline(
     until: str,
-    config: str,
-    overrides: list[str] | None,
+    settings: Config,
     run_dir: Path | None,
     address: str | None,
     fresh: set[str],
     verbose: bool,
-    sweep: bool = False,
 ) -> Path:
     from ensemble_kd import pipeline
     from ensemble_kd.stages.context import Console
 
-    settings = load_config(config, overrides, sweep=sweep)
     folder = run_dir or Path("runs") / settings.name
     screen = Screen(out)
     pipeline.run(
@@ -129,7 +126,7 @@ def _stage_command(name: str, until: str, text: str) -> None:
     ) -> None:
         with reported(verbose):
             redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
-            folder = _pipeline(until, config, set_, run_dir, address, redo, verbose)
+            folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
             if until == "report":
                 _print_results(folder)
 
@@ -158,9 +155,9 @@ def sweep(
 ) -> None:
     """Search the student's settings on validation rows, then do all that run does with the winner."""
     with reported(verbose):
-        overrides = [*([f"sweep.space={json.dumps(space)}"] if space else []), *(set_ or [])]
         redo = {"sweep"} if fresh else set()
-        folder = _pipeline("report", config, overrides, run_dir, address, redo, verbose, sweep=True)
+        settings = load_config(config, set_, sweep=True, search_space=space)
+        folder = _pipeline("report", settings, run_dir, address, redo, verbose)
         _print_results(folder)
 
 

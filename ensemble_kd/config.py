@@ -778,6 +778,12 @@ def _sweep_problems(config: Config) -> list[str]:
                 f"sweep.space: the grid has {points:,} points; lower sweep.grid_points, drop a field, or use "
                 "search: tpe"
             )
+    alphas = dimensions["alpha"].points(2) if "alpha" in dimensions else [config.student.alpha]
+    if not any(alphas):
+        problems.append(
+            "sweep.space.alpha: always 0, so that nothing is distilled; raise it (a baseline on hard labels "
+            "is among the trials anyway)"
+        )
     epochs, grace = config.student.training.epochs, sweep.grace_epochs
     fixed = "training.epochs" not in dimensions
     if sweep.scheduler == "asha" and fixed and grace != "auto" and grace >= epochs:
@@ -789,15 +795,16 @@ def _sweep_problems(config: Config) -> list[str]:
         if value != "auto" and value < 1:
             problems.append(f"sweep.{name}: at least 1, or auto; got {value}")
     if sweep.refit != "none":
-        whole = "the validation rows' own soft targets are needed"
         for wrong, field in (
             (config.soft_targets.views > 1, f"soft_targets.views = {config.soft_targets.views}"),
             (config.specialists is not None, "a `specialists` block"),
             (config.teachers.source == "predictions", "teachers.source = predictions"),
+            (config.student.class_bias != "none", "student.class_bias = fitted"),
         ):
             if wrong:
                 problems.append(
-                    f"sweep.refit: {whole}, which a run with {field} does not keep; set it to none"
+                    "sweep.refit: needs soft targets of the validation rows, and nothing fitted on them, "
+                    f"which a run with {field} does not have; set it to none"
                 )
     if sweep.fuse != "auto" and sweep.fuse > 1 and config.student.replicas_per_member > 1:
         problems.append(
@@ -866,7 +873,7 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
         if named and not any(part in b.model_fields for b in blocks):
             blocks = named
             continue
-        if "[" in part or part in ("str", "int", "constrained-str"):
+        if "[" in part or part in ("str", "int", "constrained-str", "constrained-int"):
             continue
         kept.append(part)
         blocks = [
@@ -965,7 +972,12 @@ def validate(raw: dict[str, Any]) -> Config:
                 break
     if config is not None:
         told = {line.split(":", 1)[0] for line in problems}
-        problems += [p for p in cross_field_problems(config) if p.split(":", 1)[0] not in told]
+        for problem in cross_field_problems(config):
+            path = problem.split(":", 1)[0]
+            if not any(
+                t == path or t.startswith(f"{path}.") for t in told
+            ):  # what was dropped above is missed
+                problems.append(problem)
     if problems or config is None:
         raise ConfigError(problems)
     return config
@@ -993,10 +1005,16 @@ def _read_space(raw: dict[str, Any]) -> None:
         block["space"] = space.read_space(block["space"], _spaces())
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None, sweep: bool = False) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: list[str] | None = None,
+    sweep: bool = False,
+    search_space: str | None = None,
+) -> Config:
     """Read a YAML file (or a shipped recipe by its name), apply `--set` overrides, check everything.
 
-    With `sweep` a file without a `sweep` block gets the default one.
+    With `sweep` a file without a `sweep` block gets the default one. `search_space`, the name or path of one,
+    takes the place of the file's.
 
     Raises ConfigError, with all problems, each starting with the path of its field.
     """
@@ -1014,6 +1032,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None, sweep: boo
         raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a block of settings, got {type(raw).__name__}")
+    if search_space is not None:
+        raw["sweep"] = {**(raw.get("sweep") or {}), "space": search_space}
     _read_space(raw)  # first, so that an override may change a part of it
     for assignment in overrides or []:
         apply_override(raw, assignment)

@@ -209,7 +209,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         lineage["combined_targets"] = combined_plan.fingerprint
     if sweep is not None:
         lineage["sweep"] = sweep_plan.fingerprint
-    swept = sweep_plan.fingerprint if sweep is not None else None
+    swept = sweep_stage.result_of(sweep) if sweep is not None else None
     plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_plan.fingerprint, swept)
     with stage(context, "report", plan, fresh) as step:
         special = None
@@ -440,9 +440,20 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
                 "sweep: trials are judged on validation rows, and there are none; raise "
                 "data.validation_fraction, or give a validation split"
             )
+        if config.sweep.refit != "none" and _streams(config, info):
+            problems.append(
+                "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which "
+                "leaves the validation rows out; raise the budget, or set refit to none"
+            )
         problems += corner_problems(config, lambda corner: _size_problems(corner, info))
     if problems:
         raise ConfigError(problems)
+
+
+def _streams(config: Config, info: dict[str, Any]) -> bool:
+    """Whether transfer set and soft targets are larger than may be held in memory."""
+    layout = soft_targets_stage.layout_of(config, info, num_teachers(config))
+    return bytes_in_memory(info, layout) > config.compute.memory_budget * 1e9
 
 
 def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
@@ -549,7 +560,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
         found.append(_line("sweep", plan, manifest, extra=size_on_disk(plan.folder.parent / "members")))
         if manifest is None:
             return found + [PlannedStage(name, "to do: follows sweep", 0) for name in ("student", "report")]
-        config, sweep = sweep_stage.with_winner(config, manifest), plan.fingerprint
+        config, sweep = sweep_stage.with_winner(config, manifest), sweep_stage.result_of(manifest)
     plan = student_stage.plan(config, folder, data, store_plan.fingerprint, combined)
     student = plan.done()
     held = bytes_in_memory(info, *[layout] * (1 if config.specialists is None else 2))

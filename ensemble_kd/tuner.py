@@ -42,8 +42,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 SECONDS_PER_REPORT = 0.5
-FEWEST = 4
-"""Trials that must be over before the share of failures can end a sweep."""
+"""Epochs are told to Tune together where several fit into this."""
 
 
 class Students(tune.Trainable):
@@ -107,13 +106,23 @@ class Students(tune.Trainable):
 
     def cleanup(self) -> None:
         self.packet.close()
-        for replica in self.replicas:
-            ray.kill(replica)
+        self._release()
 
     # A student that needs several workers: plain actors inside this trial's own placement group. A trainer in
     # here would bring a second placement group, which is leaked when the trial is stopped (ray #54305).
 
     def _together(self, task: MemberTask) -> Epochs:
+        for attempt in range(self.shared["max_failures"] + 1):
+            try:
+                return (yield from self._in_replicas(task))
+            except ray.exceptions.RayError as error:
+                # The others wait for the lost one for ever: all go, and new ones start at its checkpoint.
+                self._release()
+                if attempt == self.shared["max_failures"]:
+                    raise RuntimeError(_last_line(str(error))) from error
+        raise AssertionError("unreachable")
+
+    def _in_replicas(self, task: MemberTask) -> Epochs:
         if not self.replicas:
             size = self.shared["replicas"]
             resources = {
@@ -131,6 +140,11 @@ class Students(tune.Trainable):
             if isinstance(found[0], bool):
                 return found[0]
             yield found[0]
+
+    def _release(self) -> None:
+        for replica in self.replicas:
+            ray.kill(replica)
+        self.replicas = []
 
 
 class _Replica:
@@ -182,6 +196,10 @@ class _Replica:
             return bool(end.value)
 
 
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "unknown")[:300]
+
+
 def _load(shared: dict[str, Any]) -> Any:
     """The node's arrays, mapped and not copied."""
     arrays = {name: ray.get(reference) for name, reference in shared["references"].items()}
@@ -204,19 +222,25 @@ class Proposals(Searcher):
         fuse: int,
         concurrent: int,
         left: Callable[[], int],
-        max_failed: float,
+        too_many_failed: Callable[[], bool],
         max_failures: int,
         offset: float,
+        rounds: int = 1,
+        apart: bool = False,
+        packets: int = 0,
     ) -> None:
+        """`left` says how many trials are still to be proposed; in `rounds` packets for each process, so that
+        a search learns in between. `apart` keeps baselines, which are never stopped, out of others' packets.
+        `packets` is the last number that an earlier run gave.
+        """
         super().__init__(metric=OBJECTIVE, mode="max")
         self.waiting, self.propose, self.follow_up = deque(waiting), propose, follow_up
         self.on_change, self.on_epoch = on_change, on_epoch
         self.judged, self.sign, self.fuse, self.concurrent, self.left = metric, sign, fuse, concurrent, left
-        self.max_failed, self.max_failures = max_failed, max_failures
+        self.too_many_failed, self.max_failures = too_many_failed, max_failures
+        self.rounds, self.apart, self.packets = rounds, apart, packets
         self.offset, self.origin = offset, time.monotonic()
         self.running: dict[str, list[Trial]] = {}
-        self.over: list[Trial] = []
-        self.gave_up = False
         self.reasons: dict[str, str] = {}
         """By Tune's trial: why its process failed last."""
 
@@ -231,7 +255,7 @@ class Proposals(Searcher):
         return self.offset + time.monotonic() - self.origin
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.gave_up:
+        if self.too_many_failed():
             return str(Searcher.FINISHED)
         if len(self.running) >= self.concurrent:
             return None
@@ -242,6 +266,10 @@ class Proposals(Searcher):
         if not trials:
             return None if self.running else str(Searcher.FINISHED)
         self.running[trial_id] = trials
+        if trials[0].packet is None:
+            self.packets += 1
+            for trial in trials:
+                trial.packet = self.packets
         for trial in trials:
             if trial.began is None:
                 trial.began = self.clock()
@@ -258,22 +286,40 @@ class Proposals(Searcher):
 
     def _take(self) -> list[Trial]:
         """The next packet: at most `fuse` students, and no more than a fair share of what is left."""
+        busy = {task.fingerprint for trials in self.running.values() for t in trials for task in t.tasks}
+
+        def free() -> Trial | None:
+            """The first that waits and has no student that another process trains."""
+            clear = (t for t in self.waiting if not busy & {task.fingerprint for task in t.tasks})
+            return next(clear, None)
+
+        first = free()
+        if first is not None and first.packet is not None and not first.alone:  # as before a kill
+            again = [t for t in self.waiting if t.packet == first.packet and not t.alone]
+            self.waiting = deque(t for t in self.waiting if t not in again)
+            return again
+        share = math.ceil((len(self.waiting) + self.left()) / self.concurrent / self.rounds)
         taken: list[Trial] = []
-        share = math.ceil((len(self.waiting) + self.left()) / self.concurrent)
-        while len(taken) < max(1, share) and self.fuse > 1 or not taken:
-            if not self.waiting:
+        while not taken or (self.fuse > 1 and len(taken) < share):
+            trial = free()
+            if trial is None:
                 trial = self.propose()
                 if trial is None:
                     break
                 self.waiting.append(trial)
-            size = sum(len(trial.tasks) for trial in taken) + len(self.waiting[0].tasks)
-            if taken and (size > self.fuse or self.waiting[0].alone or taken[0].alone):
+                if trial is not free():
+                    break
+            if taken and not self._fits(trial, taken):
                 break
-            taken.append(self.waiting.popleft())
-        busy = {task.fingerprint for trials in self.running.values() for t in trials for task in t.tasks}
-        clash = [trial for trial in taken if busy & {task.fingerprint for task in trial.tasks}]
-        self.waiting.extendleft(reversed(clash))  # two processes must not train one and the same student
-        return [trial for trial in taken if trial not in clash]
+            self.waiting.remove(trial)
+            taken.append(trial)
+        return taken
+
+    def _fits(self, trial: Trial, taken: list[Trial]) -> bool:
+        size = sum(len(t.tasks) for t in [*taken, trial])
+        if self.apart and trial.kind != taken[0].kind:
+            return False
+        return size <= self.fuse and trial.packet is None and not (trial.alone or taken[0].alone)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         for trial, standing in zip(self.running[trial_id], json.loads(result["standings"]), strict=True):
@@ -284,8 +330,8 @@ class Proposals(Searcher):
     ) -> None:
         trials = self.running.pop(trial_id, [])
         if error and len(trials) > 1:  # which of them it was shows when each is alone
-            for trial in reversed(trials):
-                trial.alone, trial.state = True, "waiting"
+            for trial in reversed([trial for trial in trials if not trial.over]):
+                trial.alone, trial.state, trial.packet = True, "waiting", None
                 self.waiting.appendleft(trial)
             return
         standings: list[dict[str, Any]] = [{} for _ in trials]
@@ -319,11 +365,7 @@ class Proposals(Searcher):
 
     def _end(self, trial: Trial) -> None:
         trial.ended = self.clock()
-        self.over.append(trial)
         self.on_change(trial)
-        failed = sum(trial.state == "failed" for trial in self.over)
-        if len(self.over) >= FEWEST and failed > self.max_failed * len(self.over):
-            self.gave_up = True
 
 
 class _Asha(AsyncHyperBandScheduler):
@@ -350,10 +392,10 @@ class _Recoveries(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         try:
-            lines = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("\n")
+            text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         except (OSError, TypeError):
-            lines = []
-        reason = next((line.strip() for line in reversed(lines) if line.strip()), "unknown")[:300]
+            text = ""
+        reason = _last_line(text)
         self.searcher.reasons[trial.trial_id] = reason
         names = ", ".join(trial.name for trial in self.searcher.running.get(trial.trial_id, []))
         self.warn(f"sweep: the process of {names} failed ({reason}); its students go on in another")
@@ -394,6 +436,7 @@ def run_trials(
         "cpus_per_worker": compute.cpus_per_worker,
         "gpus_per_worker": gpus,
         "replicas": replicas,
+        "max_failures": compute.max_failures,
         "metric": metric,
         "sign": sign,
         "rungs": _rungs(asha, epochs),
@@ -473,12 +516,17 @@ def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
     from ensemble_kd.train.fused import choose_fuse
 
     torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
-    return choose_fuse(task, _load(shared), limit)
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    try:
+        return choose_fuse(task, _load(shared), limit, device=device)
+    except torch.OutOfMemoryError:
+        return 1
 
 
 def concurrency(runtime: Runtime, wanted: int | str, replicas: int) -> int:
     """Trials at a time. Raises ConfigError where more are wanted than fit the cluster."""
-    fits = runtime.capacity() // replicas
+    capacity, workers = runtime.capacity(), runtime.compute.num_workers
+    fits = (capacity if workers == "auto" else min(capacity, workers)) // replicas
     cpus, gpus = runtime.resources()
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
     each = "each" if replicas == 1 else f"each of {replicas} workers"

@@ -33,19 +33,27 @@ class Driver:
         self.made = 0
         self.total = total
         self.later: list[Trial] = []
-        settings: dict[str, Any] = {"fuse": 1, "concurrent": 2, "max_failed": 0.5, "max_failures": 3}
+        self.over: list[Trial] = []
+        self.too_many_failed = False
+        settings: dict[str, Any] = {"fuse": 1, "concurrent": 2, "max_failures": 3}
         self.searcher = tuner.Proposals(
             waiting,
             self.propose,
             self.follow_up,
-            lambda t: self.told.append((t.name, t.state)),
+            self.on_change,
             lambda t, entry: None,
             metric="validation_accuracy",
             sign=1,
             left=lambda: self.total - self.made,
+            too_many_failed=lambda: self.too_many_failed,
             offset=100.0,
             **{**settings, **options},
         )
+
+    def on_change(self, trial: Trial) -> None:
+        self.told.append((trial.name, trial.state))
+        if trial.over:
+            self.over.append(trial)
 
     def propose(self) -> Trial | None:
         if self.made == self.total:
@@ -108,9 +116,9 @@ def test_a_stopped_trial_keeps_its_last_numbers() -> None:
     driver.searcher.suggest("a")
     driver.searcher.on_trial_result("a", result(standing("running", epochs=2, value=0.3)))
     driver.searcher.on_trial_complete("a", result(standing("running", epochs=2, value=0.3)))
-    (found,) = driver.searcher.over
+    (found,) = driver.over
     assert found.state == "stopped" and found.epochs == 2 and found.values["validation_accuracy"] == 0.3
-    assert found.reason == "behind the others after 2 epochs" and found.ended >= 100
+    assert found.reason == "behind the others after 2 epochs" and (found.ended or 0) >= 100
 
 
 def test_epochs_that_are_told_twice_count_once() -> None:
@@ -127,33 +135,72 @@ def test_trials_whose_common_process_dies_are_tried_one_by_one() -> None:
     driver.searcher.suggest("a")
     assert driver.names("a") == ["t0", "t1"]
     driver.searcher.on_trial_complete("a", error=True)
-    assert not driver.searcher.over
+    assert not driver.over
     assert json.loads(driver.searcher.suggest("b")["work"])["fuse"] == 1
     assert driver.names("b") == ["t0"]
     driver.searcher.reasons["b"] = "killed"
     driver.searcher.on_trial_complete("b", error=True)
-    (failed,) = driver.searcher.over
+    (failed,) = driver.over
     assert failed.state == "failed" and failed.reason == "its process failed 4 times: killed"
     driver.searcher.suggest("c")
     assert driver.names("c") == ["t1"]
 
 
+def test_what_was_over_when_its_process_died_stays_so() -> None:
+    driver = Driver([trial("t0"), trial("t1")], fuse=2, concurrent=1)
+    driver.searcher.suggest("a")
+    driver.searcher.on_trial_result("a", result(standing("failed", reason="nan"), standing("running")))
+    driver.searcher.on_trial_complete("a", error=True)
+    assert [t.name for t in driver.over] == ["t0"]
+    driver.searcher.suggest("b")
+    assert driver.names("b") == ["t1"]
+
+
 def test_too_many_failures_end_the_search() -> None:
     driver = Driver([], total=100, concurrent=1)
-    for number in range(4):
-        assert driver.searcher.suggest(str(number)) is not None
-        state = "finished" if number == 0 else "failed"
-        driver.searcher.on_trial_complete(str(number), result(standing(state)))
-    assert driver.searcher.suggest("x") == "FINISHED" and len(driver.searcher.over) == 4
+    assert driver.searcher.suggest("a") is not None
+    driver.too_many_failed = True
+    driver.searcher.on_trial_complete("a", result(standing("failed")))
+    assert driver.searcher.suggest("b") == "FINISHED"
+
+
+def test_packets_of_a_killed_run_come_together_again() -> None:
+    waiting = [trial(f"t{i}") for i in range(4)]
+    for number, packet in zip(range(4), (2, 1, 2, None), strict=True):
+        waiting[number].packet = packet
+    driver = Driver(waiting, total=2, fuse=8, concurrent=1, packets=2)
+    driver.searcher.suggest("a")
+    assert driver.names("a") == ["t0", "t2"]
+    driver.searcher.on_trial_complete("a", result(standing(), standing()))
+    driver.searcher.suggest("b")
+    assert driver.names("b") == ["t1"]
+    driver.searcher.on_trial_complete("b", result(standing()))
+    driver.searcher.suggest("c")
+    assert driver.names("c") == ["t3", "new-1", "new-2"]
+    assert {t.packet for t in driver.searcher.running["c"]} == {3}
+
+
+def test_a_search_that_learns_gets_its_trials_in_rounds() -> None:
+    driver = Driver([], total=12, fuse=16, rounds=2)
+    driver.searcher.suggest("a")
+    driver.searcher.suggest("b")
+    assert len(driver.names("a")) == 3 and len(driver.names("b")) == 3  # of 12, and of 9
+
+
+def test_baselines_stay_apart_where_others_may_be_stopped() -> None:
+    driver = Driver([trial("hard", kind="hard")], total=3, fuse=16, apart=True, concurrent=1)
+    driver.searcher.suggest("a")
+    assert driver.names("a") == ["hard"]
 
 
 def test_no_student_is_trained_by_two_processes() -> None:
-    one, same = trial("t"), trial("t")
-    driver = Driver([one, same])
+    one, same, other = trial("t"), trial("t"), trial("other")
+    driver = Driver([one, same, other], concurrent=3)
     assert driver.searcher.suggest("a") is not None
-    assert driver.searcher.suggest("b") is None
+    assert driver.searcher.suggest("b") is not None and driver.names("b") == ["other"]
+    assert driver.searcher.suggest("c") is None
     driver.searcher.on_trial_complete("a", result(standing()))
-    assert driver.searcher.suggest("b") is not None
+    assert driver.searcher.suggest("c") is not None and driver.names("c") == ["t"]
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,7 @@ def _system(entry: dict[str, Any], members: Path, info: dict[str, Any], inputs: 
     if manifest is None:
         raise ArtifactError(f"{folder}: {entry['name']} is missing; run its stage again")
     network = load_network(manifest.config, info, folder)
+    judged = entry["role"] != "refit"  # that one was trained on the validation rows
     return System(
         name=entry["name"],
         role=entry["role"],
@@ -220,8 +221,8 @@ def _system(entry: dict[str, Any], members: Path, info: dict[str, Any], inputs: 
         parameters=entry["parameters"],
         bytes=entry["bytes"],
         latency=measure_latency(network, inputs),
-        validation_nll=entry["validation_loss"],
-        history=manifest.summary["history"],
+        validation_nll=entry["validation_loss"] if judged else None,
+        history=manifest.summary["history"] if judged else [],
     )
 
 

@@ -276,11 +276,7 @@ def _refit(
     names = sorted(name for name in ensemble[1].inputs if name.startswith("teacher-"))
     layout = StoreLayout(**ensemble[1].summary["layout"])
     plain, load, streams = arrays_and_loader(data, info, context.config.compute.memory_budget, ensemble)
-    if streams:
-        raise ConfigError(
-            "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which holds no "
-            "validation rows; raise the budget, or set it to none"
-        )
+    assert not streams, "checked before anything is trained"
 
     def arrays() -> dict[str, Any]:
         shared = plain()

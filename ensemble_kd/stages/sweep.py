@@ -8,6 +8,7 @@ like all others, and those of the winner become the student stage's without bein
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,17 +20,17 @@ import numpy as np
 from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
-from ensemble_kd.artifacts import Manifest, canonical, finish, read_json, write_json
-from ensemble_kd.config import Config, StudentConfig, SweepConfig
+from ensemble_kd.artifacts import Manifest, canonical, fingerprint, finish, read_json, write_json
+from ensemble_kd.config import Config, StudentConfig, SweepConfig, cross_field_problems
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.context import Context, StagePlan
-from ensemble_kd.stages.members import all_intact, members_folder, prefixed
+from ensemble_kd.stages.members import all_intact, kept_weights, members_folder, prefixed
 from ensemble_kd.stages.training_data import Store, arrays_and_loader
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import finished, load_logits
+from ensemble_kd.train.member import MemberTask, finished, load_logits
 from ensemble_kd.train.metrics import log_softmax
 from ensemble_kd.train.statistics import combined_interval, mean_and_error
 from ensemble_kd.train.trials import Entry, Trial, mean_history, values_of
@@ -43,6 +44,15 @@ FUSED_AT_MOST = 64
 TRIES = 100
 """Proposals seen before, one after another, until the space counts as exhausted."""
 EPOCHS_FOR_ASHA = 12
+ROUNDS = 2
+"""Packets of each process that TPE's trials are spread over, at first: from one packet it learns nothing."""
+SOFT = {"temperature", "alpha", "objective", "mean", "weights", "targets"}
+"""Fields that a student on hard labels does not read."""
+FUSE = "fuse.json"
+NOT_FINITE = "loss became"
+"""In the reason of a failure that training again would only repeat."""
+FEWEST = 4
+"""Trials that must be over before the share of failures can end a sweep."""
 NOT_IN_FINGERPRINT = {"trials", "concurrent_trials", "fuse", "max_failed", "refit"}
 """Settings of the sweep that change nothing about what a trial finds; with more `trials` a sweep goes on."""
 
@@ -55,9 +65,9 @@ def sign(sweep: SweepConfig) -> int:
 def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
     assert config.sweep is not None
     settings = dict(student_stage.plan(config, run, data, store, combined).config)
-    searched = {path for path in spaces.parse_space(config.sweep.space) if path in settings}
+    searched = SOFT & spaces.parse_space(config.sweep.space).keys()
     for name in {"seeds", "refit", *searched} & settings.keys():
-        settings.pop(name)  # a trial has its own
+        settings.pop(name)  # a trial has its own, and the baseline none
     settings |= {"sweep": config.sweep.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)}
     settings["sweep"]["space"] = {
         path: spaces.to_text(dimension) for path, dimension in spaces.parse_space(config.sweep.space).items()
@@ -81,11 +91,19 @@ def enough(sweep: SweepConfig, manifest: Manifest) -> bool:
     return bool(manifest.summary["exhausted"]) or tried >= sweep.trials
 
 
+def result_of(manifest: Manifest) -> str:
+    """A fingerprint of what was found: with more trials a sweep's own stays the same."""
+    return fingerprint([[t["name"], t["state"], t["value"]] for t in manifest.summary["trials"]])
+
+
 def with_winner(config: Config, manifest: Manifest) -> Config:
     """The configuration whose student is the sweep's winner."""
     assert config.sweep is not None
-    seeds = max(config.student.seeds, config.sweep.num_seeds)
-    student = StudentConfig.model_validate({**manifest.summary["student"], "seeds": seeds})
+    own = {
+        "seeds": max(config.student.seeds, config.sweep.num_seeds),
+        "replicas_per_member": config.student.replicas_per_member,
+    }
+    student = StudentConfig.model_validate({**manifest.summary["student"], **own})
     return config.model_copy(update={"student": student})
 
 
@@ -103,21 +121,36 @@ def run(
     began = time.perf_counter()
     config = context.config
     assert config.sweep is not None
-    weights, combination = student_stage.usable(context, receipt, combination, info)
+    _, combination = student_stage.usable(context, receipt, combination, info)
+    if combination is None and config.specialists is not None and "targets" in config.sweep.space:
+        context.console.warning(
+            "sweep.space.targets: no specialist helped on validation rows, so all choices are the ensemble"
+        )
     arrays, load, streams = arrays_and_loader(
         data, info, config.compute.memory_budget, (store, receipt), combination
     )
     if streams:
         context.console.line("sweep: the transfer set is larger than compute.memory_budget and is streamed")
     combined = plan.inputs["combined_targets"] if combination else None
-    sources = (plan.inputs["data"], plan.inputs["soft_targets"], info["counts"], weights, combined)
-    sweep = _Sweep(context, plan.folder, sources)
+    teachers = receipt.inputs.keys() - {"data"}
+
+    def make(student: StudentConfig, role: str, seed: int) -> MemberTask:
+        """Raises ConfigError where the student's settings do not go together."""
+        alone = config.model_copy(update={"student": student, "sweep": None})
+        if problems := cross_field_problems(alone):
+            raise ConfigError(problems)
+        sources = (plan.inputs["data"], plan.inputs["soft_targets"], info["counts"])
+        weights = kept_weights(student.weights, teachers)
+        return student_stage.task(alone, role, seed, *sources, weights, combined)
+
+    sweep = _Sweep(context, plan.folder, make)
     if sweep.unfinished():
         _train(context, sweep, arrays, load)
     sweep.close()
     summary = sweep.summary(data)
     summary["seconds"] = sweep.elapsed
     summary["seconds_with_start"] = time.perf_counter() - began
+    shutil.rmtree(plan.folder / "fused", ignore_errors=True)
     return finish(plan.folder, "sweep", plan.fingerprint, plan.config, plan.inputs, [], summary)
 
 
@@ -129,11 +162,20 @@ def _train(context: Context, sweep: _Sweep, arrays: Callable[[], dict[str, Any]]
     concurrent = tuner.concurrency(context.runtime, settings.concurrent_trials, replicas)
     structural = [p for p in sweep.space if p.split(".")[0] in ("model", "targets") or p in UNFUSED]
     fuse: int | str = 1 if structural and settings.fuse == "auto" else settings.fuse
+    if fuse == "auto" and (sweep.folder / FUSE).exists():  # stacks go on from common checkpoints
+        fuse = int(read_json(sweep.folder / FUSE))
+
+    epochs = max([config.student.training.epochs, *_ends(sweep.space.get("training.epochs"))])
+    least = {"asha": 2, "auto": EPOCHS_FOR_ASHA, "none": math.inf}[settings.scheduler]
+    grace = max(1, epochs // 4) if settings.grace_epochs == "auto" else settings.grace_epochs
+    asha = (grace, settings.reduction_factor) if epochs >= max(least, grace + 1) else None
 
     def proposals(fuse: int) -> Proposals:
         sweep.open()
-        stacked = f", {fuse} students stacked in each" if fuse > 1 else ""
-        context.console.line(f"sweep: {sweep.left()} trials to go, {concurrent} at a time{stacked}")
+        write_json(sweep.folder / FUSE, fuse)
+        stacked = f", up to {fuse} students stacked in each" if fuse > 1 else ""
+        to_go = sweep.left() + len(sweep.waiting())
+        context.console.line(f"sweep: {to_go} trials to go, {concurrent} at a time{stacked}")
         return tuner.Proposals(
             sweep.waiting(),
             sweep.propose,
@@ -145,14 +187,14 @@ def _train(context: Context, sweep: _Sweep, arrays: Callable[[], dict[str, Any]]
             fuse=fuse,
             concurrent=concurrent,
             left=sweep.left,
-            max_failed=settings.max_failed,
+            too_many_failed=sweep.too_many_failed,
             max_failures=config.compute.max_failures,
             offset=sweep.elapsed,
+            rounds=ROUNDS if settings.search == "tpe" else 1,
+            apart=asha is not None,
+            packets=max((trial.packet or 0 for trial in sweep.trials.values()), default=0),
         )
 
-    epochs = max([config.student.training.epochs, *_ends(sweep.space.get("training.epochs"))])
-    least = {"asha": 2, "auto": EPOCHS_FOR_ASHA, "none": math.inf}[settings.scheduler]
-    grace = max(1, epochs // 4) if settings.grace_epochs == "auto" else settings.grace_epochs
     share = max(1, -(-sweep.total * settings.num_seeds // concurrent))
     context.console.progress("sweep", 0, sweep.total, "starting workers")
     try:
@@ -170,7 +212,7 @@ def _train(context: Context, sweep: _Sweep, arrays: Callable[[], dict[str, Any]]
             fuse_limit=min(FUSED_AT_MOST, share),
             replicas=replicas,
             epochs=epochs,
-            asha=(grace, settings.reduction_factor) if epochs >= max(least, grace + 1) else None,
+            asha=asha,
             warn=context.console.warning,
         )
     finally:
@@ -188,9 +230,12 @@ def _ends(dimension: spaces.Dimension | None) -> list[Any]:
 class _Sweep:
     """The driver's side: what was tried, what comes next."""
 
-    def __init__(self, context: Context, folder: Path, sources: tuple[Any, ...]) -> None:
+    def __init__(
+        self, context: Context, folder: Path, make: Callable[[StudentConfig, str, int], MemberTask]
+    ) -> None:
+        """`make(student, role, seed)` is the task of one student."""
         assert context.config.sweep is not None
-        self.context, self.folder, self.sources = context, folder, sources
+        self.context, self.folder, self.make = context, folder, make
         self.settings = context.config.sweep
         self.space = spaces.parse_space(self.settings.space)
         self.members = members_folder(context.folder, "sweep")
@@ -203,6 +248,8 @@ class _Sweep:
         self.points = (
             spaces.grid(self.space, self.settings.grid_points) if self.settings.search == "grid" else None
         )
+        if self.points is not None:
+            self.points = self._possible(self.points)
         self.total = len(self.points) if self.points is not None else self.settings.trials
         self.exhausted = self.points is not None
         """Whether there is nothing to try beyond `total`."""
@@ -218,11 +265,8 @@ class _Sweep:
         assert isinstance(student, StudentConfig)
         return student
 
-    def _tasks(self, student: StudentConfig, role: str, name: str) -> list[Any]:
-        config = self.context.config.model_copy(update={"student": student})
-        made = [
-            student_stage.task(config, role, seed, *self.sources) for seed in range(self.settings.num_seeds)
-        ]
+    def _tasks(self, student: StudentConfig, role: str, name: str) -> list[MemberTask]:
+        made = [self.make(student, role, seed) for seed in range(self.settings.num_seeds)]
         return [replace(task, name=f"{name}-seed-{seed}") for seed, task in enumerate(made)]
 
     def _searched(self, parameters: dict[str, Any]) -> Trial:
@@ -233,6 +277,21 @@ class _Sweep:
         """The baseline on hard labels with a student's other settings."""
         name = self._name("hard")
         return Trial(name, "hard", parameters or {}, self._tasks(student, "hard", name))
+
+    def _possible(self, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The points whose settings go together."""
+        possible, problems = [], []
+        for point in points:
+            try:
+                self.make(self.student(point), "hard", 0)
+                possible.append(point)
+            except (ConfigError, ValidationError) as error:
+                problems.append(str(error).splitlines()[0])
+        if problems:
+            self.context.console.warning(
+                f"sweep.space: {len(problems)} of {len(points)} combinations are left out ({problems[0]})"
+            )
+        return possible
 
     def _name(self, kind: str) -> str:
         """The first that is free."""
@@ -332,7 +391,7 @@ class _Sweep:
     # ------------------------------------------------------------------------------------------ the record
 
     def _recall(self) -> None:
-        """Trials of an earlier, killed run. Those that failed get another chance."""
+        """Trials of an earlier, killed run. Those that failed get another chance, unless they would again."""
         found = []
         for path in sorted((self.folder / "trials").glob("*.json")):
             try:
@@ -354,36 +413,47 @@ class _Sweep:
         trial = Trial(name, kind, parameters, self._tasks(student, role, name))
         whole = [task.folder(self.members) for task in trial.tasks if finished(task, self.members)]
         intact = all_intact(whole, self.context.console) and len(whole) == len(trial.tasks)
-        if record["state"] == "stopped" or (record["state"] == "finished" and intact):
+        state = record["state"]
+        again = state == "failed" and NOT_FINITE in (record["reason"] or "")
+        if state == "stopped" or again or (state == "finished" and intact):
             for key in ("state", "reason", "epochs", "values", "history", "began", "ended", "fused"):
                 setattr(trial, key, record[key])
+        trial.packet = record["packet"]
         return trial
 
-    def _track(self, trial: Trial) -> None:
+    def _track(self, trial: Trial, history: list[Entry] | None = None) -> None:
         tracker, key = self.context.tracker, f"sweep/{trial.name}"
-        if key not in self.opened:
-            self.opened.add(key)
+        if trial.name not in self.opened:
+            self.opened.add(trial.name)
             tags = {"role": trial.kind, **prefixed(trial.tasks[0].inputs)}
             tracker.start(key, trial.parameters, tags)
+            tracker.history(key, history or [])
         if trial.over:
             tracker.tags(key, {"state": trial.state, **({"reason": trial.reason} if trial.reason else {})})
             tracker.metrics(key, {f"final_{name}": value for name, value in trial.values.items()})
             tracker.end(key, trial.state != "failed")
+
+    def too_many_failed(self) -> bool:
+        """Whether the sweep is to end, counting trials of earlier runs too."""
+        over = [trial for trial in self.trials.values() if trial.over]
+        failed = sum(trial.state == "failed" for trial in over)
+        return len(over) >= FEWEST and failed > self.settings.max_failed * len(over)
 
     def close(self) -> None:
         """Raises TrainingError where too many failed, or nothing is left to choose from."""
         over = [trial for trial in self.trials.values() if trial.over]
         failed = [trial for trial in over if trial.state == "failed"]
         reasons = "; ".join(f"{trial.name}: {trial.reason}" for trial in failed[:3])
-        if len(failed) > self.settings.max_failed * len(over):
+        share = len(failed) > self.settings.max_failed * len(over)
+        if share or self.unfinished():  # it ended before its time, though later ones may have gone well
             raise TrainingError(
                 f"sweep: {len(failed)} of {len(over)} trials failed, more than sweep.max_failed = "
                 f"{self.settings.max_failed:g} allows ({reasons}); narrow the space, or raise max_failed; "
                 "finished trials are kept"
             )
         if self.winner() is None or self.baseline() is None:
-            what = "distilled student" if self.winner() is None else "baseline on hard labels"
-            raise TrainingError(f"sweep: no {what} finished ({reasons or 'nothing was tried'})")
+            what = "student on soft targets" if self.winner() is None else "baseline on hard labels"
+            raise TrainingError(f"sweep: no {what} finished ({reasons or 'all were stopped early'})")
 
     # ------------------------------------------------------------------------------------------- the result
 
@@ -411,12 +481,12 @@ class _Sweep:
     def summary(self, data: Path) -> dict[str, Any]:
         winner, baseline = self.winner(), self.baseline()
         assert winner is not None and baseline is not None
-        student = self.student(winner.parameters).model_dump(mode="json", exclude={"seeds"})
+        student = self.student(winner.parameters).model_dump(mode="json")
         trials = sorted(self.trials.values(), key=lambda trial: (trial.kind, trial.name))
         for trial in trials:
-            self.context.tracker.tags(f"sweep/{trial.name}", {"winner": str(trial is winner)}) if (
-                f"sweep/{trial.name}" in self.opened
-            ) else None
+            if trial.name not in self.opened:  # an earlier run's
+                self._track(trial, trial.history)
+            self.context.tracker.tags(f"sweep/{trial.name}", {"winner": str(trial is winner)})
         return {
             "metric": self.settings.metric,
             "search": self.settings.search,
@@ -467,7 +537,8 @@ class _Sweep:
                 found.append(log_probs if loss else (logits.argmax(1) == labels).astype(np.float64))
             return found
 
-        difference = combined_interval(scores(winner), scores(baseline))
+        tried = sum(trial.over for trial in self.seen.values())
+        difference = combined_interval(scores(winner), scores(baseline), comparisons=tried)
         scale, unit = (0.01, "nats") if loss else (1.0, "points of accuracy")
         low, high, mean = (scale * x for x in (difference.low, difference.high, difference.points))
         count = f"{len(labels):,} validation rows"
@@ -475,13 +546,14 @@ class _Sweep:
         change = (
             f"{abs(mean):.3g} {unit} {'better' if mean >= 0 else 'worse'} than {baseline.name} on hard labels"
         )
-        told = f"(95% interval {low:+.3g} to {high:+.3g}; {over}, on which it was chosen)"
+        told = f"(95% interval {low:+.3g} to {high:+.3g}, allowing for the choice; {over})"
+        configurations = f"{tried} configuration{'s' if tried != 1 else ''}"
         text = {
-            "helped": f"{winner.name} is the best of {len(self.seen)} configurations: {change} {told}.",
-            "hurt": f"Distillation did not help in any of {len(self.seen)} configurations: the best, "
-            f"{winner.name}, is {change} {told}.",
-            "no difference shown": f"Distillation did not help, as far as {len(self.seen)} configurations "
-            f"show: the best, {winner.name}, is {change}, within the noise {told}.",
+            "helped": f"{winner.name} is the best of {configurations}: {change} {told}.",
+            "hurt": f"Distillation did not help in {configurations}: the best, {winner.name}, is {change} "
+            f"{told}.",
+            "no difference shown": f"Distillation did not help, as far as {configurations} can show: "
+            f"the best, {winner.name}, is {change}, within the noise {told}.",
         }[difference.outcome]
         return {"outcome": difference.outcome, "text": text, "difference": mean, "low": low, "high": high}
 

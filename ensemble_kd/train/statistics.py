@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 Outcome = Literal["helped", "no difference shown", "hurt"]
 
@@ -35,8 +35,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), error
 
 
-def paired_interval(a: np.ndarray, b: np.ndarray) -> Interval:
+def paired_interval(a: np.ndarray, b: np.ndarray, comparisons: int = 1) -> Interval:
     """95% interval of accuracy(a) - accuracy(b), from correctness per example on the same N rows.
+
+    `comparisons`: of how many candidates `a` was found the best on these rows; all their intervals then
+    hold at once with 95% (Bonferroni).
 
     Normal, with the continuity correction 1/N (Fleiss, Levin & Paik 2003, section 13.1): without it four
     changed examples, all in favour, would count as shown (exact McNemar p = 0.125). `a` and `b` (N,) may
@@ -44,7 +47,7 @@ def paired_interval(a: np.ndarray, b: np.ndarray) -> Interval:
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     count = len(difference)
-    half = 1.959964 * float(difference.std()) / math.sqrt(count) + 1 / count
+    half = float(ndtri(1 - 0.025 / comparisons)) * float(difference.std()) / math.sqrt(count) + 1 / count
     mean = float(difference.mean())
     return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), f"{count:,} test examples")
 
@@ -59,14 +62,15 @@ def seed_interval(differences: Sequence[float]) -> Interval:
     return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), f"{len(differences)} seeds")
 
 
-def combined_interval(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Interval:
+def combined_interval(a: Sequence[np.ndarray], b: Sequence[np.ndarray], comparisons: int = 1) -> Interval:
     """Interval of the mean difference of n seeds, pair i being correctness per example of a[i] and b[i].
 
     One seed: over test examples. More: the wider of the intervals over seeds and over test examples, since
-    seeds that happen to agree on a small test set show nothing about other examples.
+    seeds that happen to agree on a small test set show nothing about other examples. `comparisons` as in
+    `paired_interval`, for the interval over examples alone: with a few seeds the other is wide enough.
     """
     count = len(a[0])
-    over_examples = paired_interval(np.mean(a, axis=0), np.mean(b, axis=0))
+    over_examples = paired_interval(np.mean(a, axis=0), np.mean(b, axis=0), comparisons)
     if len(a) == 1:
         over, widest = "one seed", over_examples
     else:

@@ -48,6 +48,8 @@ class Trial:
     ended: float | None = None
     fused: int = 1
     """Students in the process that trained it as stacked parameters; 1: trained by itself."""
+    packet: int | None = None
+    """Which trials shared its process: after a kill they do so again, and find their common checkpoint."""
     alone: bool = False
     """Not to share a process again, after one died with it."""
 
@@ -60,16 +62,18 @@ class Trial:
         return {key: value for key, value in asdict(self).items() if key not in ("tasks", "alone")}
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
-    """One student of a packet."""
+    """One student of a packet; trials that ask for the same one share it."""
 
-    trial: int
     task: MemberTask
-    entry: Entry | None = None
-    """Of its last epoch."""
+    entries: dict[int, Entry] = field(default_factory=dict)
+    """By epoch, as far as trained here."""
+    epoch: int = 0
+    """Of its last entry."""
     state: str = "running"
     reason: str | None = None
+    fused: int = 1
 
 
 Unit = tuple[list[Slot], Generator[list[Entry | None], None, list[bool]]]
@@ -95,17 +99,18 @@ class Packet:
     ) -> None:
         self.data, self.members, self.folder, self.device = data, members, folder, device
         self.start = start or self._alone
-        self.slots = [Slot(i, task) for i, tasks in enumerate(trials) for task in tasks]
-        self.fused = [1] * len(trials)
+        slots: dict[str, Slot] = {}
+        self.trials = [[slots.setdefault(t.fingerprint, Slot(t)) for t in tasks] for tasks in trials]
+        self.told = [0] * len(trials)
+        """The last epoch that each trial's standing had."""
         self.units: list[Unit] = []
-        for slot in self.slots:
+        groups: dict[str, list[Slot]] = {}
+        for number, slot in enumerate(slots.values()):
             if finished(slot.task, members) is not None:  # by an earlier run, or another trial
                 slot.state = "finished"
-        groups: dict[str, list[Slot]] = {}
-        for number, slot in enumerate(self.slots):
-            if slot.state == "running":
-                key = fuse_key(slot.task) if fuse > 1 else None
-                groups.setdefault(f"{number}" if key is None else key, []).append(slot)
+                continue
+            key = fuse_key(slot.task) if fuse > 1 else None
+            groups.setdefault(f"{number}" if key is None else key, []).append(slot)
         for group in groups.values():
             for begin in range(0, len(group), fuse):
                 self._open(group[begin : begin + fuse])
@@ -114,14 +119,24 @@ class Packet:
         """One epoch of every student that is not done; the standing of each trial.
 
         A standing has `state` (running, finished, failed), `reason`, `epoch`, `entry` (mean over seeds, None
-        where no student trained) and `fused`; for a finished one `values`.
+        where there is no new epoch) and `fused`; for a finished one `values`. Seeds of a trial stay level:
+        one that was ahead when an earlier process died waits for the others.
         """
-        for slot in self.slots:
-            slot.entry = None
         units, self.units = self.units, []
         for unit in units:
-            self._advance(unit)
-        return [self._standing(trial) for trial in range(len(self.fused))]
+            if self._ahead(unit[0]):
+                self.units.append(unit)
+            else:
+                self._advance(unit)
+        return [self._standing(trial) for trial in range(len(self.trials))]
+
+    def _ahead(self, unit: list[Slot]) -> bool:
+        mine = min(slot.epoch for slot in unit)
+        for slots in self.trials:
+            if any(slot in unit for slot in slots):
+                if any(other.state == "running" and other.epoch < mine for other in slots):
+                    return True
+        return False
 
     @property
     def done(self) -> bool:
@@ -146,7 +161,7 @@ class Packet:
             name = fingerprint(*(task.fingerprint for task in tasks))
             checkpoint = self.folder / f"{name}.safetensors"
         for slot in slots:
-            self.fused[slot.trial] = len(slots)
+            slot.fused = len(slots)
         epochs = fused_epochs(tasks, self.data, self.members, device=self.device, checkpoint=checkpoint)
         self.units.append((slots, epochs))
 
@@ -155,7 +170,9 @@ class Packet:
         try:
             entries = next(epochs)
             for slot, entry in zip(slots, entries, strict=True):
-                slot.entry = entry
+                if entry is not None:
+                    slot.epoch = int(entry["epoch"])
+                    slot.entries[slot.epoch] = entry
             last = slots[0].task.training["epochs"]
             if any(entry is not None and entry["epoch"] >= last for entry in entries):
                 next(epochs)  # nothing is left to train: finish the folders
@@ -167,7 +184,7 @@ class Packet:
         except Exception as error:  # noqa: BLE001 - one trial's failure, of whatever kind, is its own
             if len(slots) > 1:  # they may fit, or run, one by one
                 for slot in slots:
-                    self.fused[slot.trial] = 1
+                    slot.fused, slot.epoch = 1, 0
                     self._open([slot])
             else:
                 slots[0].state, slots[0].reason = "failed", f"{type(error).__name__}: {error}"[:500]
@@ -175,8 +192,9 @@ class Packet:
             self.units.append(unit)
 
     def _standing(self, trial: int) -> dict[str, Any]:
-        slots = [slot for slot in self.slots if slot.trial == trial]
-        standing: dict[str, Any] = {"fused": self.fused[trial], "reason": None, "state": "running"}
+        slots = self.trials[trial]
+        standing: dict[str, Any] = {"reason": None, "state": "running", "entry": None}
+        standing["fused"] = max(slot.fused for slot in slots)
         if failed := [slot for slot in slots if slot.state == "failed"]:
             standing |= {"state": "failed", "reason": f"{failed[0].task.name}: {failed[0].reason}"}
         elif all(slot.state == "finished" for slot in slots):
@@ -184,9 +202,14 @@ class Packet:
                 "state": "finished",
                 "values": values_of([slot.task for slot in slots], self.members),
             }
-        entries = [slot.entry for slot in slots if slot.entry is not None]
-        standing["entry"] = mean_entry(entries)
-        standing["epoch"] = max((int(entry["epoch"]) for entry in entries), default=0)
+        # The next epoch that all have which still run; a seed that stopped early counts as long as it ran.
+        reached = [slot.epoch for slot in slots if slot.state == "running"] or [s.epoch for s in slots]
+        level = min(reached) if standing["state"] == "running" else max(reached)
+        whole = all(level in slot.entries for slot in slots if slot.state == "running")
+        if level > self.told[trial] and whole:
+            self.told[trial] = level
+            standing["entry"] = mean_entry([s.entries[level] for s in slots if level in s.entries])
+        standing["epoch"] = self.told[trial]
         return standing
 
 

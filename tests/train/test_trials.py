@@ -130,3 +130,32 @@ def test_means_of_what_all_have() -> None:
         "epoch": 1.0,
         "a": 3.0,
     }
+
+
+def test_trials_that_ask_for_the_same_student_share_it(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def start(task: MemberTask) -> Any:
+        begun.append(task.seed)
+        return trials.member_epochs(task, toy.data(), tmp_path)
+
+    steps = drained(Packet([[student()], [student()]], toy.data(), tmp_path, start=start))
+    assert begun == [7]
+    assert [s["state"] for s in steps[-1]] == ["finished", "finished"]
+    assert steps[0][0]["entry"] == steps[0][1]["entry"]
+
+
+def test_seeds_that_resume_at_different_epochs_are_brought_level(tmp_path: Path) -> None:
+    tasks = [student(seed=1, epochs=4), student(seed=2, epochs=4)]
+    ahead = trials.member_epochs(tasks[0], toy.data(), tmp_path)
+    for _ in range(2):
+        next(ahead)
+    behind = trials.member_epochs(tasks[1], toy.data(), tmp_path)
+    next(behind)
+    steps = drained(Packet([tasks], toy.data(), tmp_path))
+    told = [step[0]["entry"] for step in steps if step[0]["entry"]]
+    assert [entry["epoch"] for entry in told] == [3.0, 4.0]  # of the second, one seed's is not known here
+    undisturbed = drained(Packet([tasks], toy.data(), tmp_path / "undisturbed"))
+    last = undisturbed[-1][0]["entry"]
+    assert told[-1]["validation_loss"] == last["validation_loss"]
+    assert steps[-1][0]["values"] == undisturbed[-1][0]["values"]
