@@ -197,7 +197,9 @@ class _Replica:
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "unknown")[:300]
+    """What an error of Ray's comes down to; the rest is advice that fills a screen."""
+    line = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "unknown")
+    return line.split(". ")[0][:300]
 
 
 def _load(shared: dict[str, Any]) -> Any:
