@@ -194,8 +194,8 @@ def sweep(quick: bool) -> Measured:
 
 # -------------------------------------------------------------------------------------- sweep-memory
 
-TRIAL = "ray::ResourceTrainable"
-"""What Ray calls the process of a Tune trial."""
+TRIAL = "ray::Students"
+"""What Ray calls the process of a trial."""
 
 
 class TrialWatch(MemoryWatch):
