@@ -199,10 +199,11 @@ TRIAL = "ray::Students"
 
 
 class TrialWatch(MemoryWatch):
-    """Peaks of each trial's own memory, and of the memory that this process and all below it share.
+    """Each trial's own memory at its peak, and the memory that this process and all below it share.
 
     Own: anonymous resident pages. Shared: pages of shared memory, which is Ray's object store, each divided
-    by the number of processes that have it mapped, so that their sum counts it once.
+    by the number of processes that have it mapped, so that their sum counts it once. Of that sum the median:
+    processes are read one after another, and a page that one maps meanwhile is counted too often.
     """
 
     def __init__(self) -> None:
@@ -210,8 +211,10 @@ class TrialWatch(MemoryWatch):
         self.at_once = 0
         self.private: dict[str, float] = {}
         """Bytes by process number."""
-        self.shared = self.mapped = 0.0
-        """`mapped`: the same pages as the trials' processes have them, counted anew in each."""
+        self.shared: list[float] = []
+        """One for each sample with a trial in it."""
+        self.mapped = 0.0
+        """The same pages as the trials' processes have them, counted anew in each."""
 
     def _watch(self) -> None:
         while not self._stop.wait(0.3):
@@ -219,10 +222,10 @@ class TrialWatch(MemoryWatch):
             trials = [process for process in family if _text(process / "cmdline").startswith(TRIAL)]
             for process in trials:
                 self.private[process.name] = max(self.private.get(process.name, 0.0), _anonymous(process))
-            self.shared = max(self.shared, _field(family, "smaps_rollup", "Pss_Shmem"))
+            if trials:
+                self.shared.append(_field(family, "smaps_rollup", "Pss_Shmem"))
             self.mapped = max(self.mapped, _field(trials, "status", "RssShmem"))
             self.at_once = max(self.at_once, len(trials))
-            self.samples += 1
 
 
 def _family() -> list[Path]:
@@ -269,10 +272,10 @@ def _watched(
         seconds = _sweep(folder, folder / f"run-{concurrent}", config, info, receipt)["span"]
     return {
         "private": sorted(watch.private.values()),
-        "shared": watch.shared,
+        "shared": median(watch.shared or [0.0]),
         "mapped": watch.mapped,
         "at_once": watch.at_once,
-        "samples": watch.samples,
+        "samples": len(watch.shared),
         "seconds": seconds,
     }
 

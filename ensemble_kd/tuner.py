@@ -451,6 +451,8 @@ def run_trials(
         bundles = [each]
         size = fuse if isinstance(fuse, int) else _measured(shared, example.tasks[0], fuse_limit, each)
     searcher = proposals(size)
+    # Else Tune starts the second process only once the first is there, seconds later.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(searcher.concurrent)
     scheduler = FIFOScheduler()
     if asha is not None:
         grace, factor = asha

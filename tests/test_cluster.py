@@ -17,7 +17,7 @@ TINY = [
     "student.training.epochs=2",
     "student.seeds=1",
     "specialists.training.epochs=2",
-    "sweep.trials=2",
+    "sweep.space={temperature: [2, 4]}",
     "sweep.num_seeds=1",
 ]
 
