@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.cli import app
-from ensemble_kd.config import STAGES, Config, load_config
+from ensemble_kd.config import Config, load_config
 from ensemble_kd.data.prepared import load_labels, load_split
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.ensemble.choice import with_specialists
@@ -41,6 +41,7 @@ TINY = [
     "tracking.enabled=false",
     "sweep=null",
 ]
+STAGES = load_config("digits", TINY).stages
 CPU = torch.device("cpu")
 
 

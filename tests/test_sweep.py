@@ -19,6 +19,7 @@ from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.stages import sweep as sweep_stage
 from ensemble_kd.stages.context import Console
 
 pytestmark = pytest.mark.slow
@@ -280,19 +281,25 @@ def test_refit_trains_the_winner_with_the_validation_rows_too(copy: Path) -> Non
 
 def test_teachers_weights_in_the_space_count(copy: Path) -> None:
     space = "sweep.space={weights: [[1, 0], [0, 1]]}"
-    done, _ = run(copy, "sweep.search=grid", space, until="student")
-    summary = done["sweep"].summary
-    trials = {t["name"]: t["members"][0]["fingerprint"] for t in summary["trials"]}
-    assert len(set(trials.values())) == 3
-    shipped = next(m for m in done["student"].summary["members"] if m["role"] == "distilled")
-    assert shipped["fingerprint"] == trials[summary["winner"]]
+    done, _ = run(copy, "sweep.search=grid", space, until="sweep")
+    trials = done["sweep"].summary["trials"]
+    assert len({trial["members"][0]["fingerprint"] for trial in trials}) == 3
+    weights = [
+        manifest.config["weights"]
+        for trial in trials
+        if trial["kind"] == "searched"
+        and (manifest := read_manifest(copy / "sweep" / "members" / trial["members"][0]["fingerprint"]))
+    ]
+    assert weights == [[1, 0], [0, 1]]
 
 
 def test_a_sweep_goes_on_when_more_trials_are_asked_for(copy: Path) -> None:
-    done, _ = run(copy, "sweep.trials=2")
-    first = {t["name"]: t for t in done["sweep"].summary["trials"]}
-    done, lines = run(copy, "sweep.trials=3")
-    assert json.loads((copy / "report.json").read_text())["sweep"]["counts"]["searched"] == 3
+    before, _ = run(copy, "sweep.trials=2", until="sweep")
+    first = {t["name"]: t for t in before["sweep"].summary["trials"]}
+    done, lines = run(copy, "sweep.trials=3", until="sweep")
+    # The report is written again, though the sweep's own fingerprint is the same.
+    assert done["sweep"].fingerprint == before["sweep"].fingerprint
+    assert sweep_stage.result_of(done["sweep"]) != sweep_stage.result_of(before["sweep"])
     more = {t["name"]: t for t in done["sweep"].summary["trials"]}
     assert set(more) - set(first) == {"trial-002"}
     for name, trial in first.items():
