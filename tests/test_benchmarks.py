@@ -101,7 +101,7 @@ def test_inside_ray_they_run_to_a_result(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_memory_of_trials_is_found_in_their_processes() -> None:
-    """Hardly any transfer set: what a trial adds to it is not asked. `sweep` drives the stage in the same way."""
+    """Hardly any transfer set: what a trial adds is not asked. `sweep` drives the stage as this does."""
     detail = _quick("sweep-memory")["detail"]
     size = detail["transfer_set (MB)"]
     assert all(held >= size for held in detail["shared (MB)"].values())
