@@ -434,6 +434,9 @@ def check_objective(config: Config) -> None:
 def check_sizes(config: Config, info: dict[str, Any]) -> None:
     """What can be held against the settings only once the data is known."""
     problems = _size_problems(config, info)
+    if config.specialists is not None:  # builds teachers, and no field of the student matters to it
+        problems += clusters_stage.problems(config, info["num_classes"])
+        problems += specialists_stage.problems(config, info)
     if config.sweep is not None:
         if not info["counts"]["validation"]:
             problems.append(
@@ -478,9 +481,6 @@ def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
             f"soft_targets.top_k: {top_k} of {info['num_classes']} classes saves nothing; "
             "lower it, or set it to null"
         )
-    if config.specialists is not None:
-        problems += clusters_stage.problems(config, info["num_classes"])
-        problems += specialists_stage.problems(config, info)
     return problems
 
 

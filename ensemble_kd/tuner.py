@@ -29,7 +29,7 @@ from ray.tune.search import Searcher
 from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.member import MemberTask
-from ensemble_kd.train.trials import Entry, Epochs, Packet, Trial
+from ensemble_kd.train.trials import JUDGED, Entry, Epochs, Packet, Trial
 from ensemble_kd.workers import LoadData
 
 OBJECTIVE = "objective"
@@ -219,8 +219,6 @@ class Proposals(Searcher):
         on_change: Callable[[Trial], None],
         on_epoch: Callable[[Trial, Entry], None],
         *,
-        metric: str,
-        sign: int,
         fuse: int,
         concurrent: int,
         left: Callable[[], int],
@@ -238,7 +236,7 @@ class Proposals(Searcher):
         super().__init__(metric=OBJECTIVE, mode="max")
         self.waiting, self.propose, self.follow_up = deque(waiting), propose, follow_up
         self.on_change, self.on_epoch = on_change, on_epoch
-        self.judged, self.sign, self.fuse, self.concurrent, self.left = metric, sign, fuse, concurrent, left
+        self.fuse, self.concurrent, self.left = fuse, concurrent, left
         self.too_many_failed, self.max_failures = too_many_failed, max_failures
         self.rounds, self.apart, self.packets = rounds, apart, packets
         self.offset, self.origin = offset, time.monotonic()
@@ -358,7 +356,7 @@ class Proposals(Searcher):
                 continue
             trial.history.append(entry)
             trial.epochs = int(entry["epoch"])
-            trial.values = {key: entry[key] for key in ("validation_accuracy", "validation_loss")}
+            trial.values = {key: entry[key] for key in JUDGED}
             self.on_epoch(trial, entry)
         if standing["state"] != "running":
             trial.state, trial.reason = standing["state"], standing["reason"]

@@ -42,8 +42,6 @@ class Driver:
             self.follow_up,
             self.on_change,
             lambda t, entry: None,
-            metric="validation_accuracy",
-            sign=1,
             left=lambda: self.total - self.made,
             too_many_failed=lambda: self.too_many_failed,
             offset=100.0,

@@ -164,8 +164,6 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
             sweep.follow_up,
             sweep.on_change,
             sweep.on_epoch,
-            metric=settings.metric,
-            sign=sign(settings),
             fuse=fuse,
             concurrent=concurrent,
             left=sweep.left,

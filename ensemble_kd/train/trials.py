@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from ensemble_kd.artifacts import fingerprint, read_json
-from ensemble_kd.train.fused import fuse_key, fused_epochs
+from ensemble_kd.train.fused import Entry, fuse_key, fused_epochs
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, member_epochs
 
-Entry = dict[str, float]
 Epochs = Generator[Entry, None, bool]
 
 JUDGED = ("validation_accuracy", "validation_loss")
