@@ -132,6 +132,7 @@ def _stage_command(name: str, until: str, text: str) -> None:
 
 
 _stage_command("run", "report", "Run all stages, skipping what is done, and print the results.")
+_stage_command("augment", "augment", "Make further texts for the transfer set.")
 _stage_command("data", "data", "Prepare the data set.")
 _stage_command("teachers", "teachers", "Train the ensemble.")
 _stage_command("soft-targets", "soft-targets", "Run the teachers over the transfer set, once.")

@@ -21,6 +21,7 @@ from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
 
 STAGES = (
+    "augment",
     "data",
     "teachers",
     "soft-targets",
@@ -41,6 +42,8 @@ SPACES = Path(__file__).parent.parent / "tune" / "spaces"
 
 MOST_GRID_POINTS = 10_000
 
+LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
+
 
 class Block(BaseModel):
     """A block of the configuration: immutable, and strict about its keys."""
@@ -55,7 +58,8 @@ class ColumnsConfig(Block):
     """Which columns of the source hold what."""
 
     input: str | list[str] = "input"
-    """Column of the images or texts; for numeric data a list of columns, or one list-valued column."""
+    """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
+    of texts the two columns (tokenizer: pretrained)."""
     label: str = "label"
     """Column of the class: an integer in 0..C-1, or a name listed in `data.class_names`."""
     id: str | None = None
@@ -72,8 +76,12 @@ class ImageConfig(Block):
 class TextConfig(Block):
     """How text becomes token numbers."""
 
-    tokenizer: Literal["hashed", "subword"] = "hashed"
-    """`hashed`: word and character n-grams hashed into buckets. `subword`: WordPiece learned on train."""
+    tokenizer: Literal["hashed", "subword", "pretrained"] = "hashed"
+    """`hashed`: word and character n-grams hashed into buckets. `subword`: WordPiece learned on train.
+    `pretrained`: the tokenizer of `source`, with its special tokens."""
+    source: str | None = None
+    """Hub name, local folder or `package:MODULE/FOLDER` of the tokenizer (tokenizer: pretrained); null for
+    that of the first transformer that has a source: the teachers', else the student's."""
     vocabulary_size: int = Field(32768, ge=16, le=2**24)
     """Number of hash buckets, or size of the learned vocabulary; one more row is kept for padding."""
     max_length: int = Field(256, ge=1, le=8192)
@@ -99,6 +107,38 @@ class AugmentConfig(Block):
         return self.shift > 0 or self.horizontal_flip
 
 
+class TextAugmentConfig(Block):
+    """New texts for the transfer set, made from train texts (arXiv 1903.12136 and 1909.10351).
+
+    One number u per word decides what becomes of it: the mask, a word of its kind, a candidate for it, or
+    nothing. With all probabilities at 0 a copy is the text itself.
+    """
+
+    copies: int = Field(20, ge=1, le=1000)
+    """Copies tried per train row; those that come out twice, or masked altogether, are dropped."""
+    mask_probability: float = Field(0.1, ge=0, le=1)
+    """Probability of replacing a word by `mask_token`."""
+    mask_token: str = Field("[MASK]", min_length=1)
+    """What a masked word becomes."""
+    pos_probability: float = Field(0.1, ge=0, le=1)
+    """Probability of replacing a word by another of its part of speech, drawn by its frequency in train."""
+    tagger: Literal["induced", "textblob"] = "induced"
+    """Parts of speech: word classes `induced` from the train texts, whatever their language, or the English
+    lexicon of the package `textblob`, which must be installed."""
+    ngram_probability: float = Field(0.25, ge=0, le=1)
+    """Probability of keeping only a random run of words, after the replacements."""
+    ngram_max: int = Field(5, ge=1)
+    """Longest such run, in words; the length is uniform in 1..ngram_max."""
+    word_probability: float = Field(0.0, ge=0, le=1)
+    """Probability of replacing a word by one of its `candidates` (TinyBERT: 0.4)."""
+    candidates: int = Field(15, ge=1, le=1000)
+    """Candidates per word, of which one is drawn uniformly."""
+    masked_lm: str | None = None
+    """Folder of a Hugging Face masked language model (WordPiece): candidates for words of a single piece."""
+    word_vectors: str | None = None
+    """Text file of word vectors, GloVe's format: the nearest words, where the language model gives none."""
+
+
 class DataConfig(Block):
     """The labelled data set, its splits and the optional unlabelled transfer set."""
 
@@ -122,6 +162,8 @@ class DataConfig(Block):
     """Tokenising (kind: text)."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation (kind: image): used by teachers, and by `soft_targets.views`."""
+    text_augment: TextAugmentConfig | None = None
+    """Augmentation (kind: text): unlabelled texts for the transfer set; null for none."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of train held out, stratified by class, where there is no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -193,6 +235,39 @@ class BiLSTMConfig(Block):
     """Probability of dropping a feature."""
 
 
+class TransformerConfig(Block):
+    """A model of the transformers library: text or image classifier, pretrained or from a configuration."""
+
+    name: Literal["transformer"] = "transformer"
+    """`transformer`"""
+    source: str | None = None
+    """Hub name, local folder, or `package:MODULE/FOLDER` inside an installed Python package."""
+    architecture: dict[str, Any] = {}
+    """Fields of the transformers configuration: the changes to that of `source` (or of the teacher), or,
+    without one, all that differ from the defaults of `model_type`."""
+    weights: Literal["auto", "pretrained", "teacher", "random"] = "auto"
+    """What to start from: the weights of `source`, those of the run's best teacher (students only), or random
+    ones; `auto`: pretrained where there is a source."""
+    layers: list[Annotated[int, Field(ge=0)]] | Annotated[str, Field(pattern=LAYER_CHOICES)] | None = None
+    """Blocks taken over from what it starts from, counted from 0: a list, `first:K`, `last:K`,
+    `every_second`, or `distilbert` (0, 2, 4, 7, 9, 11); null for all, or for the first so many as
+    `architecture` asks for."""
+    fold_token_types: bool = False
+    """Add the token-type embedding of the first text to the word embeddings and drop the table; single
+    texts."""
+    pooler: Literal["keep", "fresh"] = "keep"
+    """Whether the layer between encoder and classifier is taken over or drawn anew."""
+    vocabulary: Literal["all", "used"] = "all"
+    """`used`: keep only the word pieces that occur in the transfer set; the others become the unknown
+    piece."""
+    pieces: list[int] | None = None
+    """Numbers of the word pieces kept; filled in by `vocabulary: used`."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Probability of dropping a hidden unit or an attention weight; null for what the configuration says."""
+    trust_remote_code: bool = False
+    """Whether code that comes with `source` may run."""
+
+
 class CustomModelConfig(Block):
     """A network of the user's."""
 
@@ -205,7 +280,8 @@ class CustomModelConfig(Block):
 
 
 ModelConfig = Annotated[
-    MLPConfig | ResNetConfig | BagConfig | BiLSTMConfig | CustomModelConfig, Field(discriminator="name")
+    MLPConfig | ResNetConfig | BagConfig | BiLSTMConfig | TransformerConfig | CustomModelConfig,
+    Field(discriminator="name"),
 ]
 
 # ------------------------------------------------------------------------------------------ training
@@ -214,16 +290,16 @@ ModelConfig = Annotated[
 class TrainingConfig(Block):
     """One training loop serves teachers and students; this is its dial panel."""
 
-    epochs: int = Field(20, ge=1)
-    """Passes over the training rows."""
+    epochs: int = Field(20, ge=0)
+    """Passes over the training rows; 0 leaves the initial weights as they are."""
     batch_size: int = Field(128, ge=1)
     """Examples per optimiser step, over all replicas and accumulated parts together."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`adamw` (fused), or `sgd` with Nesterov momentum 0.9."""
     learning_rate: float = Field(1e-3, gt=0)
     """Highest learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up; cosine ends at 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up; cosine and linear end at 0."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
@@ -274,8 +350,14 @@ class PredictionsConfig(Block):
 class TeachersConfig(Block):
     """The ensemble."""
 
-    source: Literal["train", "predictions"] = "train"
-    """`train` the members, or use `predictions` that exist already."""
+    source: Literal["train", "pretrained", "callable", "mlflow", "predictions"] = "train"
+    """`train` the members; take `pretrained` classifiers, a `callable` or an `mlflow` model as they are
+    (`given`); or use `predictions` that exist already."""
+    given: list[str] = []
+    """One per member. pretrained: hub name, folder or `package:MODULE/FOLDER`. callable: `module:callable`,
+    called with a batch of raw inputs. mlflow: a model URI."""
+    values: Literal["logits", "probabilities"] = "logits"
+    """What a callable or MLflow model returns."""
     predictions: PredictionsConfig | None = None
     """Files of teacher outputs (source: predictions)."""
     num_members: int = Field(5, ge=1, le=10000)
@@ -376,6 +458,64 @@ class SpecialistsConfig(Block):
 # ------------------------------------------------------------------------------------------- student
 
 
+class OnlineConfig(Block):
+    """Teachers that run beside the student, for what the soft targets do not hold: hidden states,
+    attention."""
+
+    teachers: Literal["best", "all"] | list[Annotated[int, Field(ge=0)]] = "best"
+    """Of the run's teachers: the best on validation rows, all, or those of these numbers."""
+    source: str | None = None
+    """A pretrained transformer to learn from instead: hub name, folder or `package:MODULE/FOLDER`."""
+    logits: bool = False
+    """Compute their logits beside the student too, instead of reading the stored ones."""
+
+
+class CorpusConfig(Block):
+    """Texts without labels for one phase of the student's training."""
+
+    path: str
+    """File, folder, glob or URL."""
+    column: str = "text"
+    """Column of the texts."""
+    max_length: int = Field(128, ge=8, le=8192)
+    """Tokens kept per text."""
+    min_length: int = Field(16, ge=1)
+    """Tokens that a text needs to be taken."""
+    rows: int | None = Field(None, ge=1)
+    """Texts taken, from the beginning; null for all."""
+
+
+class PhaseConfig(Block):
+    """What a student learns before its last phase, which the `student` block itself describes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    """What it is called."""
+    task: Literal["classify", "mlm"] = "classify"
+    """`classify`: the classes of the data. `mlm`: words that were masked."""
+    corpus: CorpusConfig | None = None
+    """Texts to learn from; null for the transfer set."""
+    training: TrainingConfig = TrainingConfig()
+    """Training."""
+    temperature: float = Field(1.0, gt=0, le=1000)
+    """T, on both sides of the soft loss."""
+    alpha: float = Field(1.0, ge=0, le=1)
+    """Weight of the soft loss; 1 - alpha weighs the hard loss (labels, or the masked words)."""
+    objective: str | dict[str, Any] | None = None
+    """The soft loss; null for the `terms` alone."""
+    terms: list[dict[str, Any]] = []
+    """Further losses; as `student.terms`."""
+    online: OnlineConfig = OnlineConfig()
+    """Teachers that run beside the student."""
+    mask_probability: float = Field(0.15, gt=0, lt=1)
+    """Share of the tokens to be masked (task: mlm)."""
+    shared: bool = False
+    """Whether the baselines go through this phase too, as pretraining that any student would have."""
+
+    @property
+    def objective_fields(self) -> dict[str, Any] | None:
+        return {"name": self.objective} if isinstance(self.objective, str) else self.objective
+
+
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
@@ -387,8 +527,16 @@ class StudentConfig(Block):
     """T, on both sides of the soft loss; below 1 sharpens underconfident teachers."""
     alpha: float = Field(0.9, ge=0, le=1)
     """Weight of the soft loss; 1 - alpha weighs the hard loss."""
-    objective: str | dict[str, Any] = "kl"
-    """The soft loss: its name (`kl`, `mse`), or a block with `name` and its fields."""
+    objective: str | dict[str, Any] | None = "kl"
+    """The soft loss: its name (`kl`, `mse`), or a block with `name` and its fields; null for `terms`
+    alone."""
+    terms: list[dict[str, Any]] = []
+    """Further losses, each a block with `name`, `weight` (a number or a schedule) and its fields; they are
+    added to alpha * soft + (1 - alpha) * hard."""
+    online: OnlineConfig = OnlineConfig()
+    """Teachers that run beside the student where a loss needs more than stored logits."""
+    phases: list[PhaseConfig] = []
+    """What comes before: pretraining on a corpus, hidden states before predictions."""
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     """How the members' distributions at T are averaged."""
     weights: list[Annotated[float, Field(ge=0)]] | None = None
@@ -409,8 +557,8 @@ class StudentConfig(Block):
     """Workers that train one student together (DDP)."""
 
     @property
-    def objective_fields(self) -> dict[str, Any]:
-        return {"name": self.objective} if isinstance(self.objective, str) else dict(self.objective)
+    def objective_fields(self) -> dict[str, Any] | None:
+        return {"name": self.objective} if isinstance(self.objective, str) else self.objective
 
 
 # ---------------------------------------------------------------------------------------------- sweep
@@ -515,7 +663,7 @@ class ReportConfig(Block):
 
 
 class Config(Block):
-    """One run: data, teachers, soft targets (, clusters, specialists) (, sweep), student, report."""
+    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run and of its folder under `runs/`."""
@@ -548,6 +696,8 @@ class Config(Block):
         absent = set(SPECIALIST_STAGES) if self.specialists is None else set()
         if self.sweep is None:
             absent.add("sweep")
+        if self.data.text_augment is None:
+            absent.add("augment")
         return tuple(stage for stage in STAGES if stage not in absent)
 
     @property
@@ -569,6 +719,80 @@ def _model_problems(path: str, model: Any, kind: str) -> list[str]:
             f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"
         ]
     return []
+
+
+def _transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
+    if not isinstance(model, TransformerConfig):
+        return []
+    problems = []
+    if data.kind == "numeric":
+        problems.append(f"{path}.name: 'transformer' does not take numeric inputs; use mlp, or custom")
+    if data.kind == "text" and data.text.tokenizer != "pretrained":
+        problems.append(
+            f"{path}.name: 'transformer' reads the word pieces of its own tokenizer, and "
+            f"data.text.tokenizer is "
+            f"{data.text.tokenizer!r}; set data.text.tokenizer=pretrained"
+        )
+    if model.weights == "teacher" and not path.startswith("student"):
+        problems.append(f"{path}.weights: 'teacher' is for students; use pretrained or random")
+    if model.pieces is not None:
+        problems.append(f"{path}.pieces: is filled in by vocabulary: used; leave it out")
+    if model.vocabulary == "used" and not path.startswith("student"):
+        problems.append(f"{path}.vocabulary: 'used' is for students; teachers keep all word pieces")
+    if not model.source and not model.architecture and model.weights != "teacher":
+        problems.append(
+            f"{path}: neither source nor architecture; name a model (source: ...), or describe one "
+            "(architecture: {model_type: bert, ...})"
+        )
+    return problems
+
+
+def _phase_problems(config: Config) -> list[str]:
+    """What does not fit between the student's phases and the rest."""
+    problems: list[str] = []
+    student, seen = config.student, set[str]()
+    own_phase = False
+    for i, phase in enumerate(student.phases):
+        path = f"student.phases.{i}"
+        if phase.name in seen:
+            problems.append(f"{path}.name: {phase.name!r} comes twice; name each phase differently")
+        seen.add(phase.name)
+        if phase.shared and own_phase:
+            problems.append(
+                f"{path}.shared: baselines go through shared phases alone, so these come first; move it up"
+            )
+        own_phase = own_phase or not phase.shared
+        if phase.shared and phase.corpus is None:
+            problems.append(
+                f"{path}.shared: pretraining that any student would have needs a corpus; on the transfer "
+                f"set it is "
+                "a part of distilling, so set shared to false"
+            )
+        if phase.corpus is not None and config.data.kind != "text":
+            problems.append(f"{path}.corpus: texts, but data.kind is {config.data.kind!r}; leave it out")
+        if phase.task == "mlm" and (
+            not isinstance(student.model, TransformerConfig) or config.data.text.tokenizer != "pretrained"
+        ):
+            problems.append(
+                f"{path}.task: 'mlm' takes a transformer and data.text.tokenizer=pretrained; use classify"
+            )
+        if phase.task == "mlm" and phase.corpus is None:
+            problems.append(f"{path}.corpus: missing; words to be guessed come from a corpus")
+        if phase.task == "classify" and phase.corpus is not None:
+            if phase.alpha < 1:
+                problems.append(f"{path}.alpha: {phase.alpha}, but a corpus has no labels; set it to 1")
+            if phase.objective is None and not phase.terms:
+                problems.append(f"{path}.terms: none, and no objective: nothing to learn from the corpus")
+        if phase.training.early_stopping is not None and phase.corpus is not None:
+            problems.append(
+                f"{path}.training.early_stopping: there are no validation rows of a corpus; leave it out"
+            )
+        if phase.training.batch_size % (student.replicas_per_member * phase.training.gradient_accumulation):
+            problems.append(
+                f"{path}.training.batch_size: {phase.training.batch_size} cannot be cut into "
+                f"{student.replicas_per_member} replicas x {phase.training.gradient_accumulation} parts"
+            )
+    return problems
 
 
 def _data_problems(data: DataConfig) -> list[str]:
@@ -600,6 +824,20 @@ def _data_problems(data: DataConfig) -> list[str]:
         problems.append(f"data.augment: only for images; data.kind is {data.kind!r}")
     if data.kind == "text" and data.text.tokenizer == "subword" and data.text.vocabulary_size > 200_000:
         problems.append("data.text.vocabulary_size: at most 200000 for a learned vocabulary")
+    if data.text.source is not None and data.text.tokenizer != "pretrained":
+        problems.append(
+            f"data.text.source: set, but data.text.tokenizer is {data.text.tokenizer!r}; "
+            "set data.text.tokenizer=pretrained"
+        )
+    columns = data.columns.input
+    if data.kind == "text" and isinstance(columns, list):
+        if len(columns) != 2 or columns[0] == columns[1]:
+            problems.append(f"data.columns.input: one column for text, or two for pairs, got {columns}")
+        elif data.text.tokenizer != "pretrained":
+            problems.append(
+                f"data.columns.input: one column for text, got {columns}; for pairs set "
+                f"data.text.tokenizer=pretrained, it is {data.text.tokenizer!r}"
+            )
     grams = data.text.char_ngrams
     if grams is not None and not 1 <= grams[0] <= grams[1]:
         problems.append(
@@ -607,6 +845,47 @@ def _data_problems(data: DataConfig) -> list[str]:
         )
     if data.source == "digits" and data.kind != "image":
         problems.append("data.kind: the embedded digits are images")
+    return problems
+
+
+def _text_augment_problems(config: Config) -> list[str]:
+    data, settings = config.data, config.data.text_augment
+    if settings is None:
+        return []
+    path, problems = "data.text_augment", []
+    if data.kind != "text":
+        problems.append(f"{path}: only for texts; data.kind is {data.kind!r}")
+    if data.unlabelled is not None:
+        problems.append(
+            f"{path}: its texts take the place of data.unlabelled, which is set too; leave one of them out"
+        )
+    if config.teachers.source == "predictions":
+        problems.append(
+            f"{path}: given predictions know no new texts, and teachers.source is 'predictions'; leave it out"
+        )
+    per_word = settings.mask_probability + settings.pos_probability + settings.word_probability
+    if per_word > 1 + 1e-9:
+        problems.append(
+            f"{path}: mask_probability, pos_probability and word_probability add up to {per_word:g}; at "
+            "most one of them happens to a word, so lower them to 1 in all"
+        )
+    if not per_word and not settings.ngram_probability:
+        problems.append(f"{path}: all probabilities are 0, so that no new text comes of it; raise one")
+    given = [name for name in ("masked_lm", "word_vectors") if getattr(settings, name) is not None]
+    if settings.word_probability and not given:
+        problems.append(
+            f"{path}.word_probability: {settings.word_probability:g}, but nothing gives candidates; set "
+            f"{path}.masked_lm or {path}.word_vectors"
+        )
+    for name in given:
+        there = Path(getattr(settings, name)).expanduser()
+        if not (there.is_dir() if name == "masked_lm" else there.is_file()):
+            kind = "folder" if name == "masked_lm" else "file"
+            problems.append(f"{path}.{name}: no such {kind}: {there}")
+        elif not settings.word_probability:
+            problems.append(
+                f"{path}.{name}: set, but {path}.word_probability is 0, which leaves it unused; raise that"
+            )
     return problems
 
 
@@ -634,8 +913,18 @@ def _teacher_problems(config: Config) -> list[str]:
         return problems
     if teachers.predictions is not None:
         problems.append(
-            "teachers.predictions: set, but teachers.source is 'train'; set teachers.source=predictions"
+            f"teachers.predictions: set, but teachers.source is {teachers.source!r}; set "
+            "teachers.source=predictions"
         )
+    if teachers.source == "train" and teachers.given:
+        problems.append(
+            "teachers.given: set, but teachers.source is 'train'; set teachers.source=pretrained, "
+            "callable or mlflow"
+        )
+    if teachers.source != "train":
+        if not teachers.given:
+            problems.append(f"teachers.given: missing; source {teachers.source!r} needs one entry per member")
+        return problems
     problems += _model_problems("teachers.model", teachers.model, config.data.kind)
     for i, override in enumerate(teachers.overrides):
         if override.model is not None:
@@ -690,8 +979,13 @@ def _specialist_problems(config: Config) -> list[str]:
 
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
-    problems = _data_problems(config.data) + _teacher_problems(config)
+    problems = _data_problems(config.data) + _text_augment_problems(config) + _teacher_problems(config)
     student = config.student
+    if config.data.kind == "text" and config.data.text.tokenizer == "pretrained" and not text_source(config):
+        problems.append(
+            "data.text.source: missing, and no teacher or student is a transformer with a source; give a hub "
+            "name, a local folder or package:MODULE/FOLDER"
+        )
     problems += _model_problems("student.model", student.model, config.data.kind)
     num_members = num_teachers(config)
     if student.weights is not None:
@@ -705,6 +999,12 @@ def cross_field_problems(config: Config) -> list[str]:
         )
     problems += _specialist_problems(config)
     problems += _sweep_problems(config)
+    problems += _phase_problems(config)
+    problems += _transformer_problems("student.model", student.model, config.data)
+    if config.teachers.source == "train":
+        problems += _transformer_problems("teachers.model", config.teachers.model, config.data)
+        for i, override in enumerate(config.teachers.overrides):
+            problems += _transformer_problems(f"teachers.overrides.{i}.model", override.model, config.data)
     trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
@@ -818,7 +1118,25 @@ def num_teachers(config: Config) -> int:
     """Members of the ensemble, trained or given."""
     if config.teachers.source == "predictions" and config.teachers.predictions is not None:
         return len(config.teachers.predictions.train)
+    if config.teachers.source != "train":
+        return len(config.teachers.given)
     return config.teachers.num_members
+
+
+def text_source(config: Config) -> str | None:
+    """Where the pretrained tokenizer comes from; None without one, or where nothing names a source."""
+    if config.data.text.tokenizer != "pretrained":
+        return None
+    teachers, student = config.teachers, config.student
+    models = [teachers.model, *(override.model for override in teachers.overrides), student.model]
+    sources = [
+        config.data.text.source,
+        *(model.source for model in models if isinstance(model, TransformerConfig)),
+        student.online.source,
+        *(phase.online.source for phase in student.phases),
+        *(teachers.given[:1] if teachers.source == "pretrained" else []),
+    ]
+    return next((source for source in sources if source), None)
 
 
 def _replace(block: Any, changes: dict[str, Any]) -> Any:

@@ -1,4 +1,6 @@
-"""The whole way, in order: data, teachers, soft targets, (clusters, specialists,) (sweep,) student, report.
+"""The whole way, in order.
+
+(augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, report.
 
 Each stage looks whether its result stands already under the fingerprint of its settings and inputs; if so
 it is skipped, if not it says why and runs. Stages hand over manifests and folders, never live objects.
@@ -23,6 +25,7 @@ from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.runtime import Runtime
+from ensemble_kd.stages import augment as augment_stage
 from ensemble_kd.stages import clusters as clusters_stage
 from ensemble_kd.stages import combined_targets as combined_stage
 from ensemble_kd.stages import data as data_stage
@@ -57,7 +60,7 @@ def run(
     console = console or Console()
     check_objective(config)
     if until not in config.stages:
-        needed = "sweep" if until == "sweep" else "specialists"
+        needed = {"sweep": "sweep", "augment": "data.text_augment"}.get(until, "specialists")
         raise ConfigError(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"
@@ -84,6 +87,17 @@ def run(
 def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, Any]:
     config, folder = context.config, context.folder
     done: dict[str, Any] = {}
+
+    # Augment: texts made from train texts, which are the unlabelled ones from here on.
+    if config.data.text_augment is not None:
+        plan = augment_stage.plan(config, folder)
+        with stage(context, "augment", plan, fresh) as step:
+            step.manifest = step.kept(plan.checked(context.console)) or augment_stage.run(context, plan)
+        done["augment"] = step.result
+        if until == "augment":
+            return done
+        config = augment_stage.with_texts(config, plan)
+        context = replace(context, config=config)
 
     # Data: arrays on disk, checked; no Ray yet, so that bad input is told before anything starts.
     plan = data_stage.plan(config, folder)
@@ -176,7 +190,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         plan = sweep_stage.plan(config, folder, *fingerprints)
         with stage(context, "sweep", plan, fresh) as step:
             step.manifest = step.kept(sweep_stage.intact(plan, context)) or sweep_stage.run(
-                context, plan, data.folder, info, store_plan.folder, store, beside
+                context, plan, data.folder, info, store_plan.folder, store, teachers, beside
             )
         sweep, ready = step.result, members_folder(folder, "sweep")
         sweep_plan = plan
@@ -190,7 +204,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     plan = student_stage.plan(config, folder, *fingerprints)
     with stage(context, "student", plan, fresh) as step:
         step.manifest = step.kept(intact(plan, context)) or student_stage.run(
-            context, plan, data.folder, info, store_plan.folder, store, beside, ready
+            context, plan, data.folder, info, store_plan.folder, store, teachers, beside, ready
         )
     student, student_plan = step.result, plan
     done["student"] = student
@@ -331,6 +345,8 @@ def discard(context: Context, plan: StagePlan) -> None:
 def describe(name: str, manifest: Manifest) -> str:
     """A stage's result in a few words."""
     summary = manifest.summary
+    if name == "augment":
+        return f"{summary['texts']} texts from {summary['rows']} rows"
     if name == "data":
         info = summary["info"]
         counts = info["counts"]
@@ -475,6 +491,7 @@ def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
             f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
         )
     problems += student_stage.bias_problems(config, info)
+    problems += student_stage.fit_problems(config, info)
     top_k = config.soft_targets.top_k
     if top_k is not None and top_k >= info["num_classes"]:
         problems.append(
@@ -506,6 +523,13 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     if problems := inspect_source(config):
         raise InputError(problems)
     found: list[PlannedStage] = []
+    if config.data.text_augment is not None:
+        plan = augment_stage.plan(config, folder)
+        manifest = plan.done()
+        found.append(_line("augment", plan, manifest))
+        if manifest is None:
+            return found + [PlannedStage(name, "to do: follows augment", 0) for name in config.stages[1:]]
+        config = augment_stage.with_texts(config, plan)
     plan = data_stage.plan(config, folder)
     manifest = plan.done()
     found.append(_line("data", plan, manifest))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,22 +29,46 @@ Event = dict[str, Any]
 LoadData = Callable[[dict[str, Any]], TrainingData]
 
 
+WAIT = -1
+SECONDS_BETWEEN_CLAIMS = 0.2
+
+
 class Board:
     """The actor that hands out members and collects what workers report."""
 
-    def __init__(self, tasks: list[int]) -> None:
-        self.tasks, self.attempt = tasks, ""
+    def __init__(self, tasks: list[int], after: dict[int, int]) -> None:
+        """`after` names, for a member that starts from another of them, that other."""
+        self.tasks, self.after, self.attempt = tasks, after, ""
         self.queue: list[int] = []
+        self.done: set[int] = set()
+        self.lost: set[int] = set()
         self.events: list[Event] = []
 
     def claim(self, attempt: str) -> int | None:
-        """The next member for a group; a new attempt (after a failure) starts the queue anew."""
+        """The next member for a group; a new attempt (after a failure) starts the queue anew.
+
+        WAIT where those that are left start from one that is still being trained; None at the end.
+        """
         if attempt != self.attempt:
             self.attempt, self.queue = attempt, list(self.tasks)
-        return self.queue.pop(0) if self.queue else None
+        for i in list(self.queue):
+            before = self.after.get(i)
+            if before in self.lost or i in self.lost:
+                self.lost.add(i)
+                self.queue.remove(i)
+            elif before is None or before in self.done:
+                self.queue.remove(i)
+                return i
+        return WAIT if self.queue else None
 
     def post(self, event: Event) -> None:
+        if event["kind"] in ("done", "failed"):
+            (self.done if event["kind"] == "done" else self.lost).add(event["member"])
         self.events.append(event)
+
+    def skip(self, member: int) -> None:
+        """One that was finished already."""
+        self.done.add(member)
 
     def drain(self) -> list[Event]:
         events, self.events = self.events, []
@@ -85,8 +110,13 @@ def _worker(config: dict[str, Any]) -> None:
             dist.broadcast_object_list(claimed, group=replicas.group, group_src=0)
         if claimed[0] is None:
             return
+        if claimed[0] == WAIT:
+            time.sleep(SECONDS_BETWEEN_CLAIMS)
+            continue
         task = tasks[claimed[0]]
         if finished(task, members) is not None:
+            if replicas.rank == 0:
+                board.skip.remote(claimed[0])
             continue
 
         def report(kind: str, index: int = claimed[0], **fields: Any) -> None:
@@ -135,7 +165,7 @@ def train_members(
     from ray.train.torch import TorchTrainer
 
     references = {name: ray.put(array) for name, array in arrays().items()}
-    board = ray.remote(num_cpus=0)(Board).remote(list(range(len(open_tasks))))
+    board = ray.remote(num_cpus=0)(Board).remote(list(range(len(open_tasks))), _after(open_tasks))
     resources = {"CPU": runtime.compute.cpus_per_worker}
     gpus = runtime.gpus_per_worker()
     if gpus:
@@ -184,6 +214,13 @@ def train_members(
             f"{path}: the worker group failed: {_reason(outcome[0])}; finished members and the last epoch "
             "of the others are kept, run again to go on (-v shows Ray's own messages)"
         ) from outcome[0]
+
+
+def _after(tasks: list[MemberTask]) -> dict[int, int]:
+    """For each task that starts from another of them, that other."""
+    places = {task.fingerprint: i for i, task in enumerate(tasks)}
+    started = {i: (task.initial or {}).get("member") for i, task in enumerate(tasks)}
+    return {i: places[member] for i, member in started.items() if member in places}
 
 
 def _reason(error: BaseException) -> str:

@@ -23,6 +23,7 @@ LEVELS = [
     {"workers", "streaming", "tracking", "report", "search"},
     {"runtime", "train"},
     {"objectives", "models", "data", "ensemble"},
+    {"pretrained"},
     {"config", "artifacts"},
     {"space"},
     {"errors"},
@@ -31,7 +32,7 @@ BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
-SHARED_BY_STAGES = {"context", "members", "shards", "training_data", "trial_book"}
+SHARED_BY_STAGES = {"context", "members", "shards", "start", "training_data", "trial_book"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""Columns of the source to inputs: images (N, H, W, C) uint8, numbers (N, F) float32, texts.
+"""Columns of the source to inputs: images (N, H, W, C) uint8, numbers (N, F) float32, texts, pairs.
 
 Each function returns the inputs and what is wrong by row; the place of a bad row holds zeros (or ""). A
 column that cannot be right in any row raises ColumnError. The common forms cost no Python per row.
@@ -67,6 +67,29 @@ def decode_texts(array: pa.Array) -> tuple[list[str], Bad]:
     for i in bad:
         texts[i] = ""
     return texts, bad
+
+
+def decode_pairs(arrays: list[pa.Array], names: list[str]) -> tuple[list[tuple[str, str]], Bad]:
+    """Two columns of texts."""
+    both, bad = [], Bad()
+    for array, name in zip(arrays, names, strict=True):
+        try:
+            texts, wrong = decode_texts(array)
+        except ColumnError as error:
+            raise ColumnError(f"{name!r} {error}") from error
+        both.append(texts)
+        bad = {i: f"column {name!r} has {message}" for i, message in wrong.items()} | bad
+    first, second = both
+    return list(zip(first, second, strict=True)), dict(sorted(bad.items()))
+
+
+def empty_texts(texts: list[str] | list[tuple[str, str]]) -> Bad:
+    """Texts without a visible character, and pairs in which neither text has one."""
+    return {
+        i: "an empty text; a model learns nothing from it, drop the row"
+        for i, text in enumerate(texts)
+        if not (text if isinstance(text, str) else "".join(text)).strip()
+    }
 
 
 # ------------------------------------------------------------------------------------------- numbers

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
-from ensemble_kd.config import Config
-from ensemble_kd.data.decode import ColumnError
+from ensemble_kd.config import Config, text_source
+from ensemble_kd.data.decode import ColumnError, empty_texts
 from ensemble_kd.data.labels import UNLABELLED
 from ensemble_kd.data.preprocess import InputReader, Preprocessor
 from ensemble_kd.data.problems import Problems
@@ -35,8 +35,16 @@ from ensemble_kd.data.scan import Reading, Scan, check_columns, plan, scan
 from ensemble_kd.data.sources import open_source, source_fingerprint
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan
 from ensemble_kd.data.statistics import NumberMoments, PixelMoments
-from ensemble_kd.data.tokenize import TOKENIZER_FILE, HashedTokenizer, Tokenizer, learn_subwords
-from ensemble_kd.errors import InputError
+from ensemble_kd.data.tokenize import (
+    TOKENIZER_FILE,
+    HashedTokenizer,
+    PretrainedTokenizer,
+    Tokenizer,
+    learn_subwords,
+    write_pretrained,
+)
+from ensemble_kd.errors import InputError, ProblemsError
+from ensemble_kd.pretrained import read_tokenizer
 
 __all__ = [
     "Arrays",
@@ -50,6 +58,7 @@ __all__ = [
     "read_shard",
     "shard_paths",
     "source_fingerprint",
+    "train_texts",
 ]
 
 BATCH_ROWS = 8192
@@ -86,9 +95,12 @@ class Inputs:
 
 
 def _decoded(
-    reading: Reading, reader: InputReader, split: str, problems: Problems
+    reading: Reading, reader: InputReader, split: str, problems: Problems, filled: bool = False
 ) -> Iterator[tuple[int, int, Any]]:
-    """First row in the split, number of rows, inputs; rows that are bad go into `problems`."""
+    """First row in the split, number of rows, inputs; rows that are bad go into `problems`.
+
+    With `filled` a text of train must not be empty.
+    """
     hopeless: set[str] = set()
     for piece, first, begin, table in reading.tables(split, reader.columns):
         if piece.name in hopeless:
@@ -100,6 +112,8 @@ def _decoded(
             columns = ", ".join(map(repr, reader.columns[:3])) + (" ..." if len(reader.columns) > 3 else "")
             problems.add(f"data.columns.input: {columns} of {piece.name} {error}")
             continue
+        if filled and split == "train":
+            bad = dict(sorted((empty_texts(values) | bad).items()))
         problems.add_rows("bad inputs", piece.name, first, bad)
         yield begin, table.num_rows, values
 
@@ -112,11 +126,39 @@ def _reader(config: Config) -> InputReader:
     return InputReader(config.data.kind, config.data.columns, image)
 
 
+def _filled(config: Config) -> bool:
+    """Whether an empty text of train is an error: nothing but special tokens would stand for it."""
+    return config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
+
+
+def _check_tokenizer(config: Config, problems: Problems) -> None:
+    """What is wrong with a pretrained tokenizer, before any row is read."""
+    source, text = text_source(config), config.data.text
+    if config.data.kind != "text" or source is None:
+        return
+    try:
+        tokenizer = PretrainedTokenizer(read_tokenizer(source), text.max_length)
+    except ProblemsError as error:
+        for line in error.problems:
+            problems.add(line)
+        return
+    if not isinstance(config.data.columns.input, str) and not tokenizer.takes_pairs:
+        added = tokenizer.tokenizer.num_special_tokens_to_add(True)
+        problems.add(
+            f"data.text.max_length: {text.max_length} has no room for the {added} special tokens of a pair; "
+            "raise it"
+            if added > text.max_length
+            else f"data.columns.input: two columns, but the tokenizer of {source} puts nothing between two "
+            "texts; use one that does, or one column"
+        )
+
+
 def _check_inputs(reading: Reading, config: Config, problems: Problems) -> None:
     """The second pass without writing: only what is wrong."""
     reader = _reader(config)
     for split in reading.source.splits:
-        rows = sum(count for _, count, _ in _decoded(reading, reader, split, problems))
+        filled = _filled(config)
+        rows = sum(count for _, count, _ in _decoded(reading, reader, split, problems, filled))
         if not rows and split == "unlabelled" and not problems:
             problems.add("data.unlabelled: no rows")
 
@@ -126,6 +168,7 @@ def _open(config: Config, problems: Problems, limit: int | None = None) -> Readi
     source = open_source(config.data, problems)
     problems.raise_if_any()
     check_columns(source, config, problems)
+    _check_tokenizer(config, problems)
     problems.raise_if_any()
     return Reading(source, min(config.data.shard_rows, BATCH_ROWS), limit)
 
@@ -148,6 +191,25 @@ def inspect_source(config: Config) -> list[str]:
     return problems.all()
 
 
+def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ...]]]]:
+    """Of the rows that stay in train: numbers in the source's split, and texts, each one or a pair.
+
+    Raises InputError with everything that is wrong, before the first rows or after the last.
+    """
+    problems = Problems()
+    reading = _open(config, problems)
+    found = scan(reading, config, problems)
+    made = plan(found, config, problems)
+    if problems or made is None:
+        _check_inputs(reading, config, problems)
+        problems.raise_if_any()
+    assert made is not None
+    for begin, rows, texts in _decoded(reading, _reader(config), "train", problems, _filled(config)):
+        kept = np.flatnonzero(made.part[begin : begin + rows] == TRAIN)
+        yield begin + kept, [(texts[i],) if isinstance(texts[i], str) else texts[i] for i in kept]
+    problems.raise_if_any()
+
+
 def _tokenizer(
     reading: Reading, made: Plan, config: Config, folder: Path, reader: InputReader, problems: Problems
 ) -> Tokenizer | None:
@@ -155,6 +217,10 @@ def _tokenizer(
         return None
     if config.data.text.tokenizer == "hashed":
         return HashedTokenizer(config.data.text)
+    if config.data.text.tokenizer == "pretrained":
+        source = text_source(config)
+        assert source is not None  # the configuration is checked
+        return write_pretrained(config.data.text, source, folder)
 
     def train_texts() -> Iterator[list[str]]:
         for begin, rows, texts in _decoded(reading, reader, "train", Problems()):
@@ -188,6 +254,7 @@ def prepare(config: Config, folder: Path) -> tuple[DataInfo, list[str]]:
         for split in SPLITS:
             for path in folder.glob(f"{split}-*.parquet"):
                 path.unlink()
+        (folder / TOKENIZER_FILE).unlink(missing_ok=True)
         raise InputError(lines + [line for line in error.problems if line not in lines]) from error
 
 
@@ -203,7 +270,7 @@ def _write(
         if split not in reading.source.splits:
             continue
         rows_read = 0
-        for begin, rows, values in _decoded(reading, reader, split, problems):
+        for begin, rows, values in _decoded(reading, reader, split, problems, _filled(config)):
             rows_read += rows
             if problems:
                 continue  # keep looking for what else is wrong; nothing will be kept
@@ -232,7 +299,7 @@ def _write(
     info = _describe(config, found, made, inputs, reader, {s: w.rows for s, w in writers.items()})
     write_json(folder / INFO_FILE, info.to_dict())
     files = [name for writer in writers.values() for name in writer.files] + [INFO_FILE]
-    if data.kind == "text" and data.text.tokenizer == "subword":
+    if data.kind == "text" and data.text.tokenizer != "hashed":
         files.append(TOKENIZER_FILE)
     return info, files
 
@@ -255,7 +322,10 @@ def _describe(
     if data.kind == "image":
         preprocess["image"] = {"shape": shape}
     if data.kind == "text":
-        preprocess["text"] = data.text.model_dump(mode="json")
+        # Without the source: tokenizer.json stands for it, and a deployed model should name no local folder.
+        preprocess["text"] = data.text.model_dump(mode="json") | {"source": None}
+    if isinstance(inputs.tokenizer, PretrainedTokenizer):
+        preprocess["special"] = inputs.tokenizer.special
     return DataInfo(
         kind=data.kind,
         input_shape=shape,

@@ -15,6 +15,7 @@ from ensemble_kd.data.decode import (
     ColumnError,
     decode_images,
     decode_numbers,
+    decode_pairs,
     decode_texts,
     image_shape,
     single,
@@ -28,18 +29,19 @@ class InputReader:
     """Decodes the input column(s) of tables. The shape is given, or found in the first rows that tell."""
 
     def __init__(self, kind: str, columns: ColumnsConfig, shape: list[int] | None = None) -> None:
+        """Two columns of texts make pairs."""
         self.kind = kind
         self.columns = [columns.input] if isinstance(columns.input, str) else list(columns.input)
         self.shape = shape
 
     def __call__(self, table: pa.Table) -> tuple[Any, Bad]:
-        """Images (N, H, W, C), numbers (N, F) or a list of texts; and what is wrong, by row.
+        """Images (N, H, W, C), numbers (N, F), a list of texts or of pairs; and what is wrong, by row.
 
         Raises ColumnError where the column cannot hold such inputs.
         """
         arrays = [single(table[name]) for name in self.columns]
         if self.kind == "text":
-            return decode_texts(arrays[0])
+            return decode_texts(arrays[0]) if len(arrays) == 1 else decode_pairs(arrays, self.columns)
         if self.kind == "numeric":
             numbers, bad = decode_numbers(arrays, self.columns, self.shape[0] if self.shape else None)
             self.shape = [numbers.shape[1]]
@@ -59,7 +61,7 @@ class Preprocessor:
     """What `predict` needs: tables with the input column(s) to inputs."""
 
     def __init__(self, info: DataInfo, folder: Path) -> None:
-        """`folder` holds tokenizer.json where the vocabulary was learned."""
+        """`folder` holds tokenizer.json where the vocabulary was learned or pretrained."""
         self.info = info
         columns = ColumnsConfig(**info.preprocess["columns"])
         shape = None if info.kind == "text" else info.input_shape
@@ -67,7 +69,10 @@ class Preprocessor:
         self.columns = self.reader.columns
         self.tokenizer = None
         if info.kind == "text":
-            self.tokenizer = load_tokenizer(TextConfig(**info.preprocess["text"]), folder)
+            text = TextConfig(**info.preprocess["text"])
+            if text.tokenizer == "pretrained":  # cuts by itself, so that the last special token stays
+                text = text.model_copy(update={"max_length": info.input_shape[0]})
+            self.tokenizer = load_tokenizer(text, folder)
 
     def transform(self, table: pa.Table) -> tuple[np.ndarray, list[str | None]]:
         """Inputs (N, ...) and what is wrong with each row, None where nothing is; a bad row's input is 0.
@@ -98,9 +103,14 @@ class Preprocessor:
 
 def missing_column(field: str, name: str, source: str, columns: list[str]) -> str:
     """`data.columns.input: no column 'imgae' in train.csv; it has 'image', 'label'; did you mean 'image'?`"""
+    return f"data.columns.{field}: {no_column(name, source, columns)}"
+
+
+def no_column(name: str, source: str, columns: list[str]) -> str:
+    """What `missing_column` says after the field."""
     shown = ", ".join(map(repr, columns[:10])) + (
         f" and {len(columns) - 10} more" if len(columns) > 10 else ""
     )
     close = difflib.get_close_matches(name, columns, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"data.columns.{field}: no column {name!r} in {source}; it has {shown or 'none'}{hint}"
+    return f"no column {name!r} in {source}; it has {shown or 'none'}{hint}"

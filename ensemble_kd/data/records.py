@@ -57,7 +57,8 @@ class DataInfo:
     vocabulary_size: int
     """Number of token ids and one for padding; 0 where there is no text."""
     preprocess: dict[str, Any]
-    """What turns raw rows into inputs: columns, layout of images, tokenising."""
+    """What turns raw rows into inputs: columns, layout of images, tokenising; `special`: the numbers of a
+    pretrained tokenizer's pad, cls, sep, mask, unk in the model's own vocabulary, not shifted by one."""
     counts: dict[str, int]
     """Rows: train, validation, test, transfer (train and unlabelled), labelled (train rows with a label)."""
 

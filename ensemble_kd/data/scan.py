@@ -73,8 +73,6 @@ class Reading:
 def check_columns(source: Source, config: Config, problems: Problems) -> None:
     columns = config.data.columns
     inputs = [columns.input] if isinstance(columns.input, str) else columns.input
-    if len(inputs) > 1 and config.data.kind == "text":
-        problems.add("data.columns.input: one column for text, got a list")
     if not inputs:
         problems.add("data.columns.input: an empty list; name the columns of the inputs")
     if columns.label in inputs:
@@ -221,7 +219,7 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
 def _check_batches(config: Config, labelled: int, train: int, problems: Problems) -> None:
     """Teachers draw from labelled rows, students from all of the transfer set."""
     size = config.student.training.batch_size
-    if size > train and config.data.unlabelled is None:
+    if size > train and config.data.unlabelled is None and config.data.text_augment is None:
         problems.add(f"student.training.batch_size: {size} is more than the {train} train rows; lower it")
     sizes: dict[str, int] = {}
     if config.teachers.source == "train":

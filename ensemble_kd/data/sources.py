@@ -25,6 +25,7 @@ from ensemble_kd.data.hub import load_hub, open_hub
 from ensemble_kd.data.pieces import Source, TablePiece
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.errors import InputError
+from ensemble_kd.pretrained import tokenizer_digest
 
 HASHED_BYTES = 256 * 2**20
 """Larger files are fingerprinted by name, size and time instead of content."""
@@ -114,7 +115,8 @@ def class_names_path(data: DataConfig) -> str:
 # --------------------------------------------------------------------------------------- fingerprint
 
 
-def _content(piece: FilePiece, name: str) -> list[Any]:
+def content(piece: FilePiece, name: str) -> list[Any]:
+    """The name, and what changes with the file's content."""
     info = piece.fs.get_file_info(piece.path)
     if info.size is not None and info.size > HASHED_BYTES:
         return [name, info.size, info.mtime_ns]
@@ -125,8 +127,8 @@ def _content(piece: FilePiece, name: str) -> list[Any]:
     return [name, digest.hexdigest()]
 
 
-def source_fingerprint(data: DataConfig) -> str:
-    """16 hexadecimal digits that change when the source's content does.
+def source_fingerprint(data: DataConfig, tokenizer: str | None = None) -> str:
+    """16 hexadecimal digits that change when the source's content does, or that of the tokenizer's source.
 
     Files count by split, name and content, not by where they lie. Raises InputError where they are missing.
     """
@@ -141,9 +143,7 @@ def source_fingerprint(data: DataConfig) -> str:
             for file in sorted(folder.rglob("*")):
                 if file.is_file() and not file.name.startswith("."):
                     name = str(file.relative_to(folder))
-                    parts.append(
-                        _content(FilePiece(pafs.LocalFileSystem(), str(file.absolute()), name), name)
-                    )
+                    parts.append(content(FilePiece(pafs.LocalFileSystem(), str(file.absolute()), name), name))
         else:
             loaded = load_hub(data)
             parts += [str(data.hub_name), data.hub_config]
@@ -160,5 +160,7 @@ def source_fingerprint(data: DataConfig) -> str:
     for split in sorted(source.splits):
         for piece in source.splits[split]:
             assert isinstance(piece, FilePiece)
-            parts.append([split, _content(piece, PurePosixPath(piece.path).name)])
+            parts.append([split, content(piece, PurePosixPath(piece.path).name)])
+    if tokenizer is not None:
+        parts.append(["tokenizer", tokenizer_digest(tokenizer)])
     return fingerprint(*parts)

@@ -3,6 +3,7 @@
 `hashed`: words, word n-grams and character n-grams into V buckets by CRC-32, which is the same on every
 machine and in every process (Python's own hash is not). Nothing is learned.
 `subword`: WordPiece learned on the training texts.
+`pretrained`: the tokenizer of a pretrained model, with its special tokens; takes pairs of texts too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ import numpy as np
 
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.config import TextConfig
-from ensemble_kd.errors import ArtifactError
+from ensemble_kd.errors import ArtifactError, InputError
+from ensemble_kd.pretrained import read_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 WORD = re.compile(r"\w+|[^\w\s]")
 CACHED_WORDS = 500_000
+SPECIAL = {
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "unk": ("[UNK]", "<unk>"),
+}
+"""What special tokens are called in the vocabularies of BERT and of RoBERTa."""
 MOST_CHARACTERS = 1000
 """Characters that a learned vocabulary holds at the most; the rarest are unknown."""
 
@@ -97,7 +107,7 @@ class HashedTokenizer:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread for the tokenizers library: its pool warns, and may hang, when a process forks later."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -119,7 +129,7 @@ class SubwordTokenizer:
         self.unknown: int = tokenizer.token_to_id("[UNK]")
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        with _one_thread():
+        with one_thread():
             encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lists = [item.ids[: self.max_length] or [self.unknown] for item in encoded]
         ends = np.zeros(len(texts) + 1, dtype=np.int64)
@@ -167,11 +177,84 @@ def learn_subwords(
         show_progress=False,
     )
     learned = empty({})
-    with _one_thread():
+    with one_thread():
         learned.train_from_iterator(batches(), trainer)
     tokenizer = empty(learned.get_vocab(with_added_tokens=True))
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
     return SubwordTokenizer(tokenizer, config.max_length)
+
+
+class PretrainedTokenizer:
+    """The tokenizer of a pretrained model: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]` for a pair.
+
+    Texts are cut so that the special tokens stay, of a pair the longer one first. What looks like a special
+    token in a text is plain text. Its numbers are shifted by one, because 0 is padding.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, where: str = "data.text") -> None:
+        """Raises InputError, with the path `where`, where `max_length` has no room for the special tokens."""
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 2
+        found = {
+            role: [i for name in names if (i := tokenizer.token_to_id(name)) is not None]
+            for role, names in SPECIAL.items()
+        }
+        self.special: dict[str, int] = {role: ids[0] for role, ids in found.items() if ids}
+        """Numbers of pad, cls, sep, mask, unk in the model's own vocabulary: not shifted."""
+        tokenizer.encode_special_tokens = True  # encode what looks like one, piece by piece
+        tokenizer.no_padding()
+        added = tokenizer.num_special_tokens_to_add(False)
+        if max_length < added:  # the library would leave such texts uncut
+            raise InputError(
+                f"{where}.max_length: {max_length} has no room for the {added} special tokens of a text; "
+                "raise it"
+            )
+        tokenizer.enable_truncation(max_length, strategy="longest_first")
+        empty = tokenizer.encode("")
+        around = {i for i, own in zip(empty.ids, empty.special_tokens_mask, strict=True) if own}
+        named = {i for role, i in self.special.items() if role != "unk"}
+        self._reserved = np.array(sorted(around | named), np.int64)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether it separates the two texts of a pair, and has room for what does."""
+        single, pair = (self.tokenizer.num_special_tokens_to_add(both) for both in (False, True))
+        return single < pair <= self.max_length
+
+    def encode(self, texts: list[str] | list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+        with one_thread():
+            encoded = self.tokenizer.encode_batch_fast(texts)
+        lists = [item.ids or [self.special.get("unk", 0)] for item in encoded]
+        ends = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in lists], out=ends[1:])
+        flat = np.fromiter((i for ids in lists for i in ids), dtype=np.int32, count=int(ends[-1]))
+        pairs = bool(texts) and not isinstance(texts[0], str)
+        self._unmark(flat, ends, encoded, self.tokenizer.num_special_tokens_to_add(pairs))
+        return flat + 1, ends
+
+    def _unmark(self, flat: np.ndarray, ends: np.ndarray, encoded: list[Any], added: int) -> None:
+        """Make special tokens that a text spells out unknown: some vocabularies hold them as words too.
+
+        More than the `added` ones tell where; only there it is looked which are the text's.
+        """
+        reserved = np.isin(flat, self._reserved)
+        before = np.concatenate([[0], np.cumsum(reserved)])
+        counts = before[ends[1:]] - before[ends[:-1]]
+        for i in np.flatnonzero(counts > added):
+            own = np.array(encoded[i].special_tokens_mask, bool)
+            if len(own) == ends[i + 1] - ends[i]:
+                wrong = reserved[ends[i] : ends[i + 1]] & ~own
+                flat[ends[i] : ends[i + 1]][wrong] = self.special.get("unk", 0)
+
+
+def write_pretrained(config: TextConfig, source: str, folder: Path) -> PretrainedTokenizer:
+    """Save the tokenizer of a source as `tokenizer.json`, complete in itself: the source is not needed again.
+
+    Raises ConfigError or InputError where it cannot be read.
+    """
+    tokenizer = read_tokenizer(source)
+    write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
+    return PretrainedTokenizer(tokenizer, config.max_length)
 
 
 def load_tokenizer(config: TextConfig, folder: Path) -> Tokenizer:
@@ -190,6 +273,8 @@ def load_tokenizer(config: TextConfig, folder: Path) -> Tokenizer:
         raise ArtifactError(f"{path}: missing; the texts were cut into subwords by it") from error
     except Exception as error:  # the library raises bare Exception for a file it cannot parse
         raise ArtifactError(f"{path}: not a tokenizer ({error})") from error
+    if config.tokenizer == "pretrained":
+        return PretrainedTokenizer(library, config.max_length)
     return SubwordTokenizer(library, config.max_length)
 
 

@@ -17,6 +17,7 @@ from ensemble_kd.config import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TransformerConfig,
 )
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.mlp import MLP
@@ -56,8 +57,15 @@ class Network(nn.Module):
         self.register_buffer("input_scale", scale)  # (W, C), (1,) for one channel, or (F,)
         self.register_buffer("input_shift", shift)
 
-    def forward(self, inputs: Tensor, hidden: bool = False) -> Outputs:
-        """Logits (B, num_outputs); with `hidden` also the body's hidden states by name."""
+    def forward(
+        self, inputs: Tensor, hidden: bool = False, attention: bool = False, masked: Tensor | None = None
+    ) -> Outputs:
+        """Logits (B, num_outputs); with `hidden` also the body's hidden states by name.
+
+        Transformers only: with `attention` the scores, with `masked` (B, L) the logits of words there.
+        """
+        if attention or masked is not None:
+            return self.body(self.normalise(inputs), hidden, attention, masked)
         return self.body(self.normalise(inputs), hidden)
 
     def normalise(self, inputs: Tensor) -> Tensor:
@@ -116,11 +124,14 @@ class CustomBody(nn.Module):
         return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
 
 
-def build(model: ModelConfig, info: dict[str, Any], num_outputs: int | None = None) -> Network:
+def build(
+    model: ModelConfig, info: dict[str, Any], num_outputs: int | None = None, masked_lm: bool = False
+) -> Network:
     """A freshly initialised network for the data that `info` describes (`DataInfo.to_dict()`).
 
-    `num_outputs` replaces the number of classes, for a network over some of them. Initial weights come
-    from torch's global generator. Raises ConfigError for a custom model that does not fit.
+    `num_outputs` replaces the number of classes, for a network over some of them; with `masked_lm` a
+    transformer guesses words instead. Initial weights come from torch's global generator.
+    Raises ConfigError for a custom model or a transformer that does not fit.
     """
     kind, shape = info["kind"], list(info["input_shape"])
     num_outputs = num_outputs or info["num_classes"]
@@ -130,6 +141,11 @@ def build(model: ModelConfig, info: dict[str, Any], num_outputs: int | None = No
         network = Network(body, kind, shape, mean, std)
         _check_custom(network, model.callable, kind, shape, num_outputs)
         return network
+    if isinstance(model, TransformerConfig):
+        from ensemble_kd.models.transformer import build_transformer  # takes seconds to import
+
+        body = build_transformer(model, info, num_outputs, masked_lm)
+        return Network(body, kind, shape, mean, std)
     fits = {"mlp": ("image", "numeric"), "resnet": ("image",), "bag": ("text",), "bilstm": ("text",)}
     if kind not in fits[model.name]:
         raise ConfigError(

@@ -9,14 +9,23 @@ from torch import Tensor
 
 @dataclass
 class Outputs:
-    """Logits and, where they were asked for, hidden states by name."""
+    """Logits and, where they were asked for, hidden states and attention."""
 
     logits: Tensor
-    """(B, C)"""
+    """(B, C); of a masked language model (P, V), one row per masked position of the batch."""
     hidden: dict[str, Tensor] | None = None
-    """(B, ...) each; the names are documented by the network."""
+    """(B, ...) each; the names are documented by the network. A transformer's: `embedding`, `layer_1`,
+    `layer_2`, ..., each (B, L, D), the output of the embeddings and of each block."""
+    attention: tuple[Tensor, ...] | None = None
+    """Per block the scores Q K^T / sqrt(d), before mask and softmax: (B, A, L, L)."""
+    mask: Tensor | None = None
+    """(B, L) bool: positions that are not padding; None where there is no padding."""
 
     def __getitem__(self, part: slice) -> Outputs:
         """The outputs of some examples of the batch."""
-        hidden = None if self.hidden is None else {name: state[part] for name, state in self.hidden.items()}
-        return Outputs(self.logits[part], hidden)
+        return Outputs(
+            self.logits[part],
+            None if self.hidden is None else {name: state[part] for name, state in self.hidden.items()},
+            None if self.attention is None else tuple(scores[part] for scores in self.attention),
+            None if self.mask is None else self.mask[part],
+        )

@@ -57,6 +57,9 @@ class BiLSTM(nn.Module):
     states: `pooled` (B, 2 * hidden) and `classifier` (B, classifier_hidden), after its ReLU.
     """
 
+    sequential = True
+    """Costs as much as the texts are long: worth sorting them by length."""
+
     def __init__(
         self,
         vocabulary_size: int,

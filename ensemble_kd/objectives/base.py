@@ -48,20 +48,40 @@ class Batch:
     """(B,) int64, -1 where unlabelled."""
     teacher: Outputs | None = None
     """What the ensemble says of these inputs, where the loss reads it."""
+    masked: Tensor | None = None
+    """(B, L) bool: positions whose word is to be guessed (masked language models); then `labels` are the
+    words' numbers there, (P,), row by row."""
+    progress: float = 0.0
+    """Share of the training that is done, 0 to 1: what schedules of weights go by."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
-        return Batch(self.inputs[part], self.labels[part], teacher)
+        if self.masked is None:
+            return Batch(self.inputs[part], self.labels[part], teacher, progress=self.progress)
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
+        begin, end, _ = part.indices(len(self))
+        words = self.labels[int(ends[begin]) : int(ends[end])]
+        return Batch(self.inputs[part], words, teacher, self.masked[part], self.progress)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.inputs)
 
 
 class Objective(Protocol):
-    """A soft loss: torch only, with no state beyond its fields."""
+    """A soft loss: torch only, with no state beyond its fields.
+
+    One that learns something beside the student, a projection, or that depends on both networks' shapes,
+    also has
+
+        def prepare(self, student: Outputs, teacher: Outputs) -> nn.Module | None
+
+    which is given both networks' outputs for some made-up batch, raises ConfigError (what, both sides,
+    remedy) where they do not fit, and returns what is to be trained along; `__call__` is then given that as
+    a fourth argument, `learned`. It is saved with the student's checkpoints, and left out of what is shipped.
+    """
 
     needs: ClassVar[frozenset[str]]
-    """What of the teacher it reads: `logits`, `hidden`."""
+    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Losses of the examples (B,). The teacher gets no gradient."""
@@ -90,12 +110,13 @@ def _hint(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known) or 'none'}"
 
 
-def build_objective(settings: dict[str, Any], temperature: float) -> Objective:
-    """The objective that `student.objective` asks for: its `name` and its fields.
+def build_objective(
+    settings: dict[str, Any], temperature: float, path: str = "student.objective"
+) -> Objective:
+    """The objective that a block such as `student.objective` asks for: its `name` and its fields.
 
     Raises ConfigError with every problem, each line starting with the path of its field.
     """
-    path = "student.objective"
     given = dict(settings)
     name = given.pop("name", None)
     if not isinstance(name, str):

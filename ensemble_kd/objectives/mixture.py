@@ -1,53 +1,136 @@
-"""The student's whole loss: soft and hard term, weighted."""
+"""A student's whole loss: soft and hard term, weighted, and further terms."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
-from ensemble_kd.objectives.base import Batch, Objective, stack, stacks_with
+from ensemble_kd.objectives.base import Batch, Objective, build_objective, stack, stacks_with
 from ensemble_kd.objectives.hard import cross_entropy
+from ensemble_kd.objectives.schedules import Schedule, parse_weight
+
+
+@dataclass(frozen=True)
+class Term:
+    """One further loss and its weight over the course of the training."""
+
+    objective: Objective
+    weight: Schedule
+    path: str = "student.terms"
+    """Field that it was read from, for messages."""
+
+
+def build_terms(settings: Sequence[dict[str, Any]], temperature: float, path: str) -> tuple[Term, ...]:
+    """The terms that `student.terms` asks for. Raises ConfigError with every problem."""
+    terms, problems = [], []
+    for i, fields in enumerate(settings):
+        where, own = f"{path}.{i}", dict(fields)
+        weight = None
+        try:
+            weight = parse_weight(own.pop("weight", 1.0), f"{where}.weight")
+        except ConfigError as error:
+            problems += error.problems
+        try:
+            objective = build_objective(own, temperature, where)
+            if weight is not None:
+                terms.append(Term(objective, weight, where))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return tuple(terms)
 
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """1/B * sum_i (alpha * soft_i + (1 - alpha) * hard_i), hard_i = 0 where example i has no label.
+    """1/B * sum_i (alpha * soft_i + (1 - alpha) * hard_i + sum_k w_k term_ki), hard_i = 0 without a label.
 
     The weighted average of arXiv 1503.02531, section 2. B counts all examples of the batch, so that a
-    label weighs the same however many of its neighbours have one. With alpha = 0 the teacher is not
-    read, with alpha = 1 the labels are not. A teacher trains with `DistillationLoss()`.
+    label weighs the same however many of its neighbours have one. With alpha = 0 the soft targets are not
+    read, with alpha = 1 the labels are not; without a soft loss alpha = 1 leaves the terms alone. A teacher
+    trains with `DistillationLoss()`.
+
+    `soft` reads the averaged teacher; each term is averaged over the teachers that run beside the student.
     """
 
     soft: Objective | None = None
     alpha: float = 0.0
     label_smoothing: float = 0.0
+    terms: tuple[Term, ...] = ()
+    shares: tuple[float, ...] = (1.0,)
+    """Weights of the teachers beside the student, which sum to 1."""
+    learned: list[list[nn.Module | None]] = field(default_factory=list)
+    """Per teacher and term what is trained along; filled by `prepare`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: between 0 and 1, got {self.alpha}")
-        if self.alpha > 0 and self.soft is None:
+        if self.alpha > 0 and self.soft is None and not self.terms:
             raise ValueError(f"alpha is {self.alpha}, but there is no soft loss; give one, or alpha=0")
 
     @property
     def needs(self) -> frozenset[str]:
-        """What of the teacher is read: the objective's needs, or nothing with alpha = 0."""
-        return self.soft.needs if self.soft is not None and self.alpha > 0 else frozenset()
+        """What of the teacher is read: the objectives' needs, or nothing with alpha = 0 and no terms."""
+        own = self.soft.needs if self.soft is not None and self.alpha > 0 else frozenset()
+        return own.union(*(term.objective.needs for term in self.terms))
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """The scalar to minimise."""
-        if self.soft is None or self.alpha == 0:
-            return cross_entropy(student.logits, batch.labels, self.label_smoothing).mean()
-        if teacher is None:
-            raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
-        loss = self.alpha * self.soft(student, teacher, batch).mean()
+    @property
+    def wants(self) -> dict[str, bool]:
+        """What a network is asked for beside logits, as arguments of its forward pass."""
+        read = frozenset[str]().union(*(term.objective.needs for term in self.terms))
+        return {what: True for what in ("hidden", "attention") if what in read}
+
+    def prepare(self, student: Outputs, teachers: Sequence[Outputs]) -> nn.ModuleList:
+        """Hold both sides' shapes against each other; returns what is trained along, projections.
+
+        Raises ConfigError with every term that does not fit.
+        """
+        problems: list[str] = []
+        self.learned.clear()
+        for teacher in teachers:
+            found: list[nn.Module | None] = []
+            for term in self.terms:
+                prepare = getattr(term.objective, "prepare", None)
+                try:
+                    found.append(prepare(student, teacher) if prepare is not None else None)
+                except ConfigError as error:
+                    problems += [f"{term.path}.{line}" for line in error.problems]
+            self.learned.append(found)
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+        return nn.ModuleList(module for found in self.learned for module in found if module is not None)
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, beside: Sequence[Outputs] = ()
+    ) -> Tensor:
+        """The scalar to minimise. `beside` are the outputs of the teachers that run beside the student."""
+        total: Tensor | None = None
+        if self.soft is not None and self.alpha > 0:
+            if teacher is None:
+                raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
+            total = self.alpha * self.soft(student, teacher, batch).mean()
         if self.alpha < 1:
             hard = cross_entropy(student.logits, batch.labels, self.label_smoothing).mean()
-            loss = loss + (1 - self.alpha) * hard
-        return loss
+            total = hard * (1 - self.alpha) if total is None else total + (1 - self.alpha) * hard
+        for k, term in enumerate(self.terms):
+            weight = term.weight.at(batch.progress)
+            if weight == 0 and not any(found[k] for found in self.learned):
+                continue  # what is learned along needs a gradient in every step, if one of 0
+            if not beside:
+                raise ValueError("a term reads a teacher beside the student, and there is none")
+            for share, outputs, learned in zip(self.shares, beside, self.learned, strict=True):
+                extra = () if learned[k] is None else (learned[k],)
+                value = term.objective(student, outputs, batch, *extra).mean() * (weight * share)
+                total = value if total is None else total + value
+        if total is None:  # every weight is 0 for now
+            return student.logits.sum() * 0.0
+        return total
 
 
 class StackedLoss:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config
+from ensemble_kd.config import Config, text_source
 from ensemble_kd.data.prepared import prepare, source_fingerprint
 from ensemble_kd.stages.context import Context, StagePlan
 
@@ -15,13 +15,15 @@ def plan(config: Config, run: Any) -> StagePlan:
     """Reads the source once to fingerprint it."""
     settings = config.data.model_dump(mode="json")
     settings.pop("augment")  # used by teachers and soft targets, which carry it in their own settings
+    settings.pop("text_augment")  # its texts are among the unlabelled ones
     settings.pop("path")  # the content counts, not where it lies
+    settings["text"].pop("source")
     for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
         if isinstance(settings[name], str):
             settings.pop(name)
-    return StagePlan.of(
-        run, "data", {"data": settings, "seed": config.seed}, {"source": source_fingerprint(config.data)}
-    )
+    tokenizer = text_source(config) if config.data.kind == "text" else None
+    source = source_fingerprint(config.data, tokenizer)
+    return StagePlan.of(run, "data", {"data": settings, "seed": config.seed}, {"source": source})
 
 
 def run(context: Context, plan: StagePlan) -> Manifest:

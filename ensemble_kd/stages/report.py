@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import Manifest, checksum, damage, finish, read_manifest
-from ensemble_kd.config import Config
+from ensemble_kd.config import Config, StudentConfig
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
@@ -107,7 +107,7 @@ def run(
             shipped=student.summary["shipped"],
             temperature=config.student.temperature,
             alpha=config.student.alpha,
-            objective=config.student.objective_fields["name"],
+            objective=_objective(config.student),
             mean=config.student.mean,
             settings=config.model_dump(mode="json", exclude={"report"}),
             lineage=lineage,
@@ -197,6 +197,12 @@ def _specialised(
     )
 
 
+def _objective(student: StudentConfig) -> str:
+    """What the student learned by, in a few words: `kl + patient`."""
+    fields = student.objective_fields
+    return " + ".join([*([fields["name"]] if fields else []), *(term["name"] for term in student.terms)])
+
+
 def _given_teachers(teachers: Manifest, folder: Path) -> list[System]:
     found = []
     for entry in teachers.summary["members"]:
@@ -235,6 +241,8 @@ def measure_latency(network: Network, inputs: np.ndarray, seconds: float = 0.1) 
     try:
         for size in (1, 32):
             batch = torch.from_numpy(np.resize(inputs[:size], (size, *inputs.shape[1:])).copy())
+            if getattr(network.body, "sequential", False):
+                batch = batch[:, : int((batch != 0).sum(1).max())]
             network(batch)
             times: list[float] = []
             end = time.perf_counter() + seconds

@@ -19,7 +19,7 @@ from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
-from ensemble_kd.train.device import autocast
+from ensemble_kd.train.loop import predict
 from ensemble_kd.train.member import load_network
 
 
@@ -92,8 +92,7 @@ class Labeller:
         for v in range(self.layout.views):
             seen = view(inputs, rows, v, VIEW_SEED, self.augment) if v else inputs
             for m, (network, precision) in enumerate(self.networks):
-                with autocast(self.device, precision):
-                    out[:, v, m] = network(seen).logits.float().cpu()
+                out[:, v, m] = predict(network, seen, self.device, self.batch_size, precision)
         return out
 
 

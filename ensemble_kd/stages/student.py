@@ -16,6 +16,7 @@ from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.objectives.base import build_objective
+from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_STUDENTS,
@@ -26,33 +27,64 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.shards import encode
+from ensemble_kd.stages.start import (
+    Basis,
+    basis_of,
+    corpora,
+    fit_problems,
+    online_of,
+    phase_tasks,
+    source_digests,
+    start_of,
+)
 from ensemble_kd.stages.training_data import Store, arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
+
+__all__ = ["fit_problems", "objective_problems", "plan", "run", "task", "tasks", "train_phases", "usable"]
 
 STORED = frozenset({"logits"})
 """What the store can give to an objective."""
 
 
-def needs(config: Config) -> frozenset[str]:
-    """What the student's objective wants from the teachers."""
-    return frozenset(build_objective(config.student.objective_fields, config.student.temperature).needs)
-
-
 def objective_problems(config: Config) -> list[str]:
-    """What is wrong with `student.objective`, before anything runs."""
+    """What is wrong with `student.objective`, `student.terms` and those of the phases, before anything
+    runs."""
+    problems: list[str] = []
+    blocks = [("student", config.student), *_phases(config)]
+    for path, block in blocks:
+        fields = block.objective_fields
+        if fields is None:
+            if path == "student" and block.alpha > 0 and not block.terms:
+                problems.append(
+                    "student.objective: null, and there are no terms; name one, or set student.alpha=0"
+                )
+        else:
+            problems += _soft_problems(config, path, block, fields)
+        try:
+            build_terms(block.terms, block.temperature, f"{path}.terms")
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def _phases(config: Config) -> list[tuple[str, Any]]:
+    return [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
+
+
+def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]) -> list[str]:
     try:
-        wanted = needs(config)
+        wanted = build_objective(fields, block.temperature, f"{path}.objective").needs
     except ConfigError as error:
         return error.problems
+    name = fields["name"]
     if missing := sorted(wanted - STORED):
-        name = config.student.objective_fields["name"]
         return [
-            f"student.objective: {name!r} needs the teacher's {', '.join(missing)}; the soft targets hold "
-            "logits only; use an objective on logits"
+            f"{path}.objective: {name!r} needs the teacher's {', '.join(missing)}; the soft targets hold "
+            f"logits only; move it to {path}.terms, for which a teacher runs beside the student"
         ]
-    if config.soft_targets.top_k is not None and config.student.objective_fields["name"] == "mse":
-        return ["student.objective: 'mse' needs every logit; set soft_targets.top_k=null or use 'kl'"]
+    if config.soft_targets.top_k is not None and name == "mse" and not block.online.logits:
+        return [f"{path}.objective: 'mse' needs every logit; set soft_targets.top_k=null or use 'kl'"]
     return []
 
 
@@ -75,6 +107,7 @@ def tasks(
     data: str,
     store: str,
     counts: dict[str, int],
+    basis: Basis,
     weights: list[float] | None = None,
     combined: str | None = None,
 ) -> list[MemberTask]:
@@ -92,7 +125,7 @@ def tasks(
     roles += ["plain"] if config.soft_targets.views > 1 else []
     roles += ["pseudo"] if counts["transfer"] > counts["labelled"] else []
     return [
-        task(config, role, seed, data, store, counts, weights, combined)
+        task(config, role, seed, data, store, counts, basis, weights, combined)
         for seed in range(config.student.seeds)
         for role in roles
     ]
@@ -105,6 +138,7 @@ def task(
     data: str,
     store: str,
     counts: dict[str, int],
+    basis: Basis,
     weights: list[float] | None = None,
     combined: str | None = None,
 ) -> MemberTask:
@@ -116,6 +150,10 @@ def task(
         learned = config.targets if role == "distilled" else learned
     soft = role == "distilled" or role.startswith("from_")
     reads = soft or role == "pseudo"
+    online = None
+    if soft and (student.terms or student.online.logits):
+        online = online_of(student.online, basis, weights, "student")
+    phases = phase_tasks(config, basis, data, store, counts, weights, seed)
     views = 1 if role == "plain" else config.soft_targets.views
     inputs = {"data": data}
     if reads and learned != "specialists":
@@ -130,7 +168,7 @@ def task(
         name=f"{role}-seed-{seed}",
         role=role,
         seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
-        model=student.model.model_dump(mode="json"),
+        model=basis.model,
         training=student.training.model_dump(mode="json"),
         inputs=inputs,
         rows=rows,
@@ -145,7 +183,48 @@ def task(
         pseudo_labels=role == "pseudo",
         targets=learned,
         class_bias=student.class_bias == "fitted",
+        initial=start_of(config, basis, phases, baseline=not soft),
+        terms=student.terms if soft else [],
+        online=online,
     )
+
+
+def train_phases(
+    context: Context,
+    data: Path,
+    info: dict[str, Any],
+    ensemble: Store,
+    fingerprints: tuple[str, str],
+    basis: Basis,
+    weights: list[float] | None,
+    seeds: int,
+) -> None:
+    """What students learn before their last phase, in one worker group; nothing where there are no phases.
+
+    Raises TrainingError where a loss was not finite.
+    """
+    config = context.config
+    if not config.student.phases:
+        return
+    wanted = [
+        task
+        for seed in range(seeds)
+        for task in phase_tasks(config, basis, *fingerprints, info["counts"], weights, seed)
+    ]
+    arrays, load, _ = arrays_and_loader(
+        data,
+        info,
+        config.compute.memory_budget,
+        ensemble,
+        run=context.folder,
+        corpora=lambda: corpora(config, context.folder, data),
+    )
+    good = train_and_follow(context, "student", wanted, load, arrays, config.student.replicas_per_member)
+    if lost := [task.name for task in wanted if task not in good]:
+        raise TrainingError(
+            f"student.phases: {', '.join(lost)}: the loss became NaN or infinite; lower the phase's "
+            "training.learning_rate or set its training.gradient_clip"
+        )
 
 
 def _weights(targets: str, weights: list[float] | None) -> list[float] | None:
@@ -158,6 +237,8 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
+    if digests := source_digests(config.student):
+        settings["sources"] = digests
     if config.sweep is not None and config.sweep.refit != "none":
         settings["refit"] = config.sweep.refit
     inputs = {"data": data, "soft_targets": store}
@@ -198,6 +279,7 @@ def run(
     info: dict[str, Any],
     store: Path,
     receipt: Manifest,
+    teachers: Manifest,
     combination: Store | None = None,
     ready: Path | None = None,
 ) -> Manifest:
@@ -210,16 +292,20 @@ def run(
     began = time.perf_counter()
     members = members_folder(context.folder, "student")
     weights, combination = usable(context, receipt, combination, info)
+    basis = basis_of(context.config, context.folder, data, teachers)
+    sources = (plan.inputs["data"], plan.inputs["soft_targets"])
     wanted = tasks(
         context.config,
-        plan.inputs["data"],
-        plan.inputs["soft_targets"],
+        *sources,
         info["counts"],
+        basis,
         weights,
         plan.inputs["combined_targets"] if combination else None,
     )
+    seeds = context.config.student.seeds
+    train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
     arrays, load, streams = arrays_and_loader(
-        data, info, context.config.compute.memory_budget, (store, receipt), combination
+        data, info, context.config.compute.memory_budget, (store, receipt), combination, run=context.folder
     )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
@@ -275,7 +361,9 @@ def _refit(
     teachers = members_folder(context.folder, "teachers")
     names = sorted(name for name in ensemble[1].inputs if name.startswith("teacher-"))
     layout = StoreLayout(**ensemble[1].summary["layout"])
-    plain, load, streams = arrays_and_loader(data, info, context.config.compute.memory_budget, ensemble)
+    plain, load, streams = arrays_and_loader(
+        data, info, context.config.compute.memory_budget, ensemble, run=context.folder
+    )
     assert not streams, "checked before anything is trained"
 
     def arrays() -> dict[str, Any]:

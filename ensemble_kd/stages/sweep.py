@@ -21,6 +21,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights
+from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.train.member import MemberTask
@@ -92,14 +93,16 @@ def run(
     info: dict[str, Any],
     store: Path,
     receipt: Manifest,
+    members: Manifest,
     combination: Store | None = None,
 ) -> Manifest:
-    """Search, and name the winner. Raises TrainingError where too many trials failed or none finished."""
+    """Search, and name the winner; `members` are the trained teachers. Raises TrainingError where too many
+    trials failed or none finished."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     config = context.config
     assert config.sweep is not None
-    _, combination = student_stage.usable(context, receipt, combination, info)
+    own, combination = student_stage.usable(context, receipt, combination, info)
     if (
         combination is None
         and config.specialists is not None
@@ -108,8 +111,13 @@ def run(
         context.console.warning(
             "sweep.space.targets: no specialist helped on validation rows, so all choices are the ensemble"
         )
+    fingerprints = (plan.inputs["data"], plan.inputs["soft_targets"])
+    basis = basis_of(config, context.folder, data, members)
+    student_stage.train_phases(
+        context, data, info, (store, receipt), fingerprints, basis, own, config.sweep.num_seeds
+    )
     arrays, load, streams = arrays_and_loader(
-        data, info, config.compute.memory_budget, (store, receipt), combination
+        data, info, config.compute.memory_budget, (store, receipt), combination, run=context.folder
     )
     if streams:
         context.console.line("sweep: the transfer set is larger than compute.memory_budget and is streamed")
@@ -121,9 +129,11 @@ def run(
         alone = config.model_copy(update={"student": student, "sweep": None})
         if problems := cross_field_problems(alone):
             raise ConfigError(problems)
-        sources = (plan.inputs["data"], plan.inputs["soft_targets"], info["counts"])
         weights = kept_weights(student.weights, teachers)
-        return student_stage.task(alone, role, seed, *sources, weights, combined)
+        found = (
+            basis if student.model == config.student.model else basis_of(alone, context.folder, data, members)
+        )
+        return student_stage.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
 
     sweep = TrialBook(context, plan.folder, make)
     if sweep.unfinished():

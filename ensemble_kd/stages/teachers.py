@@ -9,10 +9,11 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish
-from ensemble_kd.config import Config, member_settings
+from ensemble_kd.config import Config, member_settings, num_teachers
 from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
+from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_TEACHERS,
@@ -20,6 +21,7 @@ from ensemble_kd.stages.members import (
     members_folder,
     train_and_follow,
 )
+from ensemble_kd.stages.start import teacher_model
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask
@@ -29,15 +31,20 @@ def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
     """One task per member; `data` is the data's fingerprint, `labelled` its number of labelled rows."""
     teachers = config.teachers
     found = []
-    for i in range(teachers.num_members):
-        model, training = member_settings(teachers, i)
+    for i in range(num_teachers(config)):
+        model, path = teacher_model(config, i)
+        training = member_settings(teachers, i)[1]
+        if teachers.source == "pretrained":  # taken as it is: a member without a step of training
+            training = training.model_copy(update={"epochs": 0})
+        architecture, initial = resolve(model, path=path)
         augment = config.data.augment if teachers.augment and config.data.augment.active else None
         found.append(
             MemberTask(
                 name=f"teacher-{i:03d}",
                 role="teacher",
                 seed=mix(config.seed, STREAM_OF_TEACHERS, i),
-                model=model.model_dump(mode="json"),
+                model=architecture,
+                initial=initial,
                 training=training.model_dump(mode="json"),
                 inputs={"data": data},
                 rows={"labelled": True, "bootstrap": teachers.bootstrap, "fraction": teachers.fraction},
@@ -58,7 +65,7 @@ def plan(config: Config, run: Path, data: str) -> StagePlan:
         return StagePlan.of(run, "teachers", settings, {"data": data, "predictions": files})
     members = [task.fingerprint for task in tasks(config, data)]
     settings = {
-        "num_members": config.teachers.num_members,
+        "num_members": num_teachers(config),
         "on_failure": config.teachers.on_failure,
         **{key: config.teachers.model_dump(mode="json")[key] for key in ("model", "training", "overrides")},
         "seed": config.seed,

@@ -18,6 +18,7 @@ from ensemble_kd.train.member import TrainingData
 from ensemble_kd.train.stored import StoredLogits
 
 GB = 1e9
+CORPUS = "corpus/"
 
 
 def input_bytes(info: dict[str, Any]) -> int:
@@ -41,10 +42,14 @@ def arrays_and_loader(
     budget: float,
     ensemble: Store | None = None,
     specialists: Store | None = None,
+    *,
+    run: Path | None = None,
+    corpora: Callable[[], dict[str, np.ndarray]] = dict,
 ) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], TrainingData], bool]:
     """What `train_members` takes: the arrays to share, the function that reads them, whether it streams.
 
     `ensemble` are the members' soft targets, absent for teachers; `specialists` those combined with them.
+    `run` is the folder in which members start from others', `corpora` gives texts by fingerprint.
     """
     named = {"ensemble": ensemble, "specialists": specialists}
     stores = {name: store for name, store in named.items() if store is not None}
@@ -62,14 +67,15 @@ def arrays_and_loader(
             rows = info["counts"]["transfer"]
             columns = load_columns(folder, shards_of(manifest), layouts[name], rows)
             shared |= {f"{name}/{column}": values for column, values in columns.items()}
-        return shared
+        return shared | {f"{CORPUS}{name}": texts for name, texts in corpora().items()}
 
     shards = [str(path) for path in shard_paths(data, "transfer")] if streams else []
     parts = {
         name: [str(folder / part) for part in shards_of(manifest)] if streams else []
         for name, (folder, manifest) in stores.items()
     }
-    load = partial(load_training_data, info=info, layouts=layouts, shards=shards, parts=parts)
+    folder = None if run is None else str(run.resolve())
+    load = partial(load_training_data, info=info, layouts=layouts, shards=shards, parts=parts, run=folder)
     return arrays, load, streams
 
 
@@ -85,6 +91,7 @@ def load_training_data(
     layouts: dict[str, StoreLayout],
     shards: list[str],
     parts: dict[str, list[str]],
+    run: str | None = None,
 ) -> TrainingData:
     """In the worker: give the shared arrays their meaning."""
 
@@ -100,6 +107,10 @@ def load_training_data(
         return StoredLogits(columns, layouts[name])
 
     data = TrainingData(info, split("validation"), split("test"))
+    data.run = None if run is None else Path(run)
+    data.corpora = {
+        name.removeprefix(CORPUS): array for name, array in arrays.items() if name.startswith(CORPUS)
+    }
     if "transfer/inputs" in arrays:
         data.transfer = split("transfer")
         data.teacher, data.combined = stored("ensemble"), stored("specialists")

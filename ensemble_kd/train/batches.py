@@ -23,6 +23,7 @@ from ensemble_kd.data.augment import view
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
+from ensemble_kd.train.masking import Masking
 
 BLOCK_EXAMPLES = 8192
 """Examples gathered at once; large enough to hide Python, small enough to stay in the cache."""
@@ -204,6 +205,17 @@ def join_blocks(first: Block, second: Block) -> Block:
     )
 
 
+def length_order(inputs: Tensor, batch_size: int, seed: int) -> Tensor:
+    """(n,) order of texts (n, L), n a multiple of the batch's size: each batch of about one length.
+
+    The batches come in random order; texts of one length keep theirs, which is random already.
+    """
+    lengths = (inputs != 0).sum(1)
+    order = torch.argsort(lengths, stable=True).view(-1, batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    return order[torch.randperm(len(order), generator=generator).to(order.device)].reshape(-1)
+
+
 def pad_alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Token matrices (B, L) of two shards brought to one length with padding (0)."""
     if first.dim() != 2 or first.shape[1] == second.shape[1]:
@@ -252,6 +264,10 @@ class Batches:
     """Cut token matrices to the longest text of the batch."""
     at_once: int | None = None
     """Batches of a block that are augmented and given their targets at once; None for all."""
+    by_length: bool = False
+    """Put texts of about the same length into a batch, so that little of it is padding."""
+    masking: Masking | None = None
+    """Masks words to be guessed; for masked language models."""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of this replica: its share of each global batch."""
@@ -260,16 +276,24 @@ class Batches:
             block = block if left is None else join_blocks(left, block)
             whole = len(block.rows) - len(block.rows) % self.batch_size
             left = slice_block(block, slice(whole, None)) if whole < len(block.rows) else None
+            if self.by_length and whole:
+                seed = mix(self.seed, epoch, int(block.rows[0]), 31)
+                block = slice_block(block, length_order(block.inputs[:whole], self.batch_size, seed))
             size = whole if self.at_once is None else self.at_once * self.batch_size
             for begin in range(0, whole, size or 1):
                 part = slice(begin, min(begin + size, whole))
-                yield from self._cut(self._finish(slice_block(block, part), epoch))
+                finished = self._finish(slice_block(block, part), epoch)
+                yield from self._cut(finished, block.rows[part], epoch)
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """(B,) bool: the examples of this replica."""
+        steps = torch.arange(len(rows), device=rows.device)
+        share = self.batch_size // self.replicas
+        return (steps % self.batch_size) // share == self.rank
 
     def _finish(self, block: Block, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.replicas > 1:  # (steps, replicas, share): keep this replica's share before any work
-            steps = torch.arange(len(block.rows), device=block.rows.device)
-            share = self.batch_size // self.replicas
-            block = slice_block(block, (steps % self.batch_size) // share == self.rank)
+            block = slice_block(block, self._own(block.rows))
         inputs = block.inputs.to(self.device, non_blocking=True)
         rows = block.rows.to(self.device, non_blocking=True)
         labels = block.labels.to(self.device, non_blocking=True)
@@ -292,8 +316,10 @@ class Batches:
             labels = torch.where(labels >= 0, outputs[labels.clamp(min=0)], labels)
         return inputs, labels, teacher
 
-    def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[Batch]:
+    def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None], rows: Tensor, epoch: int) -> Iterator[Batch]:
         inputs, labels, teacher = parts
+        if self.replicas > 1:
+            rows = rows[self._own(rows)]
         share = self.batch_size // self.replicas
         for begin in range(0, len(labels), share):
             part = slice(begin, begin + share)
@@ -301,6 +327,9 @@ class Batches:
             if self.trim_padding:
                 longest = max(1, int((batch_inputs != 0).any(0).nonzero()[-1:].sum()) + 1)
                 batch_inputs = batch_inputs[:, :longest]
+            if self.masking is not None:
+                yield self.masking(batch_inputs, rows[part].to(self.device), epoch)
+                continue
             yield Batch(
                 batch_inputs, labels[part], None if teacher is None else Outputs(teacher[..., part, :])
             )

@@ -27,6 +27,7 @@ from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train.batches import Batches, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
+from ensemble_kd.train.online import Online
 
 Evaluate = Callable[[Network], dict[str, float]]
 
@@ -94,6 +95,17 @@ class Progress:
         return better
 
 
+class Learner(nn.Module):
+    """A network and what its loss trains along, as one thing to optimise, to save and to replicate."""
+
+    def __init__(self, network: Network, learned: nn.Module) -> None:
+        super().__init__()
+        self.network, self.learned = network, learned
+
+    def forward(self, inputs: Tensor, **wants: Any) -> Any:
+        return self.network(inputs, **wants)
+
+
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or SGD in torch's fused form; weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
@@ -109,13 +121,15 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Op
 
 
 def learning_rate(training: TrainingConfig, step: int, total_steps: int) -> float:
-    """Linear warm-up from 0, then constant or a half cosine down to 0; `step` counts from 0."""
+    """Linear warm-up from 0, then constant, a line or a half cosine down to 0; `step` counts from 0."""
     warmup = round(training.warmup_fraction * total_steps)
     if step < warmup:
         return training.learning_rate * (step + 1) / (warmup + 1)
     if training.schedule == "constant":
         return training.learning_rate
     part = (step - warmup) / max(1, total_steps - warmup)
+    if training.schedule == "linear":
+        return training.learning_rate * (1 - part)
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
 
 
@@ -126,6 +140,7 @@ def train(
     training: TrainingConfig,
     *,
     seed: int,
+    online: Online | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
     replicas: Replicas | None = None,
@@ -144,6 +159,7 @@ def train(
         loss,
         training,
         seed=seed,
+        online=online,
         evaluate=evaluate,
         checkpoint=checkpoint,
         replicas=replicas,
@@ -166,6 +182,8 @@ def train_epochs(
     training: TrainingConfig,
     *,
     seed: int,
+    online: Online | None = None,
+    learned: nn.Module | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
     replicas: Replicas | None = None,
@@ -173,25 +191,29 @@ def train_epochs(
 ) -> Generator[dict[str, float], None, Progress]:
     """`train`, one epoch at each `next`: whoever holds several of these can train them side by side.
 
+    `online` are the teachers beside the student, `learned` what the loss trains along (`loss.prepare`).
     Yields each epoch's entry of the history once its checkpoint is written.
     """
     replicas = replicas or Replicas()
     device = batches.device
-    optimizer = make_optimizer(network, training)
+    trained: nn.Module = (
+        network if learned is None or not list(learned.parameters()) else Learner(network, learned)
+    )
+    optimizer = make_optimizer(trained, training)
     progress, best = Progress(), None
     if checkpoint is not None and checkpoint.exists():
-        initial = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        initial = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
         try:
-            best, saved = load_state(checkpoint, network, optimizer)
+            best, saved = load_state(checkpoint, trained, optimizer)
             progress = Progress(**saved)
         except (ArtifactError, TypeError) as error:
             on_warning(f"{error}; this member starts again")
             progress, best = Progress(), None
-            network.load_state_dict(initial)  # part of the checkpoint may have been loaded
-            optimizer = make_optimizer(network, training)
-    model: nn.Module = network
+            trained.load_state_dict(initial)  # part of the checkpoint may have been loaded
+            optimizer = make_optimizer(trained, training)
+    model = trained
     if replicas.size > 1:
-        model = DistributedDataParallel(network, process_group=replicas.group)
+        model = DistributedDataParallel(trained, process_group=replicas.group)
     total_steps = training.epochs * batches.steps_per_epoch
     while progress.epoch < training.epochs and not progress.stopped:
         epoch = progress.epoch
@@ -203,7 +225,8 @@ def train_epochs(
         for step, batch in enumerate(batches.epoch(epoch), start=epoch * batches.steps_per_epoch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, step, total_steps)
-            total += train_step(model, network, optimizer, batch, loss, training, device)
+            batch.progress = step / total_steps
+            total += train_step(model, network, optimizer, batch, loss, training, device, online)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
@@ -226,7 +249,7 @@ def train_epochs(
         if training.early_stopping is not None:
             progress.stopped = replicas.agree(progress.stopped, device)
         if checkpoint is not None and replicas.rank == 0:
-            save_state(checkpoint, network, optimizer, best, progress.__dict__)
+            save_state(checkpoint, trained, optimizer, best, progress.__dict__)
         yield entry
     if best is not None:
         network.load_state_dict(best)
@@ -241,21 +264,28 @@ def train_step(
     loss: DistillationLoss,
     training: TrainingConfig,
     device: torch.device,
+    online: Online | None = None,
 ) -> Tensor:
     """One optimiser step; returns the batch's loss, detached."""
     parts = training.gradient_accumulation
+    wants = getattr(loss, "wants", {})  # a plain function of outputs and batch is a loss as well
     total = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     for i, part in enumerate(_parts(batch, parts)):
         wait = i < parts - 1 and isinstance(model, DistributedDataParallel)
         with model.no_sync() if wait else nullcontext():  # type: ignore[operator]
             with autocast(device, training.precision):
-                outputs = model(part.inputs)
-            value = loss(outputs, part.teacher, part) / parts
+                outputs = (
+                    model(part.inputs, **wants)
+                    if part.masked is None
+                    else model(part.inputs, masked=part.masked, **wants)
+                )
+            beside = (online(part),) if online is not None else ()
+            value = loss(outputs, part.teacher, part, *beside) / parts
             value.backward()
         total += value.detach()
     if training.gradient_clip is not None:
-        nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clip)
+        nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
     optimizer.step()
     if training.max_norm is not None:
         max_norm_(network, training.max_norm)
@@ -266,9 +296,13 @@ def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
     if parts == 1:
         yield batch
         return
-    size = len(batch.labels) // parts
+    size = len(batch) // parts
     for begin in range(0, size * parts, size):
         yield batch[begin : begin + size]
+
+
+TOKENS_AT_ONCE = 32_768
+"""Tokens of one forward pass in `predict`, where texts differ in length."""
 
 
 @torch.no_grad()
@@ -277,11 +311,36 @@ def predict(
 ) -> Tensor:
     """(N, C) float32 logits on the CPU, in evaluation mode."""
     network.eval()
+    if not len(inputs):
+        return torch.empty(0, 0)
+    if getattr(network.body, "sequential", False):
+        return _predict_texts(network, inputs, device, batch_size, precision)
     chunks = []
     for begin in range(0, len(inputs), batch_size):
         with autocast(device, precision):
             outputs = network(inputs[begin : begin + batch_size].to(device))
         chunks.append(outputs.logits.float().cpu())
-    if not chunks:
-        return torch.empty(0, 0)
     return torch.cat(chunks)
+
+
+def _predict_texts(
+    network: Network, inputs: Tensor, device: torch.device, batch_size: int, precision: str
+) -> Tensor:
+    """Texts of about one length at a time, without the padding behind them."""
+    positions = torch.arange(1, inputs.shape[1] + 1)
+    lengths = ((inputs != 0) * positions).amax(1).clamp(min=1)  # (N,)
+    order = torch.argsort(lengths, stable=True)
+    found: list[Tensor] = []
+    begin = 0
+    while begin < len(order):
+        # As many rows as fit when padded to the longest of them.
+        ends = lengths[order[begin : begin + batch_size]]
+        fits = int((ends * torch.arange(1, len(ends) + 1) <= TOKENS_AT_ONCE).sum())
+        rows = order[begin : begin + max(1, fits)]
+        with autocast(device, precision):
+            logits = network(inputs[rows, : int(lengths[rows[-1]])].to(device)).logits
+        found.append(logits.float().cpu())
+        begin += len(rows)
+    logits = torch.empty(len(order), found[0].shape[1])
+    logits[order] = torch.cat(found)
+    return logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,19 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
-from ensemble_kd.models.build import Network, build
-from ensemble_kd.models.specialist import correct_dustbin_, specialise
-from ensemble_kd.models.weights import load_weights, save_weights
+from ensemble_kd.models.build import Network, build, made_up_inputs
+from ensemble_kd.models.specialist import correct_dustbin_
+from ensemble_kd.models.transformer import piece_map
+from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.objectives.hard import cross_entropy
-from ensemble_kd.objectives.mixture import DistillationLoss
+from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import (
     Batches,
     Block,
@@ -39,11 +40,20 @@ from ensemble_kd.train.batches import (
     slice_block,
 )
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
+from ensemble_kd.train.initial import (
+    LEARNED,
+    WEIGHTS,
+    load_initial,
+    load_learned,
+    load_network,
+    online_networks,
+)
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train_epochs
+from ensemble_kd.train.masking import Masking, uniform
+from ensemble_kd.train.online import Online
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 
-WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.json"
@@ -86,28 +96,73 @@ class MemberTask:
     """Fields of a Specialty, for a member that starts from a generalist."""
     class_bias: bool = False
     """Whether one bias per class is fitted on validation rows at the end."""
+    initial: dict[str, Any] | None = None
+    """What its network starts from (`models.transplant`): a source's weights, or those of a member."""
+    terms: list[dict[str, Any]] = field(default_factory=list)
+    """Further losses, that read a teacher beside the student."""
+    online: dict[str, Any] | None = None
+    """Teachers beside the student: `teachers` (each `stage` and `member`, or `source` and `model`),
+    `shares`, and whether their `logits` take the place of the stored ones."""
+    phase: str | None = None
+    """Name of the phase, for one that others start from and that is not judged itself."""
+    corpus: dict[str, Any] | None = None
+    """`fingerprint` of the texts to learn from, in place of the transfer set."""
+    mask_probability: float | None = None
+    """Share of words to be guessed, for a masked language model; None for a classifier."""
 
     @property
     def reads_teacher(self) -> bool:
-        return self.alpha > 0 or self.pseudo_labels
+        """Whether it reads the stored soft targets."""
+        online = self.online is not None and self.online["logits"]
+        return (self.alpha > 0 and self.objective is not None and not online) or self.pseudo_labels
+
+    @property
+    def masked_lm(self) -> bool:
+        return self.mask_probability is not None
 
     @property
     def settings(self) -> dict[str, Any]:
         kept = {k: v for k, v in asdict(self).items() if k not in ("name", "role")}
-        if not self.reads_teacher:  # so that a hard-label baseline outlives a change of T
+        if not self.reads_teacher and self.online is None:  # so that a baseline outlives a change of T
             for key in ("objective", "temperature", "mean", "weights"):
                 kept.pop(key)
-        for key, usual in (("specialist", None), ("targets", "ensemble"), ("class_bias", False)):
+        for key, usual in (
+            ("specialist", None),
+            ("targets", "ensemble"),
+            ("class_bias", False),
+            ("initial", None),
+            ("terms", []),
+            ("online", None),
+            ("phase", None),
+            ("corpus", None),
+            ("mask_probability", None),
+        ):
             if kept[key] == usual:
                 kept.pop(key)
+        if self.masked_lm:
+            kept["masked_lm"] = True
         return kept
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint("member", self.settings)
+        return fingerprint("member", _without_places(self.settings))
 
     def folder(self, members: Path) -> Path:
         return members / self.fingerprint
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the digest of a pretrained model's files alone: where they lie does not count."""
+
+    def strip(place: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in place.items() if k != "source"} if "digest" in place else place
+
+    kept = dict(settings)
+    if kept.get("initial"):
+        kept["initial"] = strip(kept["initial"])
+    if kept.get("online"):
+        kept["online"] = {**kept["online"], "teachers": [strip(t) for t in kept["online"]["teachers"]]}
+    return kept
 
 
 @dataclass
@@ -127,6 +182,10 @@ class TrainingData:
     """(`targets` or None, seed, views) -> epoch -> blocks, for a transfer set that is not in memory."""
     generalists: Path | None = None
     """Folder of the trained members that specialists start from."""
+    run: Path | None = None
+    """The run's folder, in which members start from others'."""
+    corpora: dict[str, np.ndarray] = field(default_factory=dict)
+    """Texts (N, L) without labels, by fingerprint."""
 
 
 def finished(task: MemberTask, members: Path) -> Manifest | None:
@@ -186,6 +245,7 @@ def member_epochs(
     network = network.to(device)
     batches = make_batches(task, data, training, device, replicas)
     loss = loss_of(task, training)
+    online, learned = beside(task, data, network, loss, batches, training.precision)
     validation = as_tensor(data.validation.inputs)
     validation_labels = as_tensor(data.validation.labels)
     if judge is not None:
@@ -207,7 +267,9 @@ def member_epochs(
             loss,
             training,
             seed=task.seed,
-            evaluate=evaluate if replicas.rank == 0 else None,
+            online=online,
+            learned=learned,
+            evaluate=evaluate if replicas.rank == 0 and task.corpus is None else None,
             checkpoint=folder / CHECKPOINT,
             replicas=replicas,
             on_warning=on_warning,
@@ -217,20 +279,88 @@ def member_epochs(
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
     if replicas.rank == 0:
-        finish_member(task, data, network, progress, folder, device, time.perf_counter() - began, judge)
+        seconds = time.perf_counter() - began
+        if learned is not None and list(learned.parameters()):
+            save_weights(learned, folder / LEARNED)
+        if task.phase is not None:
+            finish_phase(task, network, progress, folder, seconds)
+        else:
+            finish_member(task, data, network, progress, folder, device, seconds, judge)
     return True
 
 
 def initial_network(task: MemberTask, data: TrainingData) -> Network:
     """The network that a task without a generalist starts from."""
     torch.manual_seed(mix(task.seed, 11))
-    return build(TypeAdapter(ModelConfig).validate_python(task.model), data.info)
+    model: Any = TypeAdapter(ModelConfig).validate_python(task.model)
+    network = build(model, data.info, masked_lm=task.masked_lm)
+    if task.initial is not None:
+        load_initial(network, task.initial, data.run, data.info)
+    return network
 
 
 def loss_of(task: MemberTask, training: TrainingConfig) -> DistillationLoss:
     """What a task minimises."""
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
-    return DistillationLoss(soft, task.alpha, training.label_smoothing)
+    terms = build_terms(task.terms, task.temperature, "student.terms")
+    shares = tuple(task.online["shares"]) if task.online else (1.0,)
+    return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares)
+
+
+def beside(
+    task: MemberTask,
+    data: TrainingData,
+    network: Network,
+    loss: DistillationLoss,
+    batches: Batches,
+    precision: str,
+) -> tuple[Online | None, nn.Module | None]:
+    """The teachers that run beside the student, and what the loss trains along with it."""
+    if task.online is None:
+        return None, None
+    networks = online_networks(task.online["teachers"], data.run, data.info, task.masked_lm)
+    targets = batches.targets if task.online["logits"] else None
+    online = Online(networks, loss.wants, precision, batches.device, targets)
+    torch.manual_seed(mix(task.seed, 37))
+    learned = prepare_loss(loss, network, networks, data.info, batches.device)
+    load_learned(learned, task.initial, data.run)
+    return online, learned.to(batches.device)
+
+
+@torch.no_grad()
+def prepare_loss(
+    loss: DistillationLoss,
+    network: Network,
+    teachers: Sequence[Network],
+    info: dict[str, Any],
+    device: torch.device,
+) -> nn.ModuleList:
+    """`loss.prepare` on what the networks return for made-up inputs; raises ConfigError as that does."""
+    inputs = made_up_inputs(info["kind"], info["input_shape"]).to(device)
+    inputs = inputs[:, :8] if info["kind"] == "text" else inputs
+    was_training = network.training
+    outputs = [net.eval()(inputs, **loss.wants) for net in (network, *teachers)]
+    network.train(was_training)
+    return loss.prepare(outputs[0], outputs[1:])
+
+
+def finish_phase(
+    task: MemberTask, network: Network, progress: Progress, folder: Path, seconds: float
+) -> None:
+    """Write what a phase leaves to the next: weights, and the manifest, which declares it done."""
+    save_weights(network, folder / WEIGHTS)
+    files = [WEIGHTS, *([LEARNED] if (folder / LEARNED).exists() else [])]
+    summary = {
+        "name": task.name,
+        "role": task.role,
+        "seed": task.seed,
+        "epochs": progress.epoch,
+        "seconds": seconds,
+        "history": progress.history,
+    }
+    finish(folder, "member", task.fingerprint, task.settings, task.inputs, files, summary)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
 
 
 def _specialist(task: MemberTask, data: TrainingData) -> tuple[Network, Judge]:
@@ -322,7 +452,14 @@ def make_batches(
     elif specialty is not None:
         targets.specialist_outputs = specialty.outputs(num_classes)
     source: Source
-    if data.transfer is not None:
+    num_examples = round(task.examples_per_epoch * task.rows["fraction"])
+    masking = None
+    if task.corpus is not None:
+        texts = as_tensor(data.corpora[task.corpus["fingerprint"]])
+        none = torch.full((len(texts),), -1)
+        source = TensorSource(texts, none, torch.arange(len(texts)), mix(task.seed, 13))
+        num_examples = len(texts)
+    elif data.transfer is not None:
         labels = as_tensor(data.transfer.labels)
         rows = pick_rows(task, labels)
         inputs, labels, rows = _resident([as_tensor(data.transfer.inputs), labels, rows], device)
@@ -345,10 +482,12 @@ def make_batches(
         wanted = task.targets if task.reads_teacher else None
         open_epoch = data.stream(wanted, mix(task.seed, 13), max(1, task.views))
         source = StreamSource(lambda epoch: _filtered(task, open_epoch(epoch), data.info, epoch))
+    if task.masked_lm:
+        masking = _masking(task, data.info)
     return Batches(
         source,
         training.batch_size,
-        max(1, round(task.examples_per_epoch * task.rows["fraction"]) // training.batch_size),
+        max(1, num_examples // training.batch_size),
         targets,
         augment,
         fresh_views=task.views == 0,
@@ -357,6 +496,24 @@ def make_batches(
         replicas=replicas.size,
         device=device,
         trim_padding=data.info["kind"] == "text",
+        by_length=data.info["kind"] == "text" and task.model["name"] in ("transformer", "bilstm"),
+        masking=masking,
+    )
+
+
+def _masking(task: MemberTask, info: dict[str, Any]) -> Masking:
+    special = info["preprocess"]["special"]
+    assert task.mask_probability is not None
+    mapped = None
+    if task.model.get("pieces"):
+        mapped = piece_map(task.model["pieces"], info["vocabulary_size"] - 1, special["unk"])
+    return Masking(
+        task.mask_probability,
+        mix(task.seed, 41),
+        special["mask"] + 1,
+        tuple(number + 1 for number in special.values()),
+        info["vocabulary_size"],
+        mapped,
     )
 
 
@@ -416,15 +573,15 @@ def _filtered(
         if specialty is not None and inside is not None:
             special = (block.labels >= 0) & inside[block.labels]
             chances = _chances(specialty, task, info)
-            drawn = torch.from_numpy(_uniform(rows, mix(task.seed, 23, epoch)))
+            drawn = torch.from_numpy(uniform(rows, mix(task.seed, 23, epoch)))
             keep &= drawn < torch.where(special, *chances)
         if task.rows["fraction"] < 1:
-            keep &= torch.from_numpy(_uniform(rows, mix(task.seed, 17)) < task.rows["fraction"])
+            keep &= torch.from_numpy(uniform(rows, mix(task.seed, 17)) < task.rows["fraction"])
         picked = keep.nonzero()[:, 0]
         if task.rows["bootstrap"]:  # Poisson(1) copies of a row: the bootstrap for a stream
-            uniform = _uniform(rows, mix(task.seed, 19))
+            drawn_at = uniform(rows, mix(task.seed, 19))
             edges = np.cumsum([np.exp(-1.0) / f for f in (1, 1, 2, 6, 24, 120)])
-            copies = torch.from_numpy(np.searchsorted(edges, uniform))
+            copies = torch.from_numpy(np.searchsorted(edges, drawn_at))
             picked = picked.repeat_interleave(copies[picked])
         yield slice_block(block, picked)
 
@@ -439,32 +596,11 @@ def _chances(specialty: Specialty, task: MemberTask, info: dict[str, Any]) -> tu
     return (1.0, odds) if odds <= 1 else (1 / odds, 1.0)
 
 
-def _uniform(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) that depend on (row, seed) alone (splitmix64)."""
-    with np.errstate(over="ignore"):
-        state = rows + np.uint64((seed * 0x9E3779B97F4A7C15) & (2**64 - 1))
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
 def load_logits(folder: Path, split: str) -> Tensor:
     """A finished member's logits on the `validation` or `test` rows; the others are not read."""
     with safe_open(folder / PREDICTIONS, framework="pt") as file:
         logits: Tensor = file.get_tensor(split)
     return logits
-
-
-def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Path) -> Network:
-    """A finished member's network, from its manifest's settings and its weights."""
-    network = build(TypeAdapter(ModelConfig).validate_python(task_settings["model"]), info)
-    if task_settings.get("specialist"):
-        specialty = Specialty(**task_settings["specialist"])
-        network = specialise(
-            network, specialty.classes, specialty.output, train_outside=specialty.train_outside
-        )
-    load_weights(network, folder / WEIGHTS)
-    return network.eval()
 
 
 def discard(task: MemberTask, members: Path) -> None:

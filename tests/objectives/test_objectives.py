@@ -294,7 +294,7 @@ def test_build_objective() -> None:
     ("settings_", "temperature", "message"),
     [
         ({"name": "lk"}, 3.0, "student.objective: unknown objective 'lk'; did you mean 'kl'?"),
-        ({}, 3.0, "student.objective.name: missing; known here: kl, mse"),
+        ({}, 3.0, f"student.objective.name: missing; known here: {', '.join(sorted(OBJECTIVES))}"),
         (
             {"name": "kl", "temperature": 2.0},
             3.0,
@@ -328,7 +328,7 @@ NEW_METHOD = '''
 from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from ensemble_kd.objectives.base import STRICT, register
+from ensemble_kd.objectives.base import OBJECTIVES, STRICT, register
 
 @register("new_method")
 @dataclass(frozen=True, config=STRICT)

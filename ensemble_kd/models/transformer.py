@@ -1,0 +1,354 @@
+"""Models of the transformers library as bodies of a Network: text and image classifiers, masked language
+models.
+
+Token numbers are shifted by one, 0 being padding, as everywhere here; token types of pairs follow from the
+separator. The attention that can hand out its scores is used in those forward passes that ask for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd.config import TransformerConfig
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.outputs import Outputs
+
+SCORES = "ensemble_kd_scores"
+"""Name under which transformers knows `_attend`."""
+
+
+class Transformer(nn.Module):
+    """A transformers model as (B, L) tokens or (B, H, W, C) pixels -> Outputs.
+
+    Hidden states: `embedding` and `layer_1`, ..., (B, L, D) each, or (B, C, H, W) of a convolutional one.
+    Deviation: positions hold what the model gives there, padding included; `Outputs.mask` says which are.
+    """
+
+    def __init__(
+        self, model: Any, kind: str, num_outputs: int, masked_lm: bool, separator: int | None
+    ) -> None:
+        super().__init__()
+        _register()
+        self.model, self.kind, self.masked_lm, self.separator = model, kind, masked_lm, separator
+        self.pieces: list[int] | None = None
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._takes_types &= (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+        heads = [] if masked_lm else [name for name, m in model.named_modules() if _is_head(m, num_outputs)]
+        self._head_name = heads[-1] if heads else None
+        self._plain = model.config._attn_implementation
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it costs as much as the texts are long: worth sorting them by length."""
+        return self.kind == "text"
+
+    piece_map: Tensor | None = None
+    """(V,) int64: number of each word piece among those kept; None where all are."""
+
+    def keep_pieces(self, pieces: list[int], vocabulary_size: int, unknown: int) -> None:
+        """From now on take tokens of the whole vocabulary, those that are not in `pieces` as `unknown`."""
+        self.pieces = pieces
+        self.register_buffer("piece_map", piece_map(pieces, vocabulary_size, unknown))
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The linear layer over the classes."""
+        return None if self._head_name is None else self.model.get_submodule(self._head_name)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The model without what sits on top of it."""
+        encoder: nn.Module = self.model.base_model
+        return encoder
+
+    def forward(
+        self, x: Tensor, hidden: bool = False, attention: bool = False, masked: Tensor | None = None
+    ) -> Outputs:
+        """With `masked` (B, L) the logits of a masked language model at those positions, (P, V)."""
+        self._attend_by(SCORES if attention else self._plain)
+        wanted = {"output_hidden_states": hidden, "output_attentions": attention}
+        if self.kind == "image":
+            found = self.model(pixel_values=x.permute(0, 3, 1, 2), **wanted)
+            return Outputs(found.logits, _named(found.hidden_states), _tuple(found, attention))
+        present = x != 0  # (B, L)
+        tokens = self._tokens(x, present)
+        inputs = {"input_ids": tokens, "attention_mask": present.to(torch.int64)}
+        if self._takes_types and self.separator is not None:
+            ends = (x == self.separator + 1).to(torch.int64)
+            inputs["token_type_ids"] = ((ends.cumsum(1) - ends).clamp(max=1)) * present
+        if self.masked_lm and masked is not None:
+            found = self.encoder(**inputs, **wanted)
+            logits = _word_logits(self.model, found.last_hidden_state[masked])
+        else:
+            found = self.model(**inputs, **wanted)
+            logits = found.logits
+        states = _named(found.hidden_states) if hidden else None
+        return Outputs(logits, states, _tuple(found, attention), present)
+
+    def _tokens(self, x: Tensor, present: Tensor) -> Tensor:
+        """(B, L) int64 as the model numbers them."""
+        tokens = (x.to(torch.int64) - 1).clamp(min=0)
+        if self.piece_map is not None:
+            tokens = self.piece_map[tokens]
+        return tokens.masked_fill(~present, self.model.config.pad_token_id or 0)
+
+    def _attend_by(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+
+
+def piece_map(pieces: list[int], vocabulary_size: int, unknown: int) -> Tensor:
+    """(V,) int64: each word piece's number among `pieces`, that of `unknown` for those that are not."""
+    mapped = torch.full((vocabulary_size,), pieces.index(unknown))
+    mapped[torch.tensor(pieces)] = torch.arange(len(pieces))
+    return mapped
+
+
+def _is_head(module: nn.Module, num_outputs: int) -> bool:
+    return isinstance(module, nn.Linear) and module.out_features == num_outputs
+
+
+def _named(states: Any) -> dict[str, Tensor] | None:
+    if states is None:
+        return None
+    return {"embedding" if i == 0 else f"layer_{i}": state for i, state in enumerate(states)}
+
+
+def _tuple(found: Any, attention: bool) -> tuple[Tensor, ...] | None:
+    return tuple(found.attentions) if attention and found.attentions else None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as it stands in the formula; (B, A, L, d) each; also returns the scores (B, A, L, L)."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    seen = scores if attention_mask is None else scores + attention_mask
+    shares = nn.functional.softmax(seen, dim=-1, dtype=torch.float32).to(query.dtype)
+    shares = nn.functional.dropout(shares, dropout, module.training)
+    return (shares @ value).transpose(1, 2).contiguous(), scores
+
+
+def _register() -> None:
+    """Make `_attend` known to transformers, once."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    if SCORES not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(SCORES, _attend)
+        AttentionMaskInterface.register(SCORES, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+def _word_logits(model: Any, states: Tensor) -> Tensor:
+    """(P, D) states of masked positions to (P, V); only there, as V is large."""
+    kind = model.config.model_type
+    if kind == "distilbert":
+        states = model.vocab_layer_norm(model.activation(model.vocab_transform(states)))
+        logits: Tensor = model.vocab_projector(states)
+        return logits
+    if kind == "electra":
+        logits = model.generator_lm_head(model.generator_predictions(states))
+        return logits
+    for name in ("cls", "lm_head", "predictions"):
+        if hasattr(model, name):
+            logits = getattr(model, name)(states)
+            return logits
+    raise ConfigError(f"architecture: the masked language model of type {kind!r} is not known here; use bert")
+
+
+# ---------------------------------------------------------------------------------------- configurations
+
+
+def pretrained_config(source: str, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration of a folder or hub name. Raises ConfigError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        hint = "; set trust_remote_code: true if you trust it" if "trust_remote_code" in str(error) else ""
+        raise ConfigError(
+            f"source: {source!r} is no transformers model that can be read "
+            f"({str(error).strip().splitlines()[0][:160]}){hint}"
+        ) from error
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The fields of a transformers configuration that say how the network is built, as JSON."""
+    found: dict[str, Any] = config.to_diff_dict()
+    for name in (
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "gradient_checkpointing",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    ):
+        found.pop(name, None)
+    known = _fields(config.model_type)  # files of older versions hold fields that nothing reads any more
+    return {k: v for k, v in found.items() if k in known} | {"model_type": config.model_type}
+
+
+def _fields(kind: str) -> set[str]:
+    """Names of the fields of transformers' configuration of a type."""
+    from transformers import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:  # code that came with a source
+        return set()
+    usual = CONFIG_MAPPING[kind]()
+    return {*usual.to_dict(), *getattr(usual, "attribute_map", {})}
+
+
+def make_config(architecture: dict[str, Any], base: dict[str, Any] | None = None) -> Any:
+    """A transformers configuration from its fields, on top of `base`.
+
+    Raises ConfigError for an unknown type, unknown fields, and values that transformers refuses.
+    """
+    from transformers import CONFIG_MAPPING
+
+    fields = {**(base or {}), **architecture}
+    kind = fields.pop("model_type", None)
+    if kind is None:
+        raise ConfigError(
+            "architecture.model_type: missing; for example bert, distilbert, electra, vit, resnet"
+        )
+    if kind not in CONFIG_MAPPING:
+        from difflib import get_close_matches
+
+        close = get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"architecture.model_type: transformers knows no {kind!r}{hint}")
+    unknown = sorted(set(architecture) - _fields(kind) - {"model_type"})
+    if unknown:
+        raise ConfigError(
+            f"architecture: {', '.join(unknown)}: no field of transformers' {kind!r} configuration"
+        )
+    try:
+        return CONFIG_MAPPING[kind](**fields)
+    except Exception as error:  # the library's checks raise errors of many kinds
+        raise ConfigError(f"architecture: {str(error).strip().splitlines()[0][:200]}") from error
+
+
+def with_dropout(config: Any, dropout: float | None) -> Any:
+    """The configuration with every probability of dropping set; as it is for None."""
+    if dropout is not None:
+        for name in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "classifier_dropout",
+            "dropout",
+            "attention_dropout",
+            "seq_classif_dropout",
+        ):
+            if hasattr(config, name):
+                setattr(config, name, dropout)
+    return config
+
+
+def build_transformer(
+    model: TransformerConfig, info: dict[str, Any], num_outputs: int, masked_lm: bool = False
+) -> Transformer:
+    """A body with random weights (torch's global generator) for the data that `info` describes.
+
+    Raises ConfigError where tokens or lengths of the data do not fit, naming both sides.
+    """
+    base = settings_of(pretrained_config(model.source, model.trust_remote_code)) if model.source else None
+    config = with_dropout(make_config(model.architecture, base), model.dropout)
+    if info["kind"] == "image":
+        _fit_image(config, info["input_shape"])
+        return Transformer(_random(config, "image", num_outputs, False), "image", num_outputs, False, None)
+    special = info["preprocess"].get("special", {})
+    tokens, longest = info["vocabulary_size"] - 1, info["input_shape"][0]
+    if model.pieces is not None:
+        config.vocab_size = len(model.pieces)
+        config.pad_token_id = model.pieces.index(special["pad"])
+    elif config.vocab_size < tokens:
+        raise ConfigError(
+            f"architecture.vocab_size: {config.vocab_size}, but the data's tokenizer has {tokens} word "
+            f"pieces; "
+            "use the tokenizer that belongs to the model (data.text.source), or another vocab_size"
+        )
+    # RoBERTa and its kin count positions from pad + 1.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions - offset:
+        raise ConfigError(
+            f"architecture.max_position_embeddings: {positions - offset} positions, but the data has "
+            f"texts of "
+            f"{longest} tokens; lower data.text.max_length to {positions - offset}"
+        )
+    network = _random(config, "text", num_outputs, masked_lm)
+    body = Transformer(network, "text", num_outputs, masked_lm, special.get("sep"))
+    if model.pieces is not None:
+        body.keep_pieces(model.pieces, tokens, special["unk"])
+    return body
+
+
+def auto_class(kind: str, masked_lm: bool) -> Any:
+    """The class of transformers that makes such a model."""
+    import transformers
+
+    if masked_lm:
+        return transformers.AutoModelForMaskedLM
+    image = kind == "image"
+    return (
+        transformers.AutoModelForImageClassification
+        if image
+        else transformers.AutoModelForSequenceClassification
+    )
+
+
+def _random(config: Any, kind: str, num_outputs: int, masked_lm: bool) -> Any:
+    if not masked_lm:
+        config.num_labels = num_outputs
+    try:
+        return auto_class(kind, masked_lm).from_config(config)
+    except ValueError as error:
+        what = "masked language model" if masked_lm else f"{kind} classifier"
+        raise ConfigError(
+            f"architecture: transformers has no {what} of type {config.model_type!r} "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
+
+
+def _fit_image(config: Any, shape: list[int]) -> None:
+    height, width, channels = shape
+    config.num_channels = channels
+    if hasattr(config, "image_size"):
+        config.image_size = [height, width]
+
+
+BLOCK_LISTS: tuple[Callable[[Any], Any], ...] = (
+    lambda m: m.encoder.layer,
+    lambda m: m.transformer.layer,
+    lambda m: m.encoder.layers,
+    lambda m: m.layers,
+)
+
+
+def blocks_of(encoder: nn.Module) -> str:
+    """Where an encoder keeps its blocks: `encoder.layer`. Raises ConfigError."""
+    for get in BLOCK_LISTS:
+        try:
+            blocks = get(encoder)
+        except AttributeError:
+            continue
+        return next(name for name, module in encoder.named_modules() if module is blocks)
+    raise ConfigError(f"layers: no list of blocks was found in {type(encoder).__name__}; leave `layers` out")

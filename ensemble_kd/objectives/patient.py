@@ -1,0 +1,54 @@
+"""Patient distillation: the directions of the first position's hidden states, block by block."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.objectives.base import STRICT, Batch, register
+from ensemble_kd.objectives.hidden import ProjectionChoice, compared, make_projections, unit
+from ensemble_kd.objectives.layers import Layers, Pair, state_pairs
+
+
+@register("patient")
+@dataclass(frozen=True, config=STRICT)
+class Patient:
+    """sum_m ||h_s,m / ||h_s,m|| - h_t,g(m) / ||h_t,g(m)|| ||^2, h at position 0; (B, L, D) of both -> (B,).
+
+    PKD, arXiv 1908.09355: its PKD-skip is `uniform`, its PKD-last is `last`. A term is 2 - 2 cos. The paper's
+    formula is the sum; the released code, and so the published weights (10 to 1000), go with the mean over
+    blocks and width. A projection for students of another width is an addition.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
+    layers: Layers = "uniform"
+    """g: `uniform`, `last`, `final`, or pairs [student, teacher]."""
+    skip_last: bool = True
+    """Leave the student's last block out of `uniform` and `last`, as it feeds the classifier anyway. Pairs
+    that are written out are taken as they are."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """`mean`: over blocks and width, the sum divided by M D_t. `sum`: over both."""
+    projection: ProjectionChoice = "auto"
+    """`auto`, `linear` or `none`."""
+    shared: bool = True
+    """One projection for all pairs, or one each."""
+
+    def prepare(self, student: Outputs, teacher: Outputs) -> nn.Module | None:
+        return make_projections(self._pairs(student, teacher), self.projection, self.shared)
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs, batch: Batch, learned: nn.Module | None = None
+    ) -> Tensor:
+        terms = []
+        for ours, theirs, _ in compared(self._pairs(student, teacher), student, teacher, learned):
+            squares = (unit(ours[:, 0]) - unit(theirs[:, 0])).square()  # (B, D)
+            terms.append(squares.mean(1) if self.reduction == "mean" else squares.sum(1))
+        each = torch.stack(terms)  # (blocks, B)
+        return each.mean(0) if self.reduction == "mean" else each.sum(0)
+
+    def _pairs(self, student: Outputs, teacher: Outputs) -> list[Pair]:
+        return state_pairs(self.layers, student, teacher, self.skip_last)

@@ -1,0 +1,366 @@
+"""What students start from and learn beside: pretrained weights, a teacher's layers, phases, teachers at
+work."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest
+from ensemble_kd.config import (
+    Config,
+    ModelConfig,
+    OnlineConfig,
+    PhaseConfig,
+    StudentConfig,
+    TextConfig,
+    TransformerConfig,
+    member_settings,
+    num_teachers,
+)
+from ensemble_kd.data.corpus import corpus_fingerprint, load_corpus, prepare_corpus
+from ensemble_kd.data.prepared import load_info, load_split
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.build import Network, build, made_up_inputs
+from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.transformer import Transformer
+from ensemble_kd.models.transplant import resolve, used_pieces
+from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.pretrained import resolve_source, weights_digest
+from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
+from ensemble_kd.train.batches import mix
+from ensemble_kd.train.member import MemberTask
+
+PHASE = "phase"
+"""Role of a task that others start from."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What is known when students are planned: the trained teachers, and where the data lies."""
+
+    teachers: list[dict[str, Any]]
+    """Per trained teacher: name, fingerprint, validation_loss, model; none where predictions were given."""
+    model: dict[str, Any]
+    """The student's architecture by itself."""
+    initial: dict[str, Any] | None
+    """The weights that it starts from; None for random ones."""
+    corpora: dict[str, str]
+    """Fingerprint of each phase's corpus, by the phase's name."""
+
+
+def basis_of(config: Config, run: Path, data: Path, teachers: Manifest) -> Basis:
+    """Raises ConfigError where what the student's model asks for does not fit."""
+    found = []
+    if teachers.summary["source"] != "predictions":
+        for entry in teachers.summary["members"]:
+            manifest = read_manifest(members_folder(run, "teachers") / entry["fingerprint"])
+            assert manifest is not None, "the teachers stage has just looked after its members"
+            found.append({**entry, "model": manifest.config["model"]})
+    teacher = None
+    if found:
+        chosen = best(found)
+        teacher = {"model": chosen["model"], "initial": _place(chosen)}
+    pieces = None
+    if getattr(config.student.model, "vocabulary", "all") == "used":
+        special = _special(data)
+        pieces = used_pieces(load_split(data, "transfer").inputs, special)
+    model, initial = resolve(config.student.model, teacher, pieces, "student.model")
+    corpora = {
+        phase.name: corpus_fingerprint(phase.corpus) for phase in config.student.phases if phase.corpus
+    }
+    return Basis(found, model, initial, corpora)
+
+
+def _special(data: Path) -> dict[str, int]:
+    special: dict[str, int] = load_info(data).preprocess.get("special", {})
+    if not special:
+        raise ConfigError(
+            "student.model.vocabulary: 'used' drops word pieces of a pretrained tokenizer; set "
+            "data.text.tokenizer=pretrained"
+        )
+    return special
+
+
+def _place(teacher: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": "teachers", "member": teacher["fingerprint"]}
+
+
+def online_of(online: OnlineConfig, basis: Basis, weights: list[float] | None, path: str) -> dict[str, Any]:
+    """The teachers beside a student, as a task names them. Raises ConfigError where there are none."""
+    if online.source is not None:
+        wanted: Any = TypeAdapter(ModelConfig).validate_python(
+            {"name": "transformer", "source": online.source}
+        )
+        model, initial = resolve(wanted, path=f"{path}.online")
+        assert initial is not None
+        return {"teachers": [{**initial, "model": model}], "shares": [1.0], "logits": online.logits}
+    if not basis.teachers:
+        raise ConfigError(
+            f"{path}.online: a loss reads a teacher beside the student, and teachers.source=predictions "
+            f"has only "
+            "numbers; use losses on logits, train the teachers, or set online.source"
+        )
+    names = [teacher["name"] for teacher in basis.teachers]
+    if online.teachers == "best":
+        chosen = [best(basis.teachers)]
+    elif online.teachers == "all":
+        chosen = basis.teachers
+    else:
+        if unknown := [n for n in online.teachers if f"teacher-{n:03d}" not in names]:
+            raise ConfigError(f"{path}.online.teachers: {unknown}, but the teachers are {', '.join(names)}")
+        chosen = [basis.teachers[names.index(f"teacher-{n:03d}")] for n in online.teachers]
+    shares = [1.0] * len(chosen)
+    if weights is not None:
+        shares = [weights[names.index(teacher["name"])] for teacher in chosen]
+        if not sum(shares) > 0:
+            raise ConfigError(f"{path}.online.teachers: student.weights gives all of them 0; choose others")
+    total = sum(shares)
+    places = [_place(teacher) for teacher in chosen]
+    return {"teachers": places, "shares": [share / total for share in shares], "logits": online.logits}
+
+
+def phase_tasks(
+    config: Config,
+    basis: Basis,
+    data: str,
+    store: str,
+    counts: dict[str, int],
+    weights: list[float] | None,
+    seed: int,
+) -> list[MemberTask]:
+    """The phases of one seed, each starting from the one before."""
+    found: list[MemberTask] = []
+    initial = basis.initial
+    for number, phase in enumerate(config.student.phases):
+        found.append(_phase(config, phase, number, basis, initial, data, store, counts, weights, seed))
+        initial = _after(found[-1])
+    return found
+
+
+def start_of(config: Config, basis: Basis, phases: list[MemberTask], baseline: bool) -> dict[str, Any] | None:
+    """What the last phase starts from; a baseline goes through shared phases alone."""
+    taken = phases
+    if baseline:
+        taken = [task for task, phase in zip(phases, config.student.phases, strict=True) if phase.shared]
+    return _after(taken[-1]) if taken else basis.initial
+
+
+def _after(task: MemberTask) -> dict[str, Any]:
+    return {"stage": "student", "member": task.fingerprint}
+
+
+def _phase(
+    config: Config,
+    phase: PhaseConfig,
+    number: int,
+    basis: Basis,
+    initial: dict[str, Any] | None,
+    data: str,
+    store: str,
+    counts: dict[str, int],
+    weights: list[float] | None,
+    seed: int,
+) -> MemberTask:
+    path = f"student.phases.{number}"
+    soft = phase.objective is not None and phase.alpha > 0
+    beside = bool(phase.terms) or (soft and (phase.corpus is not None or phase.online.logits))
+    online = online_of(phase.online, basis, weights, path) if beside else None
+    if online is not None and soft and phase.corpus is not None:
+        online["logits"] = True  # a corpus has no stored ones
+    stored = soft and not (online is not None and online["logits"])
+    inputs = {"data": data, **({"soft_targets": store} if stored else {})}
+    corpus = None
+    if phase.corpus is not None:
+        corpus = {"fingerprint": basis.corpora[phase.name]}
+        inputs["corpus"] = basis.corpora[phase.name]
+    return MemberTask(
+        name=f"{phase.name}-seed-{seed}",
+        role=PHASE,
+        seed=mix(config.seed, STREAM_OF_STUDENTS, seed, 1000 + number),
+        model=basis.model,
+        training=phase.training.model_dump(mode="json"),
+        inputs=inputs,
+        rows={
+            "labelled": phase.alpha < 1 and not soft,
+            "bootstrap": False,
+            "fraction": config.student.fraction,
+        },
+        examples_per_epoch=counts["transfer"],
+        views=1,
+        alpha=phase.alpha,
+        objective=phase.objective_fields if soft else None,
+        temperature=phase.temperature,
+        mean=config.student.mean,
+        weights=weights if stored else None,
+        initial=initial,
+        terms=phase.terms,
+        online=online,
+        phase=phase.name,
+        corpus=corpus,
+        mask_probability=phase.mask_probability if phase.task == "mlm" else None,
+    )
+
+
+def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
+    """The phases' texts (N, L) by fingerprint, tokenised once and kept in the run's folder."""
+    found: dict[str, Any] = {}
+    text = config.data.text
+    for phase in config.student.phases:
+        if phase.corpus is None:
+            continue
+        name = corpus_fingerprint(phase.corpus)
+        folder = run / "corpus" / fingerprint("corpus", name, data.name)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            summary = prepare_corpus(
+                phase.corpus, TextConfig(**text.model_dump()), data, folder, config.data.shard_rows
+            )
+            files = sorted(path.name for path in folder.glob("corpus-*.parquet"))
+            manifest = finish(
+                folder,
+                "corpus",
+                folder.name,
+                phase.corpus.model_dump(mode="json"),
+                {"data": data.name},
+                files,
+                summary,
+            )
+        found[name] = load_corpus(folder, int(manifest.summary["longest"]))
+    return found
+
+
+def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether data, teachers, student and losses fit each other: all are built without memory for weights.
+
+    One line each, starting with a field. Teachers that are not torch models, or not ours to train, are left
+    out.
+    """
+    problems: list[str] = []
+    teacher: dict[str, Any] | None = None
+    if config.teachers.source in ("train", "pretrained"):
+        for i in range(num_teachers(config)):
+            try:
+                model, path = teacher_model(config, i)
+                settings, _ = resolve(model, path=path)
+                _skeleton(settings, info, path)
+                teacher = teacher or settings
+            except ConfigError as error:
+                problems += [line for line in error.problems if line not in problems]
+    if problems or not _is_new(config):
+        return problems
+    given = None if teacher is None else {"model": teacher, "initial": {}}
+    try:
+        settings, _ = resolve(config.student.model, given, path="student.model")
+        for path, block in (("student", config.student), *_phase_blocks(config)):
+            problems += _block_problems(config, path, block, settings, teacher, info)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def teacher_model(config: Config, index: int) -> tuple[Any, str]:
+    """The model of a teacher, and the field that says so."""
+    teachers = config.teachers
+    if teachers.source == "pretrained":  # taken as it is
+        trusted = bool(getattr(teachers.model, "trust_remote_code", False))
+        source = teachers.given[index]
+        return TransformerConfig(source=source, trust_remote_code=trusted), f"teachers.given.{index}"
+    return member_settings(teachers, index)[0], "teachers.model"
+
+
+def _is_new(config: Config) -> bool:
+    """Whether the student is a transformer, or learns from more than stored logits."""
+    student = config.student
+    return isinstance(student.model, TransformerConfig) or bool(student.terms or student.phases)
+
+
+def _phase_blocks(config: Config) -> list[tuple[str, Any]]:
+    return [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
+
+
+def _block_problems(
+    config: Config,
+    path: str,
+    block: Any,
+    student: dict[str, Any],
+    teacher: dict[str, Any] | None,
+    info: dict[str, Any],
+) -> list[str]:
+    """One phase, or the last one: its texts against both networks, its losses against what they return."""
+    masked_lm = getattr(block, "task", "classify") == "mlm"
+    corpus = getattr(block, "corpus", None)
+    if corpus is not None:
+        info = {**info, "input_shape": [corpus.max_length]}
+    if block.online.source is not None:
+        model: Any = TransformerConfig(source=block.online.source)
+        teacher, _ = resolve(model, path=f"{path}.online")
+    try:
+        own = _skeleton(student, info, "student.model", masked_lm)
+        if not block.terms:
+            return []
+        if teacher is None:
+            return [
+                f"{path}.terms: a loss reads a teacher beside the student, and teachers.source="
+                f"{config.teachers.source} has only numbers; use losses on logits, train the teachers, or "
+                f"set "
+                f"{path}.online.source"
+            ]
+        beside = _skeleton(teacher, info, f"{path}.online", masked_lm)
+        loss = DistillationLoss(terms=build_terms(block.terms, block.temperature, f"{path}.terms"))
+        loss.prepare(sample_outputs(own, info, loss.wants), [sample_outputs(beside, info, loss.wants)])
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _skeleton(settings: dict[str, Any], info: dict[str, Any], path: str, masked_lm: bool = False) -> Network:
+    """A network, without memory for its weights where it is a text transformer.
+
+    Raises ConfigError, with the field's path.
+    """
+    model: Any = TypeAdapter(ModelConfig).validate_python(settings)
+    large = isinstance(model, TransformerConfig) and info["kind"] == "text"
+    try:
+        with torch.device("meta") if large else nullcontext():
+            return build(model, info, masked_lm=masked_lm)
+    except ConfigError as error:
+        raise ConfigError([f"{path}.{line}" for line in error.problems]) from error
+
+
+@torch.no_grad()
+def sample_outputs(network: Network, info: dict[str, Any], wants: dict[str, bool]) -> Outputs:
+    """Outputs of the shapes that a network returns; of a text transformer without running it."""
+    body = network.body
+    if not isinstance(body, Transformer) or body.kind != "text":
+        if wants.get("attention") and not isinstance(body, Transformer):
+            raise ConfigError(f"a model of type {type(body).__name__} has no attention; use a transformer")
+        return network.eval()(made_up_inputs(info["kind"], info["input_shape"]), **wants)
+    config = body.model.config
+    names = ["embedding", *(f"layer_{i + 1}" for i in range(config.num_hidden_layers))]
+    heads = tuple(torch.zeros(2, config.num_attention_heads, 8, 8) for _ in names[1:])
+    return Outputs(
+        torch.zeros(2, info["num_classes"]),
+        {name: torch.zeros(2, 8, config.hidden_size) for name in names} if wants.get("hidden") else None,
+        heads if wants.get("attention") else None,
+        torch.ones(2, 8, dtype=torch.bool),
+    )
+
+
+def source_digests(student: StudentConfig) -> list[str]:
+    """Fingerprints of the files that a student reads beside the run's own: pretrained models, corpora."""
+    sources = [getattr(student.model, "source", None), student.online.source]
+    found = []
+    for phase in student.phases:
+        sources.append(phase.online.source)
+        found += [corpus_fingerprint(phase.corpus)] if phase.corpus else []
+    for source in filter(None, sources):
+        folder = resolve_source(source)
+        found.append(weights_digest(folder) if Path(folder).is_dir() else folder)
+    return found

@@ -1,0 +1,102 @@
+"""What a member's network starts from, and the teachers that run beside it, from the task's description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+from torch import nn
+
+from ensemble_kd.artifacts import read_manifest
+from ensemble_kd.config import ModelConfig
+from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.specialist import specialise
+from ensemble_kd.models.weights import load_weights
+from ensemble_kd.train.specialist import Specialty
+
+WEIGHTS = "weights.safetensors"
+LEARNED = "learned.safetensors"
+"""In a member's folder: what its loss trained along (projections), for a later phase; never shipped."""
+
+
+def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Path) -> Network:
+    """A finished member's network, from its manifest's settings and its weights."""
+    model: Any = TypeAdapter(ModelConfig).validate_python(task_settings["model"])
+    network = build(model, info, masked_lm=task_settings.get("masked_lm", False))
+    if task_settings.get("specialist"):
+        specialty = Specialty(**task_settings["specialist"])
+        network = specialise(
+            network, specialty.classes, specialty.output, train_outside=specialty.train_outside
+        )
+    load_weights(network, folder / WEIGHTS)
+    return network.eval()
+
+
+def member_folder(run: Path | None, place: dict[str, Any]) -> Path:
+    """The folder of the finished member that `place` names: `stage`, `member`. Raises ArtifactError."""
+    assert run is not None, "the stage says where its run is"
+    folder = run / str(place["stage"]) / "members" / str(place["member"])
+    if read_manifest(folder) is None:
+        raise ArtifactError(f"{folder}: this member is not finished; run the {place['stage']} stage again")
+    return folder
+
+
+def load_initial(network: Network, initial: dict[str, Any], run: Path | None, info: dict[str, Any]) -> None:
+    """Put the weights that `initial` describes into a fresh network: a `source`'s, or a member's of this run.
+
+    Raises ConfigError or ArtifactError where they cannot be read or do not fit.
+    """
+    from ensemble_kd.models.transformer import Transformer
+    from ensemble_kd.models.transplant import pretrained_body, transplant_
+
+    body = network.body
+    if "source" in initial:
+        assert isinstance(body, Transformer)
+        transplant_(body, pretrained_body(initial, body), initial)
+        return
+    folder = member_folder(run, initial)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    donor = load_network(manifest.config, info, folder)
+    if isinstance(body, Transformer) and isinstance(donor.body, Transformer):
+        transplant_(body, donor.body, initial)
+        return
+    try:
+        network.load_state_dict(donor.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"the weights in {folder} do not fit the model: {error}") from error
+
+
+def load_learned(learned: nn.Module, initial: dict[str, Any] | None, run: Path | None) -> None:
+    """Projections of the phase before, where they have the same shapes; else they start anew."""
+    if initial is None or "member" not in initial:
+        return
+    path = member_folder(run, initial) / LEARNED
+    if path.exists():
+        found = load_file(path)
+        own = learned.state_dict()
+        if {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in own.items()}:
+            learned.load_state_dict(found)
+
+
+def online_networks(
+    places: list[dict[str, Any]], run: Path | None, info: dict[str, Any], masked_lm: bool
+) -> list[Network]:
+    """The teachers to run beside a student: members of this run, or pretrained models (`source`, `model`)."""
+    found = []
+    for place in places:
+        if "source" not in place:
+            folder = member_folder(run, place)
+            manifest = read_manifest(folder)
+            assert manifest is not None
+            found.append(load_network(manifest.config, info, folder))
+            continue
+        torch.manual_seed(0)  # a classifier that the source does not have, and that no loss reads
+        network = build(TypeAdapter(ModelConfig).validate_python(place["model"]), info, masked_lm=masked_lm)
+        load_initial(network, place, run, info)
+        found.append(network)
+    return found
