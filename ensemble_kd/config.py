@@ -257,9 +257,9 @@ class TransformerConfig(Block):
     texts."""
     pooler: Literal["keep", "fresh"] = "keep"
     """Whether the layer between encoder and classifier is taken over or drawn anew."""
-    vocabulary: Literal["all", "used"] = "all"
-    """`used`: keep only the word pieces that occur in the transfer set; the others become the unknown
-    piece."""
+    vocabulary: Literal["all", "used"] | Annotated[int, Field(ge=8)] = "all"
+    """Word pieces that a student keeps; the others become the unknown piece. `used`: those that occur in the
+    transfer set and the corpora of its phases; a number: so many of these, the transfer set's first."""
     pieces: list[int] | None = None
     """Numbers of the word pieces kept; filled in by `vocabulary: used`."""
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -473,7 +473,7 @@ class OnlineConfig(Block):
 class CorpusConfig(Block):
     """Texts without labels for one phase of the student's training."""
 
-    path: str
+    path: str | None = None
     """File, folder, glob or URL."""
     column: str = "text"
     """Column of the texts."""
@@ -737,14 +737,22 @@ def _transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
         problems.append(f"{path}.weights: 'teacher' is for students; use pretrained or random")
     if model.pieces is not None:
         problems.append(f"{path}.pieces: is filled in by vocabulary: used; leave it out")
-    if model.vocabulary == "used" and not path.startswith("student"):
-        problems.append(f"{path}.vocabulary: 'used' is for students; teachers keep all word pieces")
+    if model.vocabulary != "all" and not path.startswith("student"):
+        problems.append(f"{path}.vocabulary: {model.vocabulary!r} is for students; teachers keep all")
     if not model.source and not model.architecture and model.weights != "teacher":
         problems.append(
             f"{path}: neither source nor architecture; name a model (source: ...), or describe one "
             "(architecture: {model_type: bert, ...})"
         )
     return problems
+
+
+def _path_problems(field: str, path: str | None) -> list[str]:
+    if path is None:
+        return [f"{field}: missing; a file, folder, glob or URL of texts (--set {field}=...)"]
+    if "://" in path or any(c in path for c in "*?[") or Path(path).expanduser().exists():
+        return []
+    return [f"{field}: no such file or folder: {path}"]
 
 
 def _phase_problems(config: Config) -> list[str]:
@@ -770,6 +778,8 @@ def _phase_problems(config: Config) -> list[str]:
             )
         if phase.corpus is not None and config.data.kind != "text":
             problems.append(f"{path}.corpus: texts, but data.kind is {config.data.kind!r}; leave it out")
+        if phase.corpus is not None:
+            problems += _path_problems(f"{path}.corpus.path", phase.corpus.path)
         if phase.task == "mlm" and (
             not isinstance(student.model, TransformerConfig) or config.data.text.tokenizer != "pretrained"
         ):
@@ -1254,18 +1264,24 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {path}: the value is not YAML: {text!r}") from error
     *parents, last = path.strip().split(".")
-    here = raw
+    here: Any = raw
     for i, part in enumerate(parents):
-        following = here.setdefault(part, {})
-        if following is None:
-            following = here[part] = {}
-        if isinstance(following, list) and i == len(parents) - 1 and last.isdigit():
-            following[int(last)] = value
-            return
-        if not isinstance(following, dict):
+        if isinstance(here, list):
+            following = here[_place(here, part, path)]
+        else:
+            following = here.setdefault(part, {})
+            if following is None:
+                following = here[part] = {}
+        if not isinstance(following, dict | list):
             raise ConfigError(f"--set {path}: {'.'.join(parents[: i + 1])} is {following!r}, not a block")
         here = following
-    here[last] = value
+    here[_place(here, last, path) if isinstance(here, list) else last] = value
+
+
+def _place(items: list[Any], part: str, path: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"--set {path}: {part} is none of the {len(items)} entries, counted from 0")
+    return int(part)
 
 
 def validate(raw: dict[str, Any]) -> Config:

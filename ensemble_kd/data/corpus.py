@@ -28,9 +28,15 @@ BATCH_ROWS = 8192
 """Texts held at once, or `shard_rows` where that is less."""
 
 
+def _path(corpus: CorpusConfig) -> str:
+    if corpus.path is None:
+        raise InputError("corpus.path: missing; a file, folder, glob or URL of texts")
+    return corpus.path
+
+
 def _texts(corpus: CorpusConfig, rows: int) -> Iterator[list[str]]:
     """The texts that are neither null nor blank."""
-    pieces = list_files(corpus.path, "corpus.path")[0]
+    pieces = list_files(_path(corpus), "corpus.path")[0]
     for piece in pieces:
         held = piece.columns()
         if corpus.column not in held:
@@ -146,5 +152,5 @@ def corpus_fingerprint(corpus: CorpusConfig) -> str:
 
     The settings beside the path are not in it. Raises InputError where the files are missing.
     """
-    pieces = list_files(corpus.path, "corpus.path")[0]
+    pieces = list_files(_path(corpus), "corpus.path")[0]
     return fingerprint("corpus", *(content(piece, PurePosixPath(piece.path).name) for piece in pieces))

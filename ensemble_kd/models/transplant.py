@@ -6,9 +6,11 @@ the weights, both JSON; `transplant_` copies weights of one network into another
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,7 +155,7 @@ def _resolve(
     resolved = TransformerConfig(
         source=source if model.trust_remote_code else None,
         architecture=settings_of(config),
-        pieces=pieces if model.vocabulary == "used" else None,
+        pieces=pieces if model.vocabulary != "all" else None,
         trust_remote_code=model.trust_remote_code,
     )
     return resolved.model_dump(mode="json", exclude_defaults=True) | {"name": "transformer"}, initial
@@ -313,9 +315,14 @@ def pretrained_body(initial: dict[str, Any], like: Transformer) -> Transformer:
     return Transformer(model, like.kind, num_outputs, like.masked_lm, like.separator)
 
 
-def used_pieces(inputs: Any, special: dict[str, int]) -> list[int]:
-    """Word pieces that occur in tokens (N, L), and the special ones, in order."""
-    import numpy as np
+def used_pieces(texts: Sequence[np.ndarray], special: dict[str, int], most: int | None = None) -> list[int]:
+    """Word pieces that occur in arrays of tokens (N, L), and the special ones, in order.
 
-    found = np.unique(inputs[inputs > 0]) - 1
-    return sorted({*found.tolist(), *special.values()})
+    At the most `most` of them: the more frequent, those of an earlier array before those of a later one.
+    """
+    chosen = dict.fromkeys(sorted(special.values()))
+    for tokens in texts:
+        pieces, counts = np.unique(tokens[tokens > 0], return_counts=True)
+        order = np.lexsort((pieces, -counts))
+        chosen |= dict.fromkeys(int(piece) for piece in pieces[order] - 1 if int(piece) not in chosen)
+    return sorted(list(chosen)[:most])

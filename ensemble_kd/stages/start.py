@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest
 from ensemble_kd.config import (
     Config,
+    CorpusConfig,
     ModelConfig,
     OnlineConfig,
     PhaseConfig,
@@ -67,21 +68,20 @@ def basis_of(config: Config, run: Path, data: Path, teachers: Manifest) -> Basis
         chosen = best(found)
         teacher = {"model": chosen["model"], "initial": _place(chosen)}
     pieces = None
-    if getattr(config.student.model, "vocabulary", "all") == "used":
-        special = _special(data)
-        pieces = used_pieces(load_split(data, "transfer").inputs, special)
+    vocabulary = getattr(config.student.model, "vocabulary", "all")
+    if vocabulary != "all":
+        texts = [load_split(data, "transfer").inputs, *corpora(config, run, data).values()]
+        pieces = used_pieces(texts, _special(data), vocabulary if isinstance(vocabulary, int) else None)
     model, initial = resolve(config.student.model, teacher, pieces, "student.model")
-    corpora = {
-        phase.name: corpus_fingerprint(phase.corpus) for phase in config.student.phases if phase.corpus
-    }
-    return Basis(found, model, initial, corpora)
+    names = {phase.name: _corpus_name(phase.corpus) for phase in config.student.phases if phase.corpus}
+    return Basis(found, model, initial, names)
 
 
 def _special(data: Path) -> dict[str, int]:
     special: dict[str, int] = load_info(data).preprocess.get("special", {})
     if not special:
         raise ConfigError(
-            "student.model.vocabulary: 'used' drops word pieces of a pretrained tokenizer; set "
+            "student.model.vocabulary: drops word pieces of a pretrained tokenizer; set "
             "data.text.tokenizer=pretrained"
         )
     return special
@@ -207,6 +207,11 @@ def _phase(
     )
 
 
+def _corpus_name(corpus: CorpusConfig) -> str:
+    """Content and settings of a corpus."""
+    return fingerprint(corpus_fingerprint(corpus), corpus.model_dump(mode="json", exclude={"path"}))
+
+
 def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
     """The phases' texts (N, L) by fingerprint, tokenised once and kept in the run's folder."""
     found: dict[str, Any] = {}
@@ -214,7 +219,7 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
     for phase in config.student.phases:
         if phase.corpus is None:
             continue
-        name = corpus_fingerprint(phase.corpus)
+        name = _corpus_name(phase.corpus)
         folder = run / "corpus" / fingerprint("corpus", name, data.name)
         manifest = read_manifest(folder)
         if manifest is None:
@@ -234,6 +239,26 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
             )
         found[name] = load_corpus(folder, int(manifest.summary["longest"]))
     return found
+
+
+def source_problems(config: Config) -> list[str]:
+    """Pretrained models that are not where the configuration says: folders, installed packages."""
+    wanted = [("student.model.source", getattr(config.student.model, "source", None))]
+    wanted.append(("student.online.source", config.student.online.source))
+    wanted += [(f"{path}.online.source", phase.online.source) for path, phase in _phase_blocks(config)]
+    if config.teachers.source == "pretrained":
+        wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
+    if config.teachers.source == "train":
+        models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
+        wanted += [("teachers.model.source", getattr(model, "source", None)) for model in models]
+    problems: list[str] = []
+    for path, source in wanted:
+        try:
+            if source:
+                resolve_source(source, path)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
 
 
 def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
@@ -359,7 +384,7 @@ def source_digests(student: StudentConfig) -> list[str]:
     found = []
     for phase in student.phases:
         sources.append(phase.online.source)
-        found += [corpus_fingerprint(phase.corpus)] if phase.corpus else []
+        found += [_corpus_name(phase.corpus)] if phase.corpus else []
     for source in filter(None, sources):
         folder = resolve_source(source)
         found.append(weights_digest(folder) if Path(folder).is_dir() else folder)

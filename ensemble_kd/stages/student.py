@@ -35,6 +35,7 @@ from ensemble_kd.stages.start import (
     online_of,
     phase_tasks,
     source_digests,
+    source_problems,
     start_of,
 )
 from ensemble_kd.stages.training_data import Store, arrays_and_loader
@@ -50,7 +51,7 @@ STORED = frozenset({"logits"})
 def objective_problems(config: Config) -> list[str]:
     """What is wrong with `student.objective`, `student.terms` and those of the phases, before anything
     runs."""
-    problems: list[str] = []
+    problems = source_problems(config)
     blocks = [("student", config.student), *_phases(config)]
     for path, block in blocks:
         fields = block.objective_fields
