@@ -1,9 +1,13 @@
-"""python -m benchmarks [NAME] [--quick] [--json]"""
+"""python -m benchmarks [NAME] [--quick] [--threads N] [--data FOLDER] [--json]"""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,8 +22,9 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     specialists,
     sweep,
     training,
+    transformers,
 )
-from benchmarks.harness import BENCHMARKS, run
+from benchmarks.harness import BENCHMARKS, Benchmark, run
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -30,6 +35,13 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small version, to see that it works; its figures mean little.")
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of torch, where a benchmark leaves the choice; all cores."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of a prepared data set, in place of texts that are made up.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Run one benchmark: ours, the reference, the ratio and the bound, all from one run.
@@ -44,12 +56,22 @@ def main(
         close = difflib.get_close_matches(name, BENCHMARKS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BENCHMARKS)}"
         raise typer.BadParameter(f"no benchmark {name!r}; {hint}")
-    result = run(BENCHMARKS[name], quick)
+    result = run(_with_options(BENCHMARKS[name], threads=threads, data=data), quick)
     if as_json:
         print(json.dumps(result))
     else:
         console.print(_shown(result))
     raise typer.Exit(0 if result["holds"] else 1)
+
+
+def _with_options(chosen: Benchmark, **options: Any) -> Benchmark:
+    """The benchmark with the options that were given, each of which it must take."""
+    given = {name: value for name, value in options.items() if value is not None}
+    taken = inspect.signature(chosen.measure).parameters
+    for name in given.keys() - taken:
+        raise typer.BadParameter(f"{chosen.name!r} has no choice of --{name}; leave it out")
+    measure: Any = chosen.measure
+    return replace(chosen, measure=partial(measure, **given))
 
 
 def _listing() -> Table:

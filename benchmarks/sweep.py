@@ -26,6 +26,10 @@ MEMBERS = 5
 LAYOUT = StoreLayout(1, MEMBERS, generated.CLASSES)
 
 
+NO_TEACHERS = Manifest("teachers", "", {}, {}, summary={"source": "predictions", "members": []})
+"""The soft targets are made up."""
+
+
 def _write_inputs(folder: Path, info: dict[str, Any]) -> Manifest:
     """What the stage reads: all three splits in `data`, and soft targets in `store`, whose manifest it is."""
     generated.write_prepared(folder / "data", info)
@@ -65,7 +69,7 @@ def _sweep(
         ray_started = time.time()
         context = Context(config, run, runtime, tracker, Console(say, say))
         plan = stage.plan(config, run, "data", "store")
-        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt)
+        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, NO_TEACHERS)
         ended = time.time()
     trials = manifest.summary["trials"]
     folders = [members_folder(run, "sweep") / m["fingerprint"] for trial in trials for m in trial["members"]]

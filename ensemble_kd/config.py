@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ SPACES = Path(__file__).parent.parent / "tune" / "spaces"
 
 MOST_GRID_POINTS = 10_000
 
+CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
 
 
@@ -273,7 +275,7 @@ class CustomModelConfig(Block):
 
     name: Literal["custom"] = "custom"
     """`custom`"""
-    callable: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    callable: str = Field(pattern=CALLABLE)
     """`module:callable`; called with num_classes, input_shape and `options`, returns a torch Module."""
     options: dict[str, Any] = {}
     """Keyword arguments for the callable."""
@@ -355,7 +357,8 @@ class TeachersConfig(Block):
     (`given`); or use `predictions` that exist already."""
     given: list[str] = []
     """One per member. pretrained: hub name, folder or `package:MODULE/FOLDER`. callable: `module:callable`,
-    called with a batch of raw inputs. mlflow: a model URI."""
+    called with a batch of raw inputs: images (B, H, W, C) uint8, numbers (B, F), a list of texts or of pairs.
+    mlflow: a model URI or folder; nothing pickled is read."""
     values: Literal["logits", "probabilities"] = "logits"
     """What a callable or MLflow model returns."""
     predictions: PredictionsConfig | None = None
@@ -934,7 +937,7 @@ def _teacher_problems(config: Config) -> list[str]:
     if teachers.source != "train":
         if not teachers.given:
             problems.append(f"teachers.given: missing; source {teachers.source!r} needs one entry per member")
-        return problems
+        return problems + _given_problems(config)
     problems += _model_problems("teachers.model", teachers.model, config.data.kind)
     for i, override in enumerate(teachers.overrides):
         if override.model is not None:
@@ -947,6 +950,62 @@ def _teacher_problems(config: Config) -> list[str]:
         problems.append(
             f"teachers.overrides: {len(teachers.overrides)} entries for {teachers.num_members} members; "
             "raise teachers.num_members or drop some"
+        )
+    return problems
+
+
+def _given_problems(config: Config) -> list[str]:
+    """What is wrong with the user's own teachers, as far as their names tell."""
+    teachers, data, problems = config.teachers, config.data, []
+    for i, entry in enumerate(teachers.given):
+        if teachers.source == "callable" and not re.fullmatch(CALLABLE, entry):
+            problems.append(
+                f"teachers.given.{i}: {entry!r} is not of the form module:callable; for example "
+                "my_models:predict"
+            )
+        if teachers.source == "mlflow" and ":/" not in entry and not Path(entry).expanduser().is_dir():
+            problems.append(
+                f"teachers.given.{i}: {entry!r} is no model URI, and no folder either; give "
+                "models:/NAME/VERSION, runs:/RUN_ID/PATH, or a folder"
+            )
+    if teachers.source == "callable":
+        problems += numbers_only_problems(config)
+    if teachers.source != "pretrained":
+        return problems
+    if teachers.values != "logits":
+        problems.append(
+            f"teachers.values: {teachers.values!r}, but pretrained classifiers give logits; leave it out"
+        )
+    if data.kind == "numeric":
+        problems.append(
+            "teachers.source: 'pretrained' classifiers take images or texts, the data is numeric; use "
+            "callable"
+        )
+    if data.kind == "text" and data.text.tokenizer != "pretrained":
+        problems.append(
+            f"data.text.tokenizer: {data.text.tokenizer!r}, but the classifiers in teachers.given read word "
+            "pieces of their own; set data.text.tokenizer=pretrained"
+        )
+    return problems
+
+
+def numbers_only_problems(config: Config) -> list[str]:
+    """What a run cannot have whose teachers answer raw inputs with numbers, and are no networks of ours."""
+    source, problems = config.teachers.source, []
+    if config.soft_targets.views > 1:
+        problems.append(
+            f"soft_targets.views: {config.soft_targets.views}, but teachers.source={source} is asked about "
+            "the rows as they are; set soft_targets.views=1"
+        )
+    if config.specialists is not None:
+        problems.append(
+            f"specialists: they start from a teacher's weights, and teachers.source={source} has none that "
+            "can be read; train the teachers or leave the specialists out"
+        )
+    if config.sweep is not None and config.sweep.refit != "none":
+        problems.append(
+            f"sweep.refit: needs soft targets of the validation rows, which a run with "
+            f"teachers.source={source} does not have; set it to none"
         )
     return problems
 
@@ -991,7 +1050,8 @@ def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     problems = _data_problems(config.data) + _text_augment_problems(config) + _teacher_problems(config)
     student = config.student
-    if config.data.kind == "text" and config.data.text.tokenizer == "pretrained" and not text_source(config):
+    text = config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
+    if text and config.teachers.source != "mlflow" and not text_source(config):  # that one may bring its own
         problems.append(
             "data.text.source: missing, and no teacher or student is a transformer with a source; give a hub "
             "name, a local folder or package:MODULE/FOLDER"

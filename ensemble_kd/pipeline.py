@@ -36,7 +36,9 @@ from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import sweep as sweep_stage
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
+from ensemble_kd.stages.given_teachers import predictions_of
 from ensemble_kd.stages.members import intact, members_folder, prefixed
+from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.stages.training_data import bytes_in_memory
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.member import PREDICTIONS
@@ -88,6 +90,10 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     config, folder = context.config, context.folder
     done: dict[str, Any] = {}
 
+    # Models in MLflow: fetched, so that what they are is known.
+    config = with_models(config, folder)
+    context = replace(context, config=config)
+
     # Augment: texts made from train texts, which are the unlabelled ones from here on.
     if config.data.text_augment is not None:
         plan = augment_stage.plan(config, folder)
@@ -121,12 +127,12 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         return done
 
     # Soft targets: every teacher over the transfer set, once.
-    given = teachers.summary["source"] == "predictions"
+    given = predictions_of(config, plan.folder, info, teachers.summary["source"])
     members = {entry["name"]: entry["fingerprint"] for entry in teachers.summary["members"]}
     plan = soft_targets_stage.plan(config, folder, data.fingerprint, members)
     with stage(context, "soft-targets", plan, fresh) as step:
         step.manifest = step.kept(plan.checked(context.console)) or soft_targets_stage.run(
-            context, plan, data.folder, info, [] if given else _trained(folder, members), given
+            context, plan, data.folder, info, _trained(folder, members) if given is None else [], given
         )
     store, store_plan = step.result, plan
     done["soft-targets"] = store
@@ -520,6 +526,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     Raises ConfigError or InputError with all problems.
     """
     check_objective(config)
+    config = with_models(config, None)
     if problems := inspect_source(config):
         raise InputError(problems)
     found: list[PlannedStage] = []
@@ -545,7 +552,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     count = num_teachers(config)
     if teachers is not None:
         members = {entry["name"]: entry["fingerprint"] for entry in teachers.summary["members"]}
-    elif config.teachers.source == "train":
+    elif config.teachers.source in ("train", "pretrained"):
         wanted = teachers_stage.tasks(config, data, info["counts"]["labelled"])
         members = {task.name: task.fingerprint for task in wanted}
     else:

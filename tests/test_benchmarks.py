@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.harness import BENCHMARKS, Benchmark, Measured, run
+from benchmarks.transformers import finetune, texts
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected = {"demo", "loop", "ensemble", "targets", "store", "precompute", "memory"}
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
+    expected |= {"cached", "online", "buckets", "finetune"}
     assert expected <= set(BENCHMARKS)
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound > 0 and entry.unit
@@ -37,6 +40,27 @@ def test_an_unknown_name_gets_a_hint() -> None:
     result = CliRunner().invoke(app, ["stor"])
     assert result.exit_code == 2
     assert "'store'" in result.output
+
+
+def test_an_option_that_a_benchmark_does_not_take_is_refused() -> None:
+    result = CliRunner().invoke(app, ["store", "--quick", "--threads", "1"])
+    assert result.exit_code == 2
+    assert "--threads" in result.output
+
+
+def test_made_up_texts_are_as_long_as_real_questions() -> None:
+    made = texts(2000)
+    present = made.inputs != 0
+    lengths = present.sum(1)
+    assert 13 < lengths.mean() < 15 and lengths.min() >= 4 and lengths.max() <= 80
+    assert (present == (np.arange(present.shape[1]) < lengths[:, None])).all()  # padding at the end alone
+    assert set(made.labels) == set(range(77))
+
+
+def test_finetune_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.transformers.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install 'ensemble-kd\[bench\]'"):
+        finetune(True)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +124,18 @@ def test_inside_ray_they_run_to_a_result(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["cached", "online", "buckets", "finetune"])
+def test_transformers_are_compared_over_the_same_texts(name: str) -> None:
+    if name == "finetune":
+        pytest.importorskip("accelerate")
+    found = _quick(name, "--threads", "1")
+    assert found["ours"] > 0 and found["reference"] > 0
+    detail = found["detail"]
+    assert detail["threads"] == 1 and len(detail["ratios"]) == 2
+    assert "problem" not in detail  # of `online`: the bare loop computes the same loss
+
+
+@pytest.mark.slow
 def test_the_memory_of_trials_is_found_in_their_processes() -> None:
     """Hardly any transfer set: what a trial adds is not asked. `sweep` drives the stage as this does."""
     detail = _quick("sweep-memory")["detail"]
@@ -108,9 +144,9 @@ def test_the_memory_of_trials_is_found_in_their_processes() -> None:
     assert all(own and min(own) > 50 for own in detail["own_of_each_trial (MB)"].values())
 
 
-def _quick(name: str) -> Any:
+def _quick(name: str, *options: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", name, "--quick", "--json"],
+        [sys.executable, "-m", "benchmarks", name, "--quick", "--json", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -32,7 +32,16 @@ BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
-SHARED_BY_STAGES = {"context", "members", "shards", "start", "training_data", "trial_book"}
+SHARED_BY_STAGES = {
+    "context",
+    "given_teachers",
+    "members",
+    "mlflow_models",
+    "shards",
+    "start",
+    "training_data",
+    "trial_book",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -237,7 +237,7 @@ def test_apply_of_nothing_changes_nothing() -> None:
 def test_objectives_become_blocks() -> None:
     assert apply(STUDENT, {"objective.weight": 0.5}).objective == {"name": "kl", "weight": 0.5}
     block = StudentConfig(objective={"name": "sum", "terms": [{"name": "kl", "weight": 1}]})
-    deep = apply(block, {"objective.terms.0.weight": 2}).objective_fields
+    deep: Any = apply(block, {"objective.terms.0.weight": 2}).objective_fields
     assert deep["terms"] == [{"name": "kl", "weight": 2}]
     # In any order the field goes into the objective chosen beside it, and the choice stays as it was.
     chosen = {"name": "mse"}

@@ -55,6 +55,7 @@ __all__ = [
     "load_labels",
     "load_split",
     "prepare",
+    "raw_rows",
     "read_shard",
     "shard_paths",
     "source_fingerprint",
@@ -64,6 +65,10 @@ __all__ = [
 BATCH_ROWS = 8192
 """Rows decoded at once, or `data.shard_rows` where that is less."""
 INSPECTED_ROWS = 100_000
+READ_IN_ORDER = ("train", "validation", "test", "unlabelled")
+"""Splits of the source."""
+PARTS = ((TRAIN, "transfer"), (VALIDATION, "validation"), (TEST, "test"))
+"""What becomes of the rows of train."""
 
 
 class Inputs:
@@ -197,6 +202,42 @@ def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ..
     Raises InputError with everything that is wrong, before the first rows or after the last.
     """
     problems = Problems()
+    reading, _, made = _planned(config, problems)
+    for begin, rows, texts in _decoded(reading, _reader(config), "train", problems, _filled(config)):
+        kept = np.flatnonzero(made.part[begin : begin + rows] == TRAIN)
+        yield begin + kept, [(texts[i],) if isinstance(texts[i], str) else texts[i] for i in kept]
+    problems.raise_if_any()
+
+
+def raw_rows(config: Config) -> Iterator[tuple[str, int, Any]]:
+    """All rows as `prepare` writes them: the split, the number of the first row in it, and raw inputs.
+
+    Images (B, H, W, C) uint8, numbers (B, F) float32, lists of texts or of pairs; each split is in order.
+    Raises InputError with everything that is wrong, before the first rows or after the last.
+    """
+    problems = Problems()
+    reading, _, made = _planned(config, problems)
+    reader = _reader(config)
+    given = dict.fromkeys(SPLITS, 0)
+    for split in READ_IN_ORDER:
+        if split not in reading.source.splits:
+            continue
+        for begin, rows, values in _decoded(reading, reader, split, problems, _filled(config)):
+            if problems:
+                continue
+            for name, mask in _destinations(split, made.part[begin : begin + rows]):
+                kept = values if mask is None else _picked(values, mask)
+                yield name, given[name], kept
+                given[name] += len(kept)
+    problems.raise_if_any()
+
+
+def _picked(values: Any, mask: np.ndarray) -> Any:
+    return values[mask] if isinstance(values, np.ndarray) else [values[i] for i in np.flatnonzero(mask)]
+
+
+def _planned(config: Config, problems: Problems) -> tuple[Reading, Scan, Plan]:
+    """The first pass over the source. Raises InputError with everything that is wrong."""
     reading = _open(config, problems)
     found = scan(reading, config, problems)
     made = plan(found, config, problems)
@@ -204,10 +245,16 @@ def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ..
         _check_inputs(reading, config, problems)
         problems.raise_if_any()
     assert made is not None
-    for begin, rows, texts in _decoded(reading, _reader(config), "train", problems, _filled(config)):
-        kept = np.flatnonzero(made.part[begin : begin + rows] == TRAIN)
-        yield begin + kept, [(texts[i],) if isinstance(texts[i], str) else texts[i] for i in kept]
-    problems.raise_if_any()
+    return reading, found, made
+
+
+def _destinations(split: str, part: np.ndarray) -> list[tuple[str, np.ndarray | None]]:
+    """Where rows of the source's `split` go, and which of them, as a mask; None for all. `part` is "
+    "train's."""
+    if split != "train":
+        return [("transfer" if split == "unlabelled" else split, None)]
+    masks = ((name, part == number) for number, name in PARTS)
+    return [(name, None if mask.all() else mask) for name, mask in masks if mask.any()]
 
 
 def _tokenizer(
@@ -241,13 +288,7 @@ def prepare(config: Config, folder: Path) -> tuple[DataInfo, list[str]]:
         for path in folder.glob(f"{split}-*.parquet"):
             path.unlink()
     try:
-        reading = _open(config, problems)
-        found = scan(reading, config, problems)
-        made = plan(found, config, problems)
-        if problems or made is None:
-            _check_inputs(reading, config, problems)
-            problems.raise_if_any()
-        assert made is not None
+        reading, found, made = _planned(config, problems)
         return _write(reading, found, made, config, folder, problems)
     except InputError as error:
         lines = problems.all()
@@ -265,8 +306,7 @@ def _write(
     reader = _reader(config)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
-    targets = {"train": "transfer", "unlabelled": "transfer", "validation": "validation", "test": "test"}
-    for split in ("train", "validation", "test", "unlabelled"):
+    for split in READ_IN_ORDER:
         if split not in reading.source.splits:
             continue
         rows_read = 0
@@ -277,19 +317,17 @@ def _write(
             span = slice(begin, begin + rows)
             ids = _ids(found, split, begin, rows, num_train)
             column = inputs.arrow(values)
-            if split != "train":
-                none = np.full(rows, UNLABELLED)
-                labels = none if split == "unlabelled" else found.labels[split][span]
-                writers[targets[split]].add(ids, column, labels)
-                continue
-            part, labels = made.part[span], made.labels[span]
-            if data.kind != "text":
+            part = made.part[span]
+            if split == "unlabelled":
+                labels = np.full(rows, UNLABELLED)
+            else:
+                labels = made.labels[span] if split == "train" else found.labels[split][span]
+            if split == "train" and data.kind != "text":
                 inputs.measure(values if (part == TRAIN).all() else values[part == TRAIN])
-            for number, name in ((TRAIN, "transfer"), (VALIDATION, "validation"), (TEST, "test")):
-                mask = part == number
-                if mask.all():
+            for name, mask in _destinations(split, part):
+                if mask is None:
                     writers[name].add(ids, column, labels)
-                elif mask.any():
+                else:
                     writers[name].add(ids.filter(pa.array(mask)), column.filter(pa.array(mask)), labels[mask])
         if not rows_read and not problems:
             problems.add(f"{split}: no rows")

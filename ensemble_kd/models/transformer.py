@@ -36,6 +36,7 @@ class Transformer(nn.Module):
         _register()
         self.model, self.kind, self.masked_lm, self.separator = model, kind, masked_lm, separator
         self.pieces: list[int] | None = None
+        self.register_buffer("piece_map", None)
         self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self._takes_types &= (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         heads = [] if masked_lm else [name for name, m in model.named_modules() if _is_head(m, num_outputs)]
@@ -47,12 +48,17 @@ class Transformer(nn.Module):
         """Whether it costs as much as the texts are long: worth sorting them by length."""
         return self.kind == "text"
 
-    piece_map: Tensor | None = None
+    piece_map: Tensor | None
     """(V,) int64: number of each word piece among those kept; None where all are."""
 
-    def keep_pieces(self, pieces: list[int], vocabulary_size: int, unknown: int) -> None:
+    first_position: int | None = None
+    """Number of the first token's position, where the model would take it from padding's new number."""
+
+    def keep_pieces(
+        self, pieces: list[int], vocabulary_size: int, unknown: int, first_position: int | None = None
+    ) -> None:
         """From now on take tokens of the whole vocabulary, those that are not in `pieces` as `unknown`."""
-        self.pieces = pieces
+        self.pieces, self.first_position = pieces, first_position
         self.register_buffer("piece_map", piece_map(pieces, vocabulary_size, unknown))
 
     @property
@@ -81,6 +87,8 @@ class Transformer(nn.Module):
         if self._takes_types and self.separator is not None:
             ends = (x == self.separator + 1).to(torch.int64)
             inputs["token_type_ids"] = ((ends.cumsum(1) - ends).clamp(max=1)) * present
+        if self.first_position is not None:
+            inputs["position_ids"] = (present.cumsum(1) - 1).clamp(min=0) + self.first_position
         if self.masked_lm and masked is not None:
             found = self.encoder(**inputs, **wanted)
             logits = _word_logits(self.model, found.last_hidden_state[masked])
@@ -253,6 +261,7 @@ def with_dropout(config: Any, dropout: float | None) -> Any:
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",
             "classifier_dropout",
+            "classifier_dropout_prob",
             "dropout",
             "attention_dropout",
             "seq_classif_dropout",
@@ -276,17 +285,18 @@ def build_transformer(
         return Transformer(_random(config, "image", num_outputs, False), "image", num_outputs, False, None)
     special = info["preprocess"].get("special", {})
     tokens, longest = info["vocabulary_size"] - 1, info["input_shape"][0]
+    # RoBERTa and its kin count positions from pad + 1.
+    kin = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    offset = config.pad_token_id + 1 if kin else 0
     if model.pieces is not None:
         config.vocab_size = len(model.pieces)
         config.pad_token_id = model.pieces.index(special["pad"])
-    elif config.vocab_size < tokens:
+    elif getattr(config, "vocab_size", tokens) < tokens:
         raise ConfigError(
             f"architecture.vocab_size: {config.vocab_size}, but the data's tokenizer has {tokens} word "
             f"pieces; "
             "use the tokenizer that belongs to the model (data.text.source), or another vocab_size"
         )
-    # RoBERTa and its kin count positions from pad + 1.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest > positions - offset:
         raise ConfigError(
@@ -297,7 +307,7 @@ def build_transformer(
     network = _random(config, "text", num_outputs, masked_lm)
     body = Transformer(network, "text", num_outputs, masked_lm, special.get("sep"))
     if model.pieces is not None:
-        body.keep_pieces(model.pieces, tokens, special["unk"])
+        body.keep_pieces(model.pieces, tokens, special["unk"], offset if kin else None)
     return body
 
 

@@ -129,6 +129,8 @@ def _resolve(
     elif weights == "pretrained":
         raise ConfigError("weights: 'pretrained', but there is no source; name a folder or a hub model")
     changes = dict(model.architecture)
+    if model.fold_token_types:
+        _check_foldable(base if initial is not None else None)
     if initial is not None and base is not None:
         kind = changes.get("model_type", base["model_type"])
         if kind != base["model_type"]:
@@ -136,8 +138,10 @@ def _resolve(
         depth = "n_layers" if kind == "distilbert" else "num_hidden_layers"
         available = getattr(make_config({}, base), "num_hidden_layers", None)
         asked = changes.pop("num_hidden_layers", changes.get(depth))
-        if model.layers is not None or (asked is not None and asked != available):
-            if available is None:
+        if kind == "albert" and model.layers is None:  # one block, used as often as asked
+            changes |= {} if asked is None else {depth: asked}
+        elif model.layers is not None or (asked is not None and asked != available):
+            if available is None or kind == "albert":
                 raise ConfigError(f"layers: a {kind!r} has no list of blocks to choose from; leave it out")
             initial["layers"] = pick_layers(model.layers, asked, available)
             changes[depth] = len(initial["layers"])
@@ -173,6 +177,17 @@ def _as_distilbert(base: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"model_type": "distilbert"} | {new: getattr(usual, old) for new, old in DISTILBERT_FIELDS.items()}
 
 
+def _check_foldable(base: dict[str, Any] | None) -> None:
+    """Refuses where token types are not added to the word embeddings themselves. Raises ConfigError."""
+    if base is None:
+        raise ConfigError("fold_token_types: there are no weights to start from; leave it out")
+    kind = base["model_type"]
+    types = getattr(make_config({}, base), "type_vocab_size", None)
+    if kind == "mobilebert" or not types:
+        why = "has no token types" if not types else "adds token types behind a layer of its own"
+        raise ConfigError(f"fold_token_types: a {kind!r} {why}; leave it out")
+
+
 def _check_widths(config: Any, base: Any) -> None:
     names = (
         "hidden_size",
@@ -181,6 +196,8 @@ def _check_widths(config: Any, base: Any) -> None:
         "hidden_dim",
         "embedding_size",
         "vocab_size",
+        "max_position_embeddings",
+        "type_vocab_size",
     )
     problems = [
         f"architecture.{name}: {getattr(config, name)}, but the weights to start from have "
@@ -200,8 +217,9 @@ def _check_widths(config: Any, base: Any) -> None:
 def transplant_(target: Transformer, donor: Transformer, initial: dict[str, Any]) -> list[str]:
     """Copy the donor's weights where they have a place; returns the names of the target's that found none.
 
-    Blocks as `initial["layers"]` says, and all else by name. Word embeddings of fewer pieces are picked; the
-    classifier comes along where it has as many classes.
+    Blocks as `initial["layers"]` says, and all else by name. Of what there is per word piece the pieces kept
+    are picked; the classifier comes along where it has as many classes.
+    Raises ConfigError where tensors of the encoder differ in shape.
     """
     into, given = target.encoder.state_dict(), donor.encoder.state_dict()
     layers: list[int] | None = initial.get("layers")
@@ -213,24 +231,45 @@ def transplant_(target: Transformer, donor: Transformer, initial: dict[str, Any]
         given = {_renamed(name): tensor for name, tensor in given.items()}
     if initial.get("pooler") == "fresh":
         given = {name: tensor for name, tensor in given.items() if not name.startswith("pooler.")}
-    missed = []
+    missed: list[str] = []
+    problems: list[str] = []
     for name, tensor in into.items():
         old = given.get(_from_block(name, where, layers) if layers else name)
-        if old is not None and old.shape != tensor.shape and name.endswith("word_embeddings.weight"):
-            old = old[target.pieces] if target.pieces and max(target.pieces) < len(old) else old
-        if old is None or old.shape != tensor.shape:
+        old = _picked(old, tensor, target, donor)
+        if old is None:
             missed.append(name)
-        else:
+        elif old.shape == tensor.shape:
             tensor.copy_(old)
+        else:
+            problems.append(
+                f"weights: {name} is {tuple(old.shape)} in what the model starts from, and "
+                f"{tuple(tensor.shape)} in the model; give it the same shape, or set weights: random"
+            )
+    if problems:
+        raise ConfigError(problems)
+    # The output layer of a masked language model is its table of words, which is filled by now.
+    tied = {tensor.data_ptr() for tensor in into.values()}
     top, donor_top = _top(target, translate), _top(donor, translate)
     for name, tensor in top.items():
-        old = donor_top.get(name)
+        if tensor.data_ptr() in tied:
+            continue
+        old = _picked(donor_top.get(name), tensor, target, donor)
         fresh = initial.get("pooler") == "fresh" and "pre_classifier" in name
         if old is not None and old.shape == tensor.shape and not fresh:
             tensor.copy_(old)
         else:
             missed.append(name)
     return missed
+
+
+def _picked(old: Tensor | None, like: Tensor, target: Transformer, donor: Transformer) -> Tensor | None:
+    """A tensor of the donor, with the word pieces alone that the target keeps, on whatever axis they are."""
+    if old is None or target.pieces is None or donor.pieces is not None:
+        return old
+    for axis, sizes in enumerate(zip(old.shape, like.shape, strict=False)):
+        if sizes == (donor.model.config.vocab_size, len(target.pieces)):
+            old = old.index_select(axis, torch.tensor(target.pieces, device=old.device))
+    return old
 
 
 def _top(body: Transformer, translate: bool) -> dict[str, Tensor]:
@@ -293,8 +332,9 @@ def pretrained_body(initial: dict[str, Any], like: Transformer) -> Transformer:
     import transformers
 
     source, num_outputs = initial["source"], like.model.config.num_labels
-    before = transformers.logging.get_verbosity()
+    before, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # it tells at length that the classifier is new
+    transformers.logging.disable_progress_bar()
     try:
         model = auto_class(like.kind, like.masked_lm).from_pretrained(
             source,
@@ -312,6 +352,8 @@ def pretrained_body(initial: dict[str, Any], like: Transformer) -> Transformer:
         ) from error
     finally:
         transformers.logging.set_verbosity(before)
+        if bars:
+            transformers.logging.enable_progress_bar()
     return Transformer(model, like.kind, num_outputs, like.masked_lm, like.separator)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest
-from ensemble_kd.config import AugmentConfig, Config
+from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
@@ -102,15 +102,16 @@ def run(
     data: Path,
     info: dict[str, Any],
     teachers: list[tuple[dict[str, Any], str]],
-    given: bool = False,
+    given: PredictionsConfig | None = None,
 ) -> Manifest:
-    """Fill the store. `teachers` are (settings, folder) of the trained members; `given` reads predictions."""
+    """Fill the store. `teachers` are (settings, folder) of the trained members; `given` are files in their
+    place."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     layout = layout_of(context.config, info, len(plan.inputs) - 1)
 
     def make(todo: list[Item]) -> Iterator[tuple[Path, dict[str, Any]]]:
-        if given:
-            return _from_files(context, todo, data, info, layout)
+        if given is not None:
+            return _from_files(given, todo, data, info, layout)
         arguments = {
             "info": info,
             "layout": layout,
@@ -126,11 +127,9 @@ def run(
 
 
 def _from_files(
-    context: Context, todo: list[Item], data: Path, info: dict[str, Any], layout: StoreLayout
+    files: PredictionsConfig, todo: list[Item], data: Path, info: dict[str, Any], layout: StoreLayout
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The same store from the user's own predictions; no model runs, so no Ray either."""
-    files = context.config.teachers.predictions
-    assert files is not None
     transfer = load_split(data, "transfer")
     logits = np.stack([align(path, files, transfer.ids, info["num_classes"]) for path in files.train], 1)
     for item in todo:

@@ -28,6 +28,7 @@ from ensemble_kd.data.corpus import corpus_fingerprint, load_corpus, prepare_cor
 from ensemble_kd.data.prepared import load_info, load_split
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network, build, made_up_inputs
+from ensemble_kd.models.foreign import classifier_problems
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.transformer import Transformer
 from ensemble_kd.models.transplant import resolve, used_pieces
@@ -53,6 +54,11 @@ class Basis:
     """The weights that it starts from; None for random ones."""
     corpora: dict[str, str]
     """Fingerprint of each phase's corpus, by the phase's name."""
+
+    @classmethod
+    def alone(cls, config: Config) -> Basis:
+        """A student that starts from random weights, whose teachers left nothing but soft targets."""
+        return cls([], resolve(config.student.model, path="student.model")[0], None, {})
 
 
 def basis_of(config: Config, run: Path, data: Path, teachers: Manifest) -> Basis:
@@ -264,8 +270,8 @@ def source_problems(config: Config) -> list[str]:
 def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
     """Whether data, teachers, student and losses fit each other: all are built without memory for weights.
 
-    One line each, starting with a field. Teachers that are not torch models, or not ours to train, are left
-    out.
+    One line each, starting with a field. Pretrained teachers must be classifiers for the data's classes.
+    Those that are asked about raw inputs, or whose predictions exist, are left out.
     """
     problems: list[str] = []
     teacher: dict[str, Any] | None = None
@@ -276,6 +282,8 @@ def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
                 settings, _ = resolve(model, path=path)
                 _skeleton(settings, info, path)
                 teacher = teacher or settings
+                if config.teachers.source == "pretrained":
+                    problems += classifier_problems(model.source, info, path, model.trust_remote_code)
             except ConfigError as error:
                 problems += [line for line in error.problems if line not in problems]
     if problems or not _is_new(config):

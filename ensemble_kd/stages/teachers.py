@@ -1,4 +1,8 @@
-"""Stage 2: the ensemble, trained in one Ray Train worker group, or taken from files of predictions."""
+"""Stage 2: the ensemble, trained in one Ray Train worker group, or given.
+
+A pretrained classifier is a member without a step of training. Files of predictions, and the answers of a
+user's own models, are put in order and kept.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
 from ensemble_kd.stages.members import (
     STREAM_OF_TEACHERS,
     member_summary,
@@ -63,6 +68,9 @@ def plan(config: Config, run: Path, data: str) -> StagePlan:
         )
         files = predictions_fingerprint(config.teachers.predictions)
         return StagePlan.of(run, "teachers", settings, {"data": data, "predictions": files})
+    if config.teachers.source in ASKED:
+        settings = {"source": config.teachers.source, "values": config.teachers.values}
+        return StagePlan.of(run, "teachers", settings, {"data": data, **digests(config)})
     members = [task.fingerprint for task in tasks(config, data)]
     settings = {
         "num_members": num_teachers(config),
@@ -77,7 +85,10 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
     """Train what is missing. Raises TrainingError for a member whose loss was not finite."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     if context.config.teachers.source == "predictions":
-        return _from_predictions(context, plan, data, info)
+        return _from_predictions(context, plan, data, info, [])
+    if context.config.teachers.source in ASKED:
+        files = answer(context, plan, data, info)
+        return _from_predictions(as_predictions(context, plan, info), plan, data, info, files)
     began = time.perf_counter()
     members = members_folder(context.folder, "teachers")
     wanted = tasks(context.config, plan.inputs["data"], info["counts"]["labelled"])
@@ -103,11 +114,16 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
 
 
-def _from_predictions(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> Manifest:
-    """Check the user's files against the rows and keep the logits of validation and test."""
+def _from_predictions(
+    context: Context, plan: StagePlan, data: Path, info: dict[str, Any], made: list[str]
+) -> Manifest:
+    """Check the user's files against the rows and keep the logits of validation and test.
+
+    `made` are those files that this stage wrote into its folder.
+    """
     files = context.config.teachers.predictions
     assert files is not None
-    names, entries = [], []
+    names, entries = list(made), []
     for i in range(len(files.train)):
         splits = {
             split: align(getattr(files, split)[i], files, load_split(data, split).ids, info["num_classes"])

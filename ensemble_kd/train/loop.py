@@ -282,6 +282,9 @@ def train_step(
                 )
             beside = (online(part),) if online is not None else ()
             value = loss(outputs, part.teacher, part, *beside) / parts
+            if isinstance(model, DistributedDataParallel):
+                # Replicas wait for a gradient of every weight, of the classifier too where no loss reads it.
+                value = value + 0.0 * outputs.logits.sum()
             value.backward()
         total += value.detach()
     if training.gradient_clip is not None:

@@ -1,0 +1,244 @@
+"""Transformers end to end: a tiny pretrained BERT, phases, losses on hidden states, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import BertConfig, BertForMaskedLM
+
+from ensemble_kd import pipeline
+from ensemble_kd.artifacts import read_manifest
+from ensemble_kd.config import Config, load_config
+from ensemble_kd.data.prepared import load_split
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.package import load_package
+from ensemble_kd.train.loop import predict
+
+pytestmark = pytest.mark.slow
+
+TOPICS = [
+    "card lost stolen card my card blocked".split(),
+    "pay payment transfer sent money bank".split(),
+    "exchange rate currency euro dollar pound".split(),
+]
+COMMON = "is it the a my why how can i when please help with of to".split()
+
+
+def text(topic: int, draw: random.Random) -> str:
+    words = draw.choices(COMMON, k=5) + draw.choices(TOPICS[topic], k=2)
+    draw.shuffle(words)
+    return " ".join(words[: draw.randint(4, 7)] + draw.choices(TOPICS[topic], k=1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained model, a data set and a corpus."""
+    folder = tmp_path_factory.mktemp("texts")
+    model = folder / "model"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({*COMMON, *sum(TOPICS, [])})]
+    torch.manual_seed(0)
+    BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+        )
+    ).save_pretrained(model)
+    (model / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    draw = random.Random(0)
+    rows = [(i % 3, text(i % 3, draw)) for i in range(360)]
+    (folder / "train.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for label, t in rows))
+    (folder / "corpus.csv").write_text("text\n" + "".join(f"{text(i % 3, draw)}\n" for i in range(128)))
+    return folder
+
+
+def settings(folder: Path, **student: Any) -> dict[str, Any]:
+    training = {"epochs": 3, "batch_size": 32, "learning_rate": 2e-3, "schedule": "linear"}
+    source = str(folder / "model")
+    states = [{"name": "hidden_mse", "weight": 1}, {"name": "attention_mse", "weight": 0.1}]
+    return {
+        "name": "tiny",
+        "data": {
+            "path": str(folder / "train.csv"),
+            "kind": "text",
+            "columns": {"input": "text", "label": "label"},
+            "text": {"tokenizer": "pretrained", "max_length": 16},
+            "shard_rows": 64,
+        },
+        "teachers": {
+            "num_members": 2,
+            "model": {"name": "transformer", "source": source},
+            "training": {**training, "epochs": 6},
+        },
+        "student": {
+            "model": {
+                "name": "transformer",
+                "source": source,
+                "weights": "random",
+                "architecture": {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32},
+                "vocabulary": "used",
+            },
+            "phases": [
+                {
+                    "name": "pretraining",
+                    "task": "mlm",
+                    "shared": True,
+                    "corpus": {"path": str(folder / "corpus.csv"), "max_length": 16, "min_length": 4},
+                    "alpha": 0.5,
+                    "objective": "kl",
+                    "temperature": 2.0,
+                    "terms": states,
+                    "online": {"source": source},
+                    "training": training,
+                },
+                {"name": "intermediate", "terms": states, "training": training},
+            ],
+            "training": {**training, "epochs": 4},
+            "terms": [{"name": "patient", "weight": {"start": 10, "end": 0, "shape": "linear"}}],
+            "online": {"teachers": "all"},
+            "temperature": 2.0,
+            "alpha": 0.7,
+            **student,
+        },
+        "tracking": {"enabled": False},
+    }
+
+
+def configuration(folder: Path, *overrides: str, **student: Any) -> Config:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(settings(folder, **student)))
+    return load_config(path, list(overrides))
+
+
+def entries(run: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in run.glob("student/members/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        found[manifest["summary"]["name"]] = manifest | {"folder": str(path.parent)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(command(folder, run), check=True, capture_output=True, timeout=400)
+    return run
+
+
+def command(folder: Path, run: Path) -> list[str]:
+    configuration(folder)
+    return [sys.executable, "-m", "ensemble_kd", "run", str(folder / "run.yaml"), "--run-dir", str(run)]
+
+
+def test_phases_terms_and_teachers_beside(folder: Path, undisturbed: Path) -> None:
+    members = entries(undisturbed)
+    assert set(members) == {
+        "pretraining-seed-0",
+        "intermediate-seed-0",
+        "distilled-seed-0",
+        "hard-seed-0",
+    }
+    first, second = members["pretraining-seed-0"], members["intermediate-seed-0"]
+    last, hard = members["distilled-seed-0"], members["hard-seed-0"]
+    assert second["config"]["initial"]["member"] == first["fingerprint"]
+    assert last["config"]["initial"]["member"] == second["fingerprint"]
+    assert hard["config"]["initial"]["member"] == first["fingerprint"]  # the shared phase alone
+    assert len(last["config"]["online"]["teachers"]) == 2
+    for member in (first, second):
+        history = member["summary"]["history"]
+        assert history[-1]["train_loss"] < history[0]["train_loss"]
+    with safe_open(Path(last["folder"]) / "weights.safetensors", "pt") as file:
+        names = list(file.keys())  # noqa: SIM118 - not a dict
+    assert not any("learned" in name or "maps" in name for name in names)
+    report = json.loads((undisturbed / "report.json").read_text())
+    assert report["summary"]["distilled"]["accuracy"]["mean"] > 0.6  # chance is 0.33
+
+
+def test_the_package_gives_the_members_predictions(undisturbed: Path) -> None:
+    from safetensors.torch import load_file
+
+    package = load_package(undisturbed / "model")
+    last = entries(undisturbed)["distilled-seed-0"]
+    test = load_split(next(undisturbed.glob("data/*/info.json")).parent, "test")
+    logits = predict(package.network, torch.from_numpy(test.inputs), torch.device("cpu"))
+    kept = load_file(Path(last["folder"]) / "predictions.safetensors")["test"]
+    torch.testing.assert_close(logits, kept, atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")}
+    pipeline.run(configuration(folder), undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
+
+
+def test_driver_killed_in_the_middle_of_each_phase(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for finished in range(3):  # phases done before the kill
+        process = subprocess.Popen(
+            command(folder, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        end = time.monotonic() + 240
+        while True:
+            assert process.poll() is None and time.monotonic() < end
+            done = len(list(run.glob("student/members/*/manifest.json")))
+            if done >= finished and list(run.glob("student/members/*/checkpoint.safetensors")):
+                break
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(folder, run), check=True, capture_output=True, timeout=400)
+    patterns = ("*/members/*/*.safetensors", "soft_targets/*/part-*.parquet", "model/weights.safetensors")
+    for pattern in patterns:
+        wanted = {str(p.relative_to(undisturbed)): p.read_bytes() for p in undisturbed.glob(pattern)}
+        assert wanted and wanted == {str(p.relative_to(run)): p.read_bytes() for p in run.glob(pattern)}
+
+
+def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, tmp_path: Path) -> None:
+    space = "sweep={space: {terms.0.weight: [1, 100], temperature: [2]}, search: grid, scheduler: none}"
+    manifests = pipeline.run(configuration(folder, space), tmp_path / "run", until="student")
+    assert len(manifests["sweep"].summary["trials"]) == 3  # two points and the baseline
+    students = manifests["student"].summary["members"]
+    assert {member["role"] for member in students} == {"distilled", "hard"}
+    for member in students:  # taken over from the sweep
+        assert read_manifest(tmp_path / "run" / "sweep" / "members" / member["fingerprint"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("student.terms=[{name: patient, layers: [[1, 9]]}]", r"student\.terms\.0\.layers: .*layer_9"),
+        ("student.terms=[{name: hidden_mse, projection: none}]", r"student\.terms\.0\.projection: .*16.*32"),
+        (
+            "student.model.architecture.num_attention_heads=4",
+            r"student\.phases\.0\.terms\.1\.\w+: .*4.*2",
+        ),
+        ("data.text.max_length=64", None),
+        ("student.phases.0.corpus.max_length=64", r"max_position_embeddings: 32 .*64"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_training(
+    folder: Path, tmp_path: Path, override: str, says: str | None
+) -> None:
+    run = tmp_path / "run"
+    if says is None:  # no text is so long
+        pipeline.run(configuration(folder, override), run, until="data")
+        return
+    with pytest.raises(ConfigError, match=says):
+        pipeline.run(configuration(folder, override), run)
+    assert not (run / "teachers").exists()
