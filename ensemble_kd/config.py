@@ -794,8 +794,12 @@ def _phase_problems(config: Config) -> list[str]:
         if phase.task == "classify" and phase.corpus is not None:
             if phase.alpha < 1:
                 problems.append(f"{path}.alpha: {phase.alpha}, but a corpus has no labels; set it to 1")
-            if phase.objective is None and not phase.terms:
-                problems.append(f"{path}.terms: none, and no objective: nothing to learn from the corpus")
+        if phase.alpha > 0 and phase.objective is None and not phase.terms:
+            hard = "the masked words" if phase.task == "mlm" else "labels"
+            problems.append(
+                f"{path}.terms: none, and no objective, so that alpha = {phase.alpha} weighs nothing; name "
+                f"one, or set {path}.alpha=0 for {hard} alone"
+            )
         if phase.training.early_stopping is not None and phase.corpus is not None:
             problems.append(
                 f"{path}.training.early_stopping: there are no validation rows of a corpus; leave it out"

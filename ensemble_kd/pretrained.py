@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -108,8 +109,15 @@ def weights_digest(folder: str | Path) -> str:
     folder, digest = Path(folder), hashlib.sha256()
     for path in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
         if path.is_file():
-            digest.update(f"{path.name}\0{checksum(path)}\n".encode())
+            stat = path.stat()
+            digest.update(f"{path.name}\0{_checksum(str(path), stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _checksum(path: str, size: int, changed: int) -> str:
+    """Gigabytes are read once, not for every member that starts from them."""
+    return checksum(Path(path))
 
 
 # --------------------------------------------------------------------------------------- tokenizers

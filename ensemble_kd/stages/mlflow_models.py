@@ -23,6 +23,8 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.package import PICKLES
 
 MLMODEL, PLACE = "MLmodel", "place.json"
+CODE_LOADERS = ("mlflow.pyfunc.loaders.code_model", "mlflow.pyfunc.model")
+"""What loads a pyfunc that was logged as code; the latter unpickles where there is no `model_code_path`."""
 LASTING = re.compile(r"(runs:/.+|models:/(m-[0-9a-f]+|[^/@]+/\d+)(/.*)?)$")
 """URIs behind which the model does not change: one of a run, or of a version."""
 
@@ -155,6 +157,6 @@ def _kind(folder: Path, where: str, uri: str) -> tuple[str, Path, Path]:
             f"{where}: {uri} holds {pickles[0]}, a pickle, which can run code and is never read; {remedy}"
         )
     pyfunc = flavors.get("python_function") or {}
-    if pyfunc.get("loader_module") == "mlflow.pyfunc.model" and pyfunc.get("model_code_path"):
+    if pyfunc.get("loader_module") in CODE_LOADERS and pyfunc.get("model_code_path"):
         return "pyfunc", folder, folder
     raise ConfigError(f"{where}: {uri} is of the flavours {', '.join(flavors)}, which are not read; {remedy}")

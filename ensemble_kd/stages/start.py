@@ -193,7 +193,7 @@ def _phase(
         training=phase.training.model_dump(mode="json"),
         inputs=inputs,
         rows={
-            "labelled": phase.alpha < 1 and not soft,
+            "labelled": phase.alpha < 1 and not soft and not phase.terms,
             "bootstrap": False,
             "fraction": config.student.fraction,
         },
@@ -274,11 +274,15 @@ def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
     Those that are asked about raw inputs, or whose predictions exist, are left out.
     """
     problems: list[str] = []
+    seen: set[str] = set()
     teacher: dict[str, Any] | None = None
     if config.teachers.source in ("train", "pretrained"):
         for i in range(num_teachers(config)):
             try:
                 model, path = teacher_model(config, i)
+                if (key := f"{path} {model!r}") in seen:  # members differ by seed, as a rule
+                    continue
+                seen.add(key)
                 settings, _ = resolve(model, path=path)
                 _skeleton(settings, info, path)
                 teacher = teacher or settings

@@ -1,0 +1,8 @@
+"""Stage `augment` as a Ray job: ray job submit --working-dir . -- python jobs/augment.py CONFIG ..."""
+
+import sys
+
+from ensemble_kd.cli import app
+
+if __name__ == "__main__":
+    app(["augment", *sys.argv[1:]])
