@@ -394,6 +394,17 @@ class SoftTargetsConfig(Block):
     """Examples per forward pass."""
     num_actors: int | Literal["auto"] = "auto"
     """Processes that run the teachers; `auto`: one per CPU or GPU of the cluster."""
+    keep: list[Literal["hidden", "attention"]] = []
+    """What to keep of text transformers beside logits, so that no teacher runs beside the student for it:
+    `hidden` states, `attention` scores."""
+    keep_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    """Numbers of the teachers' blocks to keep, 0 being the embeddings' output; null for all."""
+    keep_positions: Literal["all", "first"] = "all"
+    """Hidden states of all tokens, or of the `first` alone, [CLS], which is what `patient` reads."""
+    keep_dtype: Literal["float16", "float32"] = "float16"
+    """Numbers that they are kept in."""
+    keep_at_most: float = Field(4.0, gt=0)
+    """GB on disk that they may take; where it would be more, nothing is started."""
 
 
 # --------------------------------------------------------------------------------------- specialists
@@ -736,6 +747,8 @@ def _transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
             f"data.text.tokenizer is "
             f"{data.text.tokenizer!r}; set data.text.tokenizer=pretrained"
         )
+    if model.fold_token_types and isinstance(data.columns.input, list):
+        problems.append(f"{path}.fold_token_types: pairs of texts need both token types; leave it out")
     if model.weights == "teacher" and not path.startswith("student"):
         problems.append(f"{path}.weights: 'teacher' is for students; use pretrained or random")
     if model.pieces is not None:
@@ -746,6 +759,30 @@ def _transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
         problems.append(
             f"{path}: neither source nor architecture; name a model (source: ...), or describe one "
             "(architecture: {model_type: bert, ...})"
+        )
+    return problems
+
+
+def _online_problems(config: Config) -> list[str]:
+    """Teachers beside a student that are not there, and what their logits do not go with."""
+    problems: list[str] = []
+    blocks: list[tuple[str, Any]] = [("student", config.student)]
+    blocks += [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
+    count = num_teachers(config)
+    for path, block in blocks:
+        chosen = block.online.teachers
+        if isinstance(chosen, list) and (
+            not chosen or max(chosen) >= count or len(set(chosen)) != len(chosen)
+        ):
+            problems.append(
+                f"{path}.online.teachers: {chosen}; name different ones of the "
+                f"{count} teachers, 0 to {count - 1}"
+            )
+    student = config.student
+    if student.online.logits and config.targets != "ensemble":
+        problems.append(
+            f"student.online.logits: those of the teachers alone, but student.targets is {config.targets!r}; "
+            "set student.targets=ensemble, or leave the logits to the store"
         )
     return problems
 
@@ -789,6 +826,11 @@ def _phase_problems(config: Config) -> list[str]:
             problems.append(
                 f"{path}.task: 'mlm' takes a transformer and data.text.tokenizer=pretrained; use classify"
             )
+        if phase.task == "mlm" and phase.online.source is None and (phase.terms or phase.objective):
+            problems.append(
+                f"{path}.online.source: missing; the run's teachers are classifiers, and in phase "
+                f"{phase.name!r} words are guessed; name a pretrained model"
+            )
         if phase.task == "mlm" and phase.corpus is None:
             problems.append(f"{path}.corpus: missing; words to be guessed come from a corpus")
         if phase.task == "classify" and phase.corpus is not None:
@@ -800,9 +842,16 @@ def _phase_problems(config: Config) -> list[str]:
                 f"{path}.terms: none, and no objective, so that alpha = {phase.alpha} weighs nothing; name "
                 f"one, or set {path}.alpha=0 for {hard} alone"
             )
-        if phase.training.early_stopping is not None and phase.corpus is not None:
+        unjudged = phase.corpus is not None or (phase.alpha == 1 and phase.objective is None)
+        if phase.training.early_stopping is not None and unjudged:
             problems.append(
-                f"{path}.training.early_stopping: there are no validation rows of a corpus; leave it out"
+                f"{path}.training.early_stopping: validation rows judge the classifier, which does not learn "
+                "in this phase; leave it out"
+            )
+        if phase.corpus is not None and phase.corpus.min_length > phase.corpus.max_length:
+            problems.append(
+                f"{path}.corpus.min_length: {phase.corpus.min_length} is above max_length = "
+                f"{phase.corpus.max_length}; lower it"
             )
         if phase.training.batch_size % (student.replicas_per_member * phase.training.gradient_accumulation):
             problems.append(
@@ -1050,6 +1099,59 @@ def _specialist_problems(config: Config) -> list[str]:
     return problems
 
 
+def _keep_problems(config: Config) -> list[str]:
+    """What is wrong with keeping more than logits, as far as it can be told without the data."""
+    settings, teachers, problems = config.soft_targets, config.teachers, []
+    path = "soft_targets.keep"
+    layers = settings.keep_layers
+    if not settings.keep:
+        unused = [("layers", layers is not None), ("positions", settings.keep_positions != "all")]
+        return [
+            f"{path}_{name}: set, but {path} is empty, which leaves it unused; set {path}: [hidden], or "
+            f"leave {path}_{name} out"
+            for name, given in unused
+            if given
+        ]
+    remedy = "set keep: [], so that the teacher runs beside the student"
+    if config.data.kind != "text":
+        problems.append(
+            f"{path}: {settings.keep} of text transformers alone, and data.kind is {config.data.kind!r}; "
+            f"{remedy}"
+        )
+    elif teachers.source not in ("train", "pretrained"):
+        problems.append(
+            f"{path}: {settings.keep}, but teachers.source={teachers.source} gives numbers and no states; "
+            "train the teachers, take pretrained ones, or set keep: []"
+        )
+    elif teachers.source == "train":
+        used = [override.model or teachers.model for override in teachers.overrides] or [teachers.model]
+        if others := sorted({model.name for model in used if not isinstance(model, TransformerConfig)}):
+            problems.append(
+                f"{path}: {settings.keep} of text transformers alone, and a teacher is {others[0]!r}; "
+                f"{remedy}"
+            )
+    if config.soft_targets.views > 1:
+        problems.append(
+            f"{path}: {settings.keep}, but soft_targets.views is {settings.views}; keep takes the rows as "
+            "they are, so set views to 1"
+        )
+    if len(set(settings.keep)) < len(settings.keep):
+        problems.append(f"{path}: {settings.keep} names something twice; name each once")
+    if settings.keep_positions == "first" and "attention" in settings.keep:
+        problems.append(
+            f"{path}_positions: 'first' is for hidden states, and {path} has attention too; set it to all, "
+            "or keep: [hidden]"
+        )
+    if layers is not None and (not layers or len(set(layers)) < len(layers)):
+        problems.append(f"{path}_layers: different numbers of blocks, at least one, got {layers}")
+    elif layers == [0] and "attention" in settings.keep:
+        problems.append(
+            f"{path}_layers: [0] is the embeddings' output, which has no attention; add a block, or set "
+            "keep: [hidden]"
+        )
+    return problems
+
+
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     problems = _data_problems(config.data) + _text_augment_problems(config) + _teacher_problems(config)
@@ -1071,9 +1173,11 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
+    problems += _keep_problems(config)
     problems += _specialist_problems(config)
     problems += _sweep_problems(config)
     problems += _phase_problems(config)
+    problems += _online_problems(config)
     problems += _transformer_problems("student.model", student.model, config.data)
     if config.teachers.source == "train":
         problems += _transformer_problems("teachers.model", config.teachers.model, config.data)
@@ -1152,8 +1256,17 @@ def _sweep_problems(config: Config) -> list[str]:
                 f"sweep.space: the grid has {points:,} points; lower sweep.grid_points, drop a field, or use "
                 "search: tpe"
             )
+    if config.student.phases:
+        # Phases are trained once, before the trials, which all start from the last one.
+        fixed_by_phases = ("model", "phases", "fraction", "mean", "weights", "without_classes")
+        problems += [
+            f"sweep.space.{path}: the student's phases are trained once, with one value of it; leave it out "
+            "of the space, or the phases out of the student"
+            for path in dimensions
+            if path.split(".")[0] in fixed_by_phases
+        ]
     alphas = dimensions["alpha"].points(2) if "alpha" in dimensions else [config.student.alpha]
-    if not any(alphas):
+    if not any(alphas) and not config.student.terms:
         problems.append(
             "sweep.space.alpha: always 0, so that nothing is distilled; raise it (a baseline on hard labels "
             "is among the trials anyway)"
@@ -1205,10 +1318,10 @@ def text_source(config: Config) -> str | None:
     models = [teachers.model, *(override.model for override in teachers.overrides), student.model]
     sources = [
         config.data.text.source,
+        *(teachers.given[:1] if teachers.source == "pretrained" else []),
         *(model.source for model in models if isinstance(model, TransformerConfig)),
         student.online.source,
         *(phase.online.source for phase in student.phases),
-        *(teachers.given[:1] if teachers.source == "pretrained" else []),
     ]
     return next((source for source in sources if source), None)
 

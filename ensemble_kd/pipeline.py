@@ -37,9 +37,10 @@ from ensemble_kd.stages import sweep as sweep_stage
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.stages.given_teachers import predictions_of
+from ensemble_kd.stages.kept import kept_problems
 from ensemble_kd.stages.members import intact, members_folder, prefixed
 from ensemble_kd.stages.mlflow_models import with_models
-from ensemble_kd.stages.training_data import bytes_in_memory
+from ensemble_kd.stages.training_data import bytes_in_memory, states_fit
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.member import PREDICTIONS
 
@@ -395,6 +396,10 @@ def describe(name: str, manifest: Manifest) -> str:
         if layout["top_k"]:
             bound = summary["error_bound_at_temperature_1"]
             text += f", top {layout['top_k']}, error at most {bound:.3g} at T = 1"
+        if kept := layout.get("kept"):
+            text += "".join(
+                f", {name} of {len(kept[name])} layers" for name in ("hidden", "attention") if kept[name]
+            )
         return text
     if name == "sweep":
         trials = {trial["name"]: trial for trial in summary["trials"]}
@@ -455,7 +460,7 @@ def check_objective(config: Config) -> None:
 
 def check_sizes(config: Config, info: dict[str, Any]) -> None:
     """What can be held against the settings only once the data is known."""
-    problems = _size_problems(config, info)
+    problems = _size_problems(config, info) + kept_problems(config, info)
     if config.specialists is not None:  # builds teachers, and no field of the student matters to it
         problems += clusters_stage.problems(config, info["num_classes"])
         problems += specialists_stage.problems(config, info)
@@ -477,7 +482,7 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
 
 def _streams(config: Config, info: dict[str, Any]) -> bool:
     """Whether transfer set and soft targets are larger than may be held in memory."""
-    layout = soft_targets_stage.layout_of(config, info, num_teachers(config))
+    layout = soft_targets_stage.layout_of(config, info, num_teachers(config)).logits_alone
     return bytes_in_memory(info, layout) > config.compute.memory_budget * 1e9
 
 
@@ -594,7 +599,10 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
         config, sweep = sweep_stage.with_winner(config, manifest), sweep_stage.result_of(manifest)
     plan = student_stage.plan(config, folder, data, store_plan.fingerprint, combined)
     student = plan.done()
-    held = bytes_in_memory(info, *[layout] * (1 if config.specialists is None else 2))
+    layouts = [layout, *([] if config.specialists is None else [layout.logits_alone])]
+    if not states_fit(info, config.compute.memory_budget, *layouts):
+        layouts = [each.logits_alone for each in layouts]
+    held = bytes_in_memory(info, *layouts)
     line = _line("student", plan, student, extra=size_on_disk(plan.folder.parent / "members"))
     how = "held in memory" if held <= config.compute.memory_budget * 1e9 else "streamed"
     state = line.state if student else f"{line.state}; transfer set of {held / 1e6:.1f} MB {how}"

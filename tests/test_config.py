@@ -38,6 +38,7 @@ def test_every_shipped_recipe_loads(name: str, tmp_path: Path) -> None:
     if name in ("distilbert", "tinybert"):
         with pytest.raises(ConfigError, match=r"^student\.phases\.0\.corpus\.path: missing; .*--set student"):
             load_config(name, overrides)
+        (tmp_path / "corpus.csv").write_text("text\nwords\n")
         overrides.append(f"student.phases.0.corpus.path={tmp_path}")
     config = load_config(name, overrides)
     assert config.name == name

@@ -35,6 +35,7 @@ PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {
     "context",
     "given_teachers",
+    "kept",
     "members",
     "mlflow_models",
     "shards",

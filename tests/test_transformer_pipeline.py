@@ -24,6 +24,10 @@ from ensemble_kd.config import Config, load_config
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.package import load_package
+from ensemble_kd.runtime import Runtime
+from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages.context import Context
+from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.loop import predict
 
 pytestmark = pytest.mark.slow
@@ -62,14 +66,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (model / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     draw = random.Random(0)
-    rows = [(i % 3, text(i % 3, draw)) for i in range(360)]
+    rows = [(i % 3, text(i % 3, draw)) for i in range(600)]
     (folder / "train.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for label, t in rows))
     (folder / "corpus.csv").write_text("text\n" + "".join(f"{text(i % 3, draw)}\n" for i in range(128)))
     return folder
 
 
 def settings(folder: Path, **student: Any) -> dict[str, Any]:
-    training = {"epochs": 3, "batch_size": 32, "learning_rate": 2e-3, "schedule": "linear"}
+    training = {"epochs": 3, "batch_size": 16, "learning_rate": 3e-3, "schedule": "linear"}
     source = str(folder / "model")
     states = [{"name": "hidden_mse", "weight": 1}, {"name": "attention_mse", "weight": 0.1}]
     return {
@@ -84,7 +88,7 @@ def settings(folder: Path, **student: Any) -> dict[str, Any]:
         "teachers": {
             "num_members": 2,
             "model": {"name": "transformer", "source": source},
-            "training": {**training, "epochs": 6},
+            "training": {**training, "epochs": 8},
         },
         "student": {
             "model": {
@@ -109,7 +113,7 @@ def settings(folder: Path, **student: Any) -> dict[str, Any]:
                 },
                 {"name": "intermediate", "terms": states, "training": training},
             ],
-            "training": {**training, "epochs": 4},
+            "training": {**training, "epochs": 6},
             "terms": [{"name": "patient", "weight": {"start": 10, "end": 0, "shape": "linear"}}],
             "online": {"teachers": "all"},
             "temperature": 2.0,
@@ -187,9 +191,9 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
 
 
-def test_driver_killed_in_the_middle_of_each_phase(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for finished in range(3):  # phases done before the kill
+    for finished in (0, 2):  # phases done before the kill
         process = subprocess.Popen(
             command(folder, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -241,4 +245,63 @@ def test_what_does_not_fit_is_told_before_training(
         return
     with pytest.raises(ConfigError, match=says):
         pipeline.run(configuration(folder, override), run)
+    assert not (run / "teachers").exists()
+
+
+KEEP = [
+    "student.phases=[]",
+    "student.terms=[{name: hidden_mse}, {name: attention_mse, weight: 0.1}, {name: patient, weight: 5}]",
+    "student.training.early_stopping=null",
+]
+
+
+def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp_path: Path) -> None:
+    """The student stage finds no weights of a teacher, and its losses are nearly those beside them."""
+    run = tmp_path / "run"
+    pipeline.run(configuration(folder, *KEEP), run, until="student")
+    beside = entries(run)["distilled-seed-0"]
+    assert "stored" not in beside["config"]["online"]
+    config = configuration(folder, *KEEP, "soft_targets.keep=[hidden, attention]")
+    manifests = pipeline.run(config, run, until="soft-targets")
+    layout = manifests["soft-targets"].summary["layout"]
+    assert layout["kept"]["depth"] == 4 and len(layout["kept"]["hidden"]) == 5
+    assert len(list(run.glob("teachers/members/*"))) == 2  # those of before
+    for weights in run.glob("teachers/members/*/weights.safetensors"):
+        weights.unlink()
+    data, store = run / "data" / manifests["data"].fingerprint, manifests["soft-targets"]
+    plan = student_stage.plan(config, run, data.name, store.fingerprint)
+    tracker = Tracker(config.tracking, tmp_path, config.name, print)
+    with Runtime(config.compute) as runtime:
+        context = Context(config, run, runtime, tracker)
+        found = student_stage.run(
+            context,
+            plan,
+            data,
+            manifests["data"].summary["info"],
+            run / "soft_targets" / store.fingerprint,
+            store,
+            manifests["teachers"],
+        )
+    shipped = read_manifest(run / "student" / "members" / found.summary["members"][0]["fingerprint"])
+    assert shipped is not None and shipped.summary["name"] == "distilled-seed-0"
+    assert shipped.config["online"]["stored"] is True and shipped.inputs["soft_targets"] == store.fingerprint
+    losses = [
+        [entry["train_loss"] for entry in summary["history"]]
+        for summary in (beside["summary"], shipped.summary)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_check_tells_how_much_would_be_kept(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = configuration(folder, *KEEP, "soft_targets.keep=[hidden]", "soft_targets.keep_layers=[2, 4]")
+    info = pipeline.run(config, run, until="data")["data"].summary["info"]
+    (line,) = [line for line in pipeline.check(config, run) if line.name == "soft-targets"]
+    length, rows = info["input_shape"][0], info["counts"]["transfer"]
+    assert line.expected == rows * 2 * (2 * 3 + 2 * 2 * length * 32)
+    config = configuration(folder, *KEEP, "soft_targets.keep=[hidden]", "soft_targets.keep_at_most=0.0001")
+    with pytest.raises(
+        ConfigError, match=r"soft_targets\.keep_at_most: 0\.0001 GB, but hidden of 2 teachers"
+    ):
+        pipeline.run(config, run)
     assert not (run / "teachers").exists()

@@ -50,6 +50,18 @@ def _texts(corpus: CorpusConfig, rows: int) -> Iterator[list[str]]:
             yield [text for i, text in enumerate(texts) if i not in missing and text.strip()]
 
 
+def corpus_problems(corpus: CorpusConfig) -> list[str]:
+    """What is wrong with the files of a corpus, one line each, starting with its field; reads no texts."""
+    try:
+        for piece in list_files(_path(corpus), "corpus.path")[0]:
+            held = piece.columns()
+            if corpus.column not in held:
+                return [f"corpus.column: {no_column(corpus.column, piece.name, held)}"]
+    except InputError as error:
+        return error.problems
+    return []
+
+
 def prepare_corpus(
     corpus: CorpusConfig, text: TextConfig, tokenizer_folder: Path, folder: Path, shard_rows: int
 ) -> dict[str, int]:

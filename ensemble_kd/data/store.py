@@ -8,6 +8,9 @@ or, with top_k,
     values   fixed-size bytes: (V, M, k) float16            the k largest logits
     indices  fixed-size bytes: (V, M, k) int16 or int32     their classes
     rest     fixed-size bytes: (V, M) float32               log of the sum of exp of the other logits
+and what is kept of text transformers, padded with zeros to the data's longest text, L:
+    hidden     fixed-size bytes: (V, M, K, L or 1, D)       hidden states of K layers
+    attention  fixed-size bytes: (V, M, K, A, L, L)         scores of K blocks, before mask and softmax
 
 Fixed-size bytes rather than lists: reading is a view of the file's buffer, and no list levels are stored.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,41 @@ from ensemble_kd.errors import ArtifactError
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What is in the store beside logits: states and attention scores of teachers that are built alike."""
+
+    hidden: tuple[int, ...]
+    """Numbers of the hidden states: 0 the embeddings' output, then the blocks."""
+    attention: tuple[int, ...]
+    """Numbers of the blocks whose attention scores are there, counted from 1."""
+    depth: int
+    """Blocks of a teacher."""
+    width: int
+    heads: int
+    length: int
+    """Tokens of the longest text."""
+    first_only: bool = False
+    """Whether hidden states are those of the first position alone."""
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "attention"):  # lists, where read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def columns(self, views: int, members: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """As `StoreLayout.columns`."""
+        found: dict[str, tuple[tuple[int, ...], Any]] = {}
+        kind = np.dtype(self.dtype).type
+        if self.hidden:
+            positions = 1 if self.first_only else self.length
+            found["hidden"] = ((views, members, len(self.hidden), positions, self.width), kind)
+        if self.attention:
+            scores = len(self.attention), self.heads, self.length, self.length
+            found["attention"] = ((views, members, *scores), kind)
+        return found
+
+
+@dataclass(frozen=True)
 class StoreLayout:
     """Shape of one row of the store."""
 
@@ -36,6 +74,20 @@ class StoreLayout:
     members: int
     classes: int
     top_k: int | None = None
+    kept: Kept | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kept, dict):  # read from JSON
+            object.__setattr__(self, "kept", Kept(**self.kept))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; `StoreLayout(**fields)` reads it."""
+        return {name: value for name, value in asdict(self).items() if name != "kept" or value is not None}
+
+    @property
+    def logits_alone(self) -> StoreLayout:
+        """The same rows without what is kept beside their logits."""
+        return replace(self, kept=None)
 
     @property
     def index_type(self) -> type:
@@ -44,12 +96,14 @@ class StoreLayout:
     def columns(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and number type of each column but `row`."""
         views, members = self.views, self.members
+        beside = self.kept.columns(views, members) if self.kept is not None else {}
         if self.top_k is None:
-            return {"logits": ((views, members, self.classes), np.float16)}
+            return {"logits": ((views, members, self.classes), np.float16), **beside}
         return {
             "values": ((views, members, self.top_k), np.float16),
             "indices": ((views, members, self.top_k), self.index_type),
             "rest": ((views, members), np.float32),
+            **beside,
         }
 
     @property
@@ -118,18 +172,21 @@ class ShardWriter:
 
 
 def read_shard(path: Path, layout: StoreLayout) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Row numbers (B,) and the columns, each (B, ...) in the layout's shape.
+    """Row numbers (B,) and the columns, each (B, ...) in the layout's shape; other columns are not read.
 
     Raises ArtifactError, naming the file, where it is truncated or of another shape.
     """
+    wanted = layout.columns()
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            table = file.read([name for name in schema.names if name == "row" or name in wanted])
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: not a readable shard of soft targets ({error})") from error
     if "row" not in table.column_names:
-        raise ArtifactError(f"{path}: column 'row' expected; the schema is {table.schema}")
+        raise ArtifactError(f"{path}: column 'row' expected; the schema is {schema}")
     return table["row"].to_numpy(), {
-        name: _column(path, table, name, shape, kind) for name, (shape, kind) in layout.columns().items()
+        name: _column(path, table, name, shape, kind) for name, (shape, kind) in wanted.items()
     }
 
 

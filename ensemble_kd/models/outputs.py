@@ -20,6 +20,10 @@ class Outputs:
     """Per block the scores Q K^T / sqrt(d), before mask and softmax: (B, A, L, L)."""
     mask: Tensor | None = None
     """(B, L) bool: positions that are not padding; None where there is no padding."""
+    depth: int | None = None
+    """Number of the network's blocks, where not all of them are in `hidden` and `attention`."""
+    blocks: tuple[int, ...] | None = None
+    """Which block each entry of `attention` belongs to, counted from 1; None for all in order."""
 
     def __getitem__(self, part: slice) -> Outputs:
         """The outputs of some examples of the batch."""
@@ -28,4 +32,11 @@ class Outputs:
             None if self.hidden is None else {name: state[part] for name, state in self.hidden.items()},
             None if self.attention is None else tuple(scores[part] for scores in self.attention),
             None if self.mask is None else self.mask[part],
+            self.depth,
+            self.blocks,
         )
+
+
+def state_name(number: int) -> str:
+    """What a transformer's hidden state is called: 0 is the output of the embeddings, then the blocks."""
+    return f"layer_{number}" if number else "embedding"

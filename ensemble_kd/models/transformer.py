@@ -105,9 +105,18 @@ class Transformer(nn.Module):
             tokens = self.piece_map[tokens]
         return tokens.masked_fill(~present, self.model.config.pad_token_id or 0)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether its attention can be ours, which hands out scores."""
+        kind: Any = type(self.encoder)
+        return bool(kind._can_set_attn_implementation())
+
     def _attend_by(self, implementation: str) -> None:
-        if self.model.config._attn_implementation != implementation:
-            self.model.set_attn_implementation(implementation)
+        if self.model.config._attn_implementation == implementation:
+            return
+        if implementation == SCORES and not self.has_scores:
+            raise ConfigError(no_scores(self.model.config.model_type))
+        self.model.set_attn_implementation(implementation)
 
 
 def piece_map(pieces: list[int], vocabulary_size: int, unknown: int) -> Tensor:
@@ -115,6 +124,14 @@ def piece_map(pieces: list[int], vocabulary_size: int, unknown: int) -> Tensor:
     mapped = torch.full((vocabulary_size,), pieces.index(unknown))
     mapped[torch.tensor(pieces)] = torch.arange(len(pieces))
     return mapped
+
+
+def no_scores(kind: str) -> str:
+    """Why losses on attention cannot have a model of this type."""
+    return (
+        f"attention: a {kind!r} of transformers does not hand out scores; use a bert, distilbert, electra, "
+        "roberta or another with exchangeable attention, or a loss on hidden states"
+    )
 
 
 def _is_head(module: nn.Module, num_outputs: int) -> bool:
@@ -214,12 +231,29 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k in known} | {"model_type": config.model_type}
 
 
+def config_of(model: TransformerConfig) -> Any:
+    """The transformers configuration that a model's settings describe. Raises ConfigError."""
+    if not model.source:
+        return make_config(model.architecture)
+    found = pretrained_config(model.source, model.trust_remote_code)
+    if not comes_with_code(found):
+        return make_config(model.architecture, settings_of(found))
+    for name, value in model.architecture.items():
+        setattr(found, name, value)
+    return found
+
+
+def comes_with_code(config: Any) -> bool:
+    """Whether transformers itself knows no such type: its code lies with the source."""
+    from transformers import CONFIG_MAPPING
+
+    return config.model_type not in CONFIG_MAPPING
+
+
 def _fields(kind: str) -> set[str]:
     """Names of the fields of transformers' configuration of a type."""
     from transformers import CONFIG_MAPPING
 
-    if kind not in CONFIG_MAPPING:  # code that came with a source
-        return set()
     usual = CONFIG_MAPPING[kind]()
     return {*usual.to_dict(), *getattr(usual, "attribute_map", {})}
 
@@ -251,7 +285,11 @@ def make_config(architecture: dict[str, Any], base: dict[str, Any] | None = None
     try:
         return CONFIG_MAPPING[kind](**fields)
     except Exception as error:  # the library's checks raise errors of many kinds
-        raise ConfigError(f"architecture: {str(error).strip().splitlines()[0][:200]}") from error
+        raise ConfigError(f"architecture: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def with_dropout(config: Any, dropout: float | None) -> Any:
@@ -278,11 +316,18 @@ def build_transformer(
 
     Raises ConfigError where tokens or lengths of the data do not fit, naming both sides.
     """
-    base = settings_of(pretrained_config(model.source, model.trust_remote_code)) if model.source else None
-    config = with_dropout(make_config(model.architecture, base), model.dropout)
+    config = with_dropout(config_of(model), model.dropout)
+    trusted = model.trust_remote_code
     if info["kind"] == "image":
         _fit_image(config, info["input_shape"])
-        return Transformer(_random(config, "image", num_outputs, False), "image", num_outputs, False, None)
+        return Transformer(
+            _random(config, "image", num_outputs, False, trusted), "image", num_outputs, False, None
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"architecture.model_type: a {config.model_type!r} has an encoder and a decoder; use one that "
+            "is an encoder alone, such as bert, distilbert, electra, roberta"
+        )
     special = info["preprocess"].get("special", {})
     tokens, longest = info["vocabulary_size"] - 1, info["input_shape"][0]
     # RoBERTa and its kin count positions from pad + 1.
@@ -298,13 +343,13 @@ def build_transformer(
             "use the tokenizer that belongs to the model (data.text.source), or another vocab_size"
         )
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions - offset:
+    if positions is not None and positions > 0 and longest > positions - offset:
         raise ConfigError(
             f"architecture.max_position_embeddings: {positions - offset} positions, but the data has "
             f"texts of "
             f"{longest} tokens; lower data.text.max_length to {positions - offset}"
         )
-    network = _random(config, "text", num_outputs, masked_lm)
+    network = _random(config, "text", num_outputs, masked_lm, trusted)
     body = Transformer(network, "text", num_outputs, masked_lm, special.get("sep"))
     if model.pieces is not None:
         body.keep_pieces(model.pieces, tokens, special["unk"], offset if kin else None)
@@ -325,16 +370,17 @@ def auto_class(kind: str, masked_lm: bool) -> Any:
     )
 
 
-def _random(config: Any, kind: str, num_outputs: int, masked_lm: bool) -> Any:
+def _random(config: Any, kind: str, num_outputs: int, masked_lm: bool, trusted: bool) -> Any:
     if not masked_lm:
         config.num_labels = num_outputs
     try:
-        return auto_class(kind, masked_lm).from_config(config)
+        return auto_class(kind, masked_lm).from_config(config, trust_remote_code=trusted)
     except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise ConfigError(f"architecture: {_in_one_line(error)}") from error
         what = "masked language model" if masked_lm else f"{kind} classifier"
         raise ConfigError(
-            f"architecture: transformers has no {what} of type {config.model_type!r} "
-            f"({str(error).splitlines()[0][:120]})"
+            f"architecture.model_type: transformers has no {what} of type {config.model_type!r}; use another"
         ) from error
 
 

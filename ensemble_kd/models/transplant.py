@@ -20,6 +20,7 @@ from ensemble_kd.models.transformer import (
     Transformer,
     auto_class,
     blocks_of,
+    comes_with_code,
     make_config,
     pretrained_config,
     settings_of,
@@ -120,12 +121,16 @@ def _resolve(
             raise ConfigError("weights: 'teacher', but a source is given too; leave one out")
         base, initial = dict(teacher["model"]["architecture"]), dict(teacher["initial"])
     elif source:
-        if problems := source_files_problems(source) if weights == "pretrained" else []:
-            raise ConfigError([f"source: {problem}" for problem in problems])
-        base = settings_of(pretrained_config(source, model.trust_remote_code))
+        local = weights == "pretrained" and Path(source).is_dir()
+        if problems := source_files_problems(source) if local else []:
+            raise ConfigError(problems)
         if weights == "pretrained":
             digest = weights_digest(source) if Path(source).is_dir() else source
             initial = {"source": source, "digest": digest, "trust_remote_code": model.trust_remote_code}
+        found = pretrained_config(source, model.trust_remote_code)
+        if comes_with_code(found):
+            return _with_code(model, source, pieces), initial
+        base = settings_of(found)
     elif weights == "pretrained":
         raise ConfigError("weights: 'pretrained', but there is no source; name a folder or a hub model")
     changes = dict(model.architecture)
@@ -157,12 +162,22 @@ def _resolve(
     if initial is not None and base is not None:
         _check_widths(config, make_config({}, base))
     resolved = TransformerConfig(
-        source=source if model.trust_remote_code else None,
-        architecture=settings_of(config),
-        pieces=pieces if model.vocabulary != "all" else None,
-        trust_remote_code=model.trust_remote_code,
+        architecture=settings_of(config), pieces=pieces if model.vocabulary != "all" else None
     )
     return resolved.model_dump(mode="json", exclude_defaults=True) | {"name": "transformer"}, initial
+
+
+def _with_code(model: TransformerConfig, source: str, pieces: list[int] | None) -> dict[str, Any]:
+    """A model whose code lies with its source: it is needed wherever the network is built."""
+    if model.layers is not None or model.fold_token_types:
+        raise ConfigError(
+            "layers, fold_token_types: not for a model that comes with its own code; leave them out"
+        )
+    fields = {"source": source, "architecture": model.architecture, "dropout": model.dropout}
+    kept = TransformerConfig(
+        **fields, trust_remote_code=True, pieces=pieces if model.vocabulary != "all" else None
+    )
+    return kept.model_dump(mode="json", exclude_defaults=True) | {"name": "transformer"}
 
 
 def _as_distilbert(base: dict[str, Any], kind: str) -> dict[str, Any]:

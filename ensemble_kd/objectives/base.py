@@ -53,15 +53,18 @@ class Batch:
     words' numbers there, (P,), row by row."""
     progress: float = 0.0
     """Share of the training that is done, 0 to 1: what schedules of weights go by."""
+    rows: Tensor | None = None
+    """(B,) int64: numbers of the examples in what they were drawn from, where that is known."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
+        rows = None if self.rows is None else self.rows[part]
         if self.masked is None:
-            return Batch(self.inputs[part], self.labels[part], teacher, progress=self.progress)
+            return Batch(self.inputs[part], self.labels[part], teacher, progress=self.progress, rows=rows)
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
         begin, end, _ = part.indices(len(self))
         words = self.labels[int(ends[begin]) : int(ends[end])]
-        return Batch(self.inputs[part], words, teacher, self.masked[part], self.progress)
+        return Batch(self.inputs[part], words, teacher, self.masked[part], self.progress, rows)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -81,7 +84,9 @@ class Objective(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
-    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same."""
+    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One that
+    declares `first_only: ClassVar[bool] = True` reads hidden states at the first position alone, and takes
+    teacher's states (B, 1, D) as well."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Losses of the examples (B,). The teacher gets no gradient."""

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.outputs import Outputs, state_name
 
 Place = int | str
 LayerMap = Literal["uniform", "last", "final"] | tuple[tuple[Place, Place], ...]
@@ -99,7 +99,7 @@ def state_pairs(
     have = f"the student has {_listing(ours)}, the teacher {_listing(theirs)}"
     places: Any = layers
     if isinstance(layers, str):
-        depths = _depth(ours), _depth(theirs)
+        depths = student.depth or _depth(ours), teacher.depth or _depth(theirs)
         if 0 in depths:
             raise ConfigError(
                 f"{setting}: {layers} pairs the states layer_1, layer_2, ... of both networks; {have}; write "
@@ -129,21 +129,28 @@ def attention_pairs(layers: LayerMap, student: Outputs, teacher: Outputs) -> lis
         )
     places: Any = layers
     if isinstance(layers, str):
-        places = layer_pairs(layers, len(ours), len(theirs))
+        places = layer_pairs(layers, student.depth or len(ours), teacher.depth or len(theirs))
+    students, teachers = _by_block(student), _by_block(teacher)
     problems = [
         f"layers: the pair [{a}, {b}] is not a pair of blocks, counted from 1; {have}; choose among these"
         for a, b in places
-        if not (type(a) is type(b) is int and 1 <= a <= len(ours) and 1 <= b <= len(theirs))
+        if not (type(a) is type(b) is int and a in students and b in teachers)
     ]
     if problems:
         raise ConfigError(problems)
-    return [Pair((f"block {a}", f"block {b}"), ours[a - 1], theirs[b - 1]) for a, b in places]
+    return [Pair((f"block {a}", f"block {b}"), students[a], teachers[b]) for a, b in places]
+
+
+def _by_block(outputs: Outputs) -> dict[int, Tensor]:
+    """Attention scores by the number of their block."""
+    scores = outputs.attention or ()
+    return dict(zip(outputs.blocks or range(1, len(scores) + 1), scores, strict=True))
 
 
 def _name(place: Place) -> str:
     if isinstance(place, str):
         return place
-    return f"layer_{place}" if place else "embedding"
+    return state_name(place)
 
 
 def _depth(states: dict[str, Tensor]) -> int:
@@ -155,5 +162,7 @@ def _listing(states: dict[str, Tensor]) -> str:
     """The states' names; those of the blocks in short, since there may be dozens."""
     depth = _depth(states)
     blocks = [] if not depth else ["layer_1"] if depth == 1 else [f"layer_1 to layer_{depth}"]
+    if any(state_name(number) not in states for number in range(1, depth + 1)):  # some of them alone
+        blocks = [name for name in states if re.fullmatch(r"layer_\d+", name)]
     others = [name for name in states if not re.fullmatch(r"layer_\d+", name)]
     return ", ".join(others + blocks) or "no hidden states"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -25,6 +26,7 @@ class Patient:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
+    first_only: ClassVar[bool] = True
     layers: Layers = "uniform"
     """g: `uniform`, `last`, `final`, or pairs [student, teacher]."""
     skip_last: bool = True
@@ -38,12 +40,13 @@ class Patient:
     """One projection for all pairs, or one each."""
 
     def prepare(self, student: Outputs, teacher: Outputs) -> nn.Module | None:
+        student = _as_long(student, teacher)
         return make_projections(self._pairs(student, teacher), self.projection, self.shared)
 
     def __call__(
         self, student: Outputs, teacher: Outputs, batch: Batch, learned: nn.Module | None = None
     ) -> Tensor:
-        terms = []
+        terms, student = [], _as_long(student, teacher)
         for ours, theirs, _ in compared(self._pairs(student, teacher), student, teacher, learned):
             squares = (unit(ours[:, 0]) - unit(theirs[:, 0])).square()  # (B, D)
             terms.append(squares.mean(1) if self.reduction == "mean" else squares.sum(1))
@@ -52,3 +55,13 @@ class Patient:
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[Pair]:
         return state_pairs(self.layers, student, teacher, self.skip_last)
+
+
+def _as_long(student: Outputs, teacher: Outputs) -> Outputs:
+    """The student at the first position alone, where that is all there is of the teacher."""
+    states = (teacher.hidden or {}).values()
+    if student.hidden is None or not any(state.dim() == 3 and state.shape[1] == 1 for state in states):
+        return student
+    first = {name: state[:, :1] if state.dim() == 3 else state for name, state in student.hidden.items()}
+    mask = None if student.mask is None else student.mask[:, :1]
+    return replace(student, hidden=first, mask=mask)

@@ -76,6 +76,9 @@ def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
     members = report["summary"].get("teacher")
     if teachers.get("source") == "predictions":
         text = "Outputs of teachers that existed already."
+    elif teachers.get("source", "train") != "train":
+        names = ", ".join(f"`{_text(name)}`" for name in teachers.get("given", []))
+        text = f"Teachers that existed already ({teachers['source']}): {names}."
     else:
         text = f"{teachers.get('num_members', 'Several')} members, `{json.dumps(teachers.get('model', {}))}`."
     if members:
@@ -93,6 +96,13 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
         f"weight of the soft loss {report['alpha']:g}",
         f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
+    for term in student.get("terms", []):
+        lines.append(f"- Further loss, of a teacher beside the student: `{json.dumps(term)}`")
+    for phase in student.get("phases", []):
+        what = "words that were masked" if phase.get("task") == "mlm" else "what its teacher says"
+        where = "of a corpus" if phase.get("corpus") else "of the transfer set"
+        losses = "".join(f"; `{term['name']}`" for term in phase.get("terms", []))
+        lines.append(f"- Phase before, `{phase['name']}`: {what}, {where}{losses}")
     training = student.get("training", {})
     if training:
         kept = ("epochs", "batch_size", "optimizer", "learning_rate")

@@ -193,7 +193,7 @@ def predictions_matrix(
 
 def moments_of(context: Context, store: Path, receipt: Manifest, temperature: float) -> Moments:
     """Sums over the store, view 0, at T."""
-    layout = StoreLayout(**receipt.summary["layout"])
+    layout = StoreLayout(**receipt.summary["layout"]).logits_alone
     shards = [str((store / name).resolve()) for name in shards_of(receipt)]
     rows = receipt.summary["rows"]
     # Multiplications a row, roughly: of the products, and of restoring and softening dense logits.

@@ -137,8 +137,8 @@ def run(
         return finish(
             plan.folder, plan.stage, plan.fingerprint, plan.config, plan.inputs, [COMBINED], summary
         )
-    layout = StoreLayout(**receipt.summary["layout"])
-    summary["layout"] = layout.__dict__
+    layout = StoreLayout(**receipt.summary["layout"]).logits_alone
+    summary["layout"] = layout.to_dict()
     arguments = {
         "info": info,
         "layout": layout,

@@ -14,13 +14,21 @@ from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
-from ensemble_kd.data.store import ShardWriter, StoreLayout
-from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
+from ensemble_kd.errors import ArtifactError, ConfigError, InputError
+from ensemble_kd.models.outputs import state_name
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.kept import kept_of
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
-from ensemble_kd.train.loop import predict
+from ensemble_kd.train.device import autocast
+from ensemble_kd.train.loop import predict, text_batches
 from ensemble_kd.train.member import load_network
+
+BYTES_AT_ONCE = 2**27
+"""Of states and scores in memory, before they are written."""
+TOKENS_AT_ONCE = 4096
+"""Of a forward pass that returns states and scores of all layers."""
 
 
 def plan(config: Config, run: Path, data: str, teachers: dict[str, str]) -> StagePlan:
@@ -28,18 +36,23 @@ def plan(config: Config, run: Path, data: str, teachers: dict[str, str]) -> Stag
     settings: dict[str, Any] = {"views": config.soft_targets.views, "top_k": config.soft_targets.top_k}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
+    if config.soft_targets.keep:
+        settings["keep"] = sorted(config.soft_targets.keep)
+        for name in ("keep_layers", "keep_positions", "keep_dtype"):
+            settings[name] = getattr(config.soft_targets, name)
     return StagePlan.of(run, "soft_targets", settings, {"data": data, **teachers})
 
 
 def layout_of(config: Config, info: dict[str, Any], members: int) -> StoreLayout:
-    """Raises ConfigError where top_k keeps as much as there is."""
+    """Raises ConfigError where top_k keeps as much as there is, or `keep` does not fit the teachers."""
     top_k = config.soft_targets.top_k
     if top_k is not None and top_k >= info["num_classes"]:
         raise ConfigError(
             f"soft_targets.top_k: {top_k} of {info['num_classes']} classes saves nothing; "
             "lower it, or set it to null"
         )
-    return StoreLayout(config.soft_targets.views, members, info["num_classes"], top_k)
+    views, classes = config.soft_targets.views, info["num_classes"]
+    return StoreLayout(views, members, classes, top_k, kept_of(config, info))
 
 
 class Labeller:
@@ -65,6 +78,9 @@ class Labeller:
             )
             for settings, folder in teachers
         ]
+        self.step = batch_size
+        if layout.kept is not None:
+            self.step = max(1, min(batch_size, BYTES_AT_ONCE // layout.bytes_per_row))
 
     def make(self, item: Item) -> dict[str, Any]:
         """Write one shard; returns its manifest entry, with the error bound of top_k."""
@@ -72,13 +88,17 @@ class Labeller:
         writer = ShardWriter(Path(item["target"]), self.layout)
         first, bound = item["first"], 0.0
         try:
-            for begin in range(0, len(arrays.labels), self.batch_size):
-                inputs = as_tensor(arrays.inputs[begin : begin + self.batch_size])
+            for begin in range(0, len(arrays.labels), self.step):
+                inputs = as_tensor(arrays.inputs[begin : begin + self.step])
                 rows = torch.arange(first + begin, first + begin + len(inputs))
-                logits = self.logits(inputs, rows)  # (B, V, M, C) float32
+                kept: dict[str, torch.Tensor] = {}
+                if self.layout.kept is None:
+                    logits = self.logits(inputs, rows)  # (B, V, M, C) float32
+                else:
+                    logits, kept = self.states(inputs, self.layout.kept)
                 columns, batch_bound = encode(logits, self.layout)
                 bound = max(bound, batch_bound)
-                writer.write(rows.numpy(), **columns)
+                writer.write(rows.numpy(), **columns, **{name: c.numpy() for name, c in kept.items()})
         except BaseException:
             writer.abort()
             raise
@@ -94,6 +114,45 @@ class Labeller:
             for m, (network, precision) in enumerate(self.networks):
                 out[:, v, m] = predict(network, seen, self.device, self.batch_size, precision)
         return out
+
+    @torch.inference_mode()
+    def states(self, inputs: torch.Tensor, kept: Kept) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """As `logits`, and what is kept beside them by column, from one pass of each teacher.
+
+        Raises InputError for numbers that `keep_dtype` cannot hold.
+        """
+        count, members = len(inputs), self.layout.members
+        logits = torch.empty(count, 1, members, self.layout.classes)
+        kind = getattr(torch, kept.dtype)
+        columns = {
+            name: torch.zeros(count, *shape, dtype=kind)
+            for name, (shape, _) in kept.columns(1, members).items()
+        }
+        wants = {name: True for name in columns}
+        for m, (network, precision) in enumerate(self.networks):
+            for rows, part in text_batches(inputs, self.batch_size, TOKENS_AT_ONCE):
+                with autocast(self.device, precision):
+                    outputs = network(part.to(self.device), **wants)
+                logits[rows, 0, m] = outputs.logits.float().cpu()
+                absent = part == 0  # (B, L): what a network has there depends on its neighbours in the batch
+                if kept.hidden:
+                    end = 1 if kept.first_only else part.shape[1]
+                    states = torch.stack([outputs.hidden[state_name(k)][:, :end] for k in kept.hidden], 1)
+                    states = states.to("cpu", kind).masked_fill_(absent[:, None, :end, None], 0)
+                    columns["hidden"][rows, 0, m, :, :end] = states  # (B, K, L, D)
+                if kept.attention:
+                    end = part.shape[1]
+                    scores = torch.stack([outputs.attention[k - 1] for k in kept.attention], 1)
+                    scores = scores.to("cpu", kind)  # (B, K, A, L, L)
+                    scores.masked_fill_((absent[:, :, None] | absent[:, None])[:, None, None], 0)
+                    columns["attention"][rows, 0, m, :, :, :end, :end] = scores
+        for name, column in columns.items():
+            if not torch.isfinite(column).all():
+                raise InputError(
+                    f"soft_targets.keep_dtype: {kept.dtype} cannot hold a teacher's {name} (beyond "
+                    f"{torch.finfo(kind).max:g}, or not a number); set it to float32, or keep fewer layers"
+                )
+        return logits, columns
 
 
 def run(
@@ -121,7 +180,7 @@ def run(
         }
         return in_actors(context, todo, Labeller, arguments)
 
-    summary = {"layout": layout.__dict__, "class_names": info["class_names"]}
+    summary = {"layout": layout.to_dict(), "class_names": info["class_names"]}
     work = work_items(plan.folder, data)
     return fill(context, plan, "soft targets", work, make, info["counts"]["transfer"], summary)
 

@@ -3,8 +3,10 @@ work."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,19 @@ from ensemble_kd.config import (
     TransformerConfig,
     member_settings,
     num_teachers,
+    text_source,
 )
-from ensemble_kd.data.corpus import corpus_fingerprint, load_corpus, prepare_corpus
+from ensemble_kd.data.corpus import corpus_fingerprint, corpus_problems, load_corpus, prepare_corpus
 from ensemble_kd.data.prepared import load_info, load_split
-from ensemble_kd.errors import ConfigError
+from ensemble_kd.data.store import StoreLayout
+from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.foreign import classifier_problems
-from ensemble_kd.models.outputs import Outputs
-from ensemble_kd.models.transformer import Transformer
+from ensemble_kd.models.outputs import Outputs, state_name
+from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
-from ensemble_kd.pretrained import resolve_source, weights_digest
+from ensemble_kd.pretrained import read_tokenizer, resolve_source, weights_digest
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
@@ -54,6 +58,15 @@ class Basis:
     """The weights that it starts from; None for random ones."""
     corpora: dict[str, str]
     """Fingerprint of each phase's corpus, by the phase's name."""
+    store: StoreLayout | None = None
+    """Layout of the teachers' store, where what it keeps beside logits is held for the students."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Of the data."""
+
+    @cached_property
+    def student(self) -> Network:
+        """Without memory for its weights, to ask for shapes."""
+        return skeleton(self.model, self.info, "student.model")
 
     @classmethod
     def alone(cls, config: Config) -> Basis:
@@ -61,8 +74,10 @@ class Basis:
         return cls([], resolve(config.student.model, path="student.model")[0], None, {})
 
 
-def basis_of(config: Config, run: Path, data: Path, teachers: Manifest) -> Basis:
-    """Raises ConfigError where what the student's model asks for does not fit."""
+def basis_of(
+    config: Config, run: Path, data: Path, teachers: Manifest, store: StoreLayout | None = None
+) -> Basis:
+    """Raises ConfigError where what the student's model asks for does not fit. `store` as in `Basis`."""
     found = []
     if teachers.summary["source"] != "predictions":
         for entry in teachers.summary["members"]:
@@ -80,7 +95,7 @@ def basis_of(config: Config, run: Path, data: Path, teachers: Manifest) -> Basis
         pieces = used_pieces(texts, _special(data), vocabulary if isinstance(vocabulary, int) else None)
     model, initial = resolve(config.student.model, teacher, pieces, "student.model")
     names = {phase.name: _corpus_name(phase.corpus) for phase in config.student.phases if phase.corpus}
-    return Basis(found, model, initial, names)
+    return Basis(found, model, initial, names, store, load_info(data).to_dict())
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -97,8 +112,17 @@ def _place(teacher: dict[str, Any]) -> dict[str, Any]:
     return {"stage": "teachers", "member": teacher["fingerprint"]}
 
 
-def online_of(online: OnlineConfig, basis: Basis, weights: list[float] | None, path: str) -> dict[str, Any]:
-    """The teachers beside a student, as a task names them. Raises ConfigError where there are none."""
+def online_of(
+    online: OnlineConfig,
+    basis: Basis,
+    weights: list[float] | None,
+    path: str,
+    terms: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The teachers beside a student, as a task names them. Raises ConfigError where there are none.
+
+    With `terms`, losses on rows of the transfer set: `stored` where the store holds all that these read.
+    """
     if online.source is not None:
         wanted: Any = TypeAdapter(ModelConfig).validate_python(
             {"name": "transformer", "source": online.source}
@@ -108,9 +132,8 @@ def online_of(online: OnlineConfig, basis: Basis, weights: list[float] | None, p
         return {"teachers": [{**initial, "model": model}], "shares": [1.0], "logits": online.logits}
     if not basis.teachers:
         raise ConfigError(
-            f"{path}.online: a loss reads a teacher beside the student, and teachers.source=predictions "
-            f"has only "
-            "numbers; use losses on logits, train the teachers, or set online.source"
+            f"{path}.online: a loss reads a teacher beside the student, and of the run's teachers there are "
+            "only numbers; use losses on stored logits, train the teachers, or set online.source"
         )
     names = [teacher["name"] for teacher in basis.teachers]
     if online.teachers == "best":
@@ -128,7 +151,39 @@ def online_of(online: OnlineConfig, basis: Basis, weights: list[float] | None, p
             raise ConfigError(f"{path}.online.teachers: student.weights gives all of them 0; choose others")
     total = sum(shares)
     places = [_place(teacher) for teacher in chosen]
-    return {"teachers": places, "shares": [share / total for share in shares], "logits": online.logits}
+    found = {"teachers": places, "shares": [share / total for share in shares], "logits": online.logits}
+    return {**found, "stored": True} if not online.logits and stored(basis, terms) else found
+
+
+def stored(basis: Basis, terms: Sequence[dict[str, Any]]) -> bool:
+    """Whether the states and scores that the store keeps are all that these losses read of a teacher."""
+    if basis.store is None or basis.store.kept is None or not terms:
+        return False
+    kept, loss = basis.store.kept, DistillationLoss(terms=build_terms(terms, 1.0, "student.terms"))
+    for objective in (term.objective for term in loss.terms):
+        needs = objective.needs
+        if "logits" in needs and basis.store.top_k is not None:
+            return False
+        if "hidden" in needs and kept.first_only and not getattr(objective, "first_only", False):
+            return False
+        # What does not say which layers it reads may read all.
+        whole = len(kept.hidden) > kept.depth or "hidden" not in needs
+        whole &= len(kept.attention) == kept.depth or "attention" not in needs
+        if not hasattr(objective, "prepare") and not whole:
+            return False
+    teacher = Outputs(
+        torch.zeros(2, basis.store.classes),
+        {state_name(k): torch.zeros(2, 1 if kept.first_only else 8, kept.width) for k in kept.hidden},
+        tuple(torch.zeros(2, kept.heads, 8, 8) for _ in kept.attention),
+        torch.ones(2, 1 if kept.first_only else 8, dtype=torch.bool),
+        kept.depth,
+        kept.attention,
+    )
+    try:
+        loss.prepare(sample_outputs(basis.student, basis.info, loss.wants), [teacher])
+    except ConfigError:
+        return False
+    return True
 
 
 def phase_tasks(
@@ -176,34 +231,38 @@ def _phase(
     path = f"student.phases.{number}"
     soft = phase.objective is not None and phase.alpha > 0
     beside = bool(phase.terms) or (soft and (phase.corpus is not None or phase.online.logits))
-    online = online_of(phase.online, basis, weights, path) if beside else None
+    terms = phase.terms if phase.corpus is None else []
+    online = online_of(phase.online, basis, weights, path, terms) if beside else None
     if online is not None and soft and phase.corpus is not None:
         online["logits"] = True  # a corpus has no stored ones
-    stored = soft and not (online is not None and online["logits"])
-    inputs = {"data": data, **({"soft_targets": store} if stored else {})}
+    reads = soft and not (online is not None and online["logits"])
+    states = online is not None and bool(online.get("stored"))
+    inputs = {"data": data, **({"soft_targets": store} if reads or states else {})}
     corpus = None
     if phase.corpus is not None:
         corpus = {"fingerprint": basis.corpora[phase.name]}
         inputs["corpus"] = basis.corpora[phase.name]
+    rows: dict[str, Any] = {"labelled": False, "bootstrap": False, "fraction": 1.0}
+    if corpus is None:
+        labelled = phase.alpha < 1 and not soft and not phase.terms
+        rows |= {"labelled": labelled, "fraction": config.student.fraction}
+        if config.student.without_classes:
+            rows["without"] = config.student.without_classes
     return MemberTask(
         name=f"{phase.name}-seed-{seed}",
         role=PHASE,
-        seed=mix(config.seed, STREAM_OF_STUDENTS, seed, 1000 + number),
+        seed=mix(config.seed, STREAM_OF_STUDENTS, seed),  # the student's own: same start, same rows
         model=basis.model,
         training=phase.training.model_dump(mode="json"),
         inputs=inputs,
-        rows={
-            "labelled": phase.alpha < 1 and not soft and not phase.terms,
-            "bootstrap": False,
-            "fraction": config.student.fraction,
-        },
-        examples_per_epoch=counts["transfer"],
+        rows=rows,
+        examples_per_epoch=0 if corpus else counts["transfer"],
         views=1,
         alpha=phase.alpha,
         objective=phase.objective_fields if soft else None,
         temperature=phase.temperature,
-        mean=config.student.mean,
-        weights=weights if stored else None,
+        mean=config.student.mean if soft else "arithmetic",
+        weights=weights if reads else None,
         initial=initial,
         terms=phase.terms,
         online=online,
@@ -258,13 +317,50 @@ def source_problems(config: Config) -> list[str]:
         models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
         wanted += [("teachers.model.source", getattr(model, "source", None)) for model in models]
     problems: list[str] = []
+    for path, phase in _phase_blocks(config):
+        if phase.corpus is not None:
+            problems += [f"{path}.{line}" for line in corpus_problems(phase.corpus)]
+    folders: dict[str, str] = {}
     for path, source in wanted:
         try:
-            if source:
-                resolve_source(source, path)
+            if source and Path(folder := resolve_source(source, path)).is_dir():
+                folders[path] = folder
         except ConfigError as error:
             problems += error.problems
+    if getattr(config.student.model, "weights", "") == "random":
+        folders.pop("student.model.source", None)  # only its architecture is taken over
+    return problems or _tokenizer_problems(config, folders)
+
+
+def _tokenizer_problems(config: Config, folders: dict[str, str]) -> list[str]:
+    """Sources whose weights know other word pieces than those that the data's texts are cut into."""
+    usual = text_source(config)
+    if usual is None or not folders:
+        return []
+    own = _vocabulary(resolve_source(usual))
+    problems = []
+    for path, folder in folders.items():
+        theirs = _vocabulary(folder) if own else {}
+        if not theirs or theirs == own:
+            continue
+        other = next(piece for piece in sorted(own | theirs) if own.get(piece) != theirs.get(piece))
+        problems.append(
+            f"{path}: its tokenizer has {len(theirs)} word pieces and is not the one that the texts are cut "
+            f"by, that of {usual} with {len(own)} (for one, {other!r} is {theirs.get(other)} there and "
+            f"{own.get(other)} here); teachers and students read the same pieces: use models that share a "
+            "tokenizer, or set weights: random for this one"
+        )
     return problems
+
+
+@cache
+def _vocabulary(folder: str) -> dict[str, int]:
+    """Numbers of the word pieces of a source's tokenizer; empty where it has none that can be read."""
+    try:
+        vocabulary: dict[str, int] = read_tokenizer(folder).get_vocab(with_added_tokens=True)
+    except (ConfigError, InputError):
+        return {}
+    return vocabulary
 
 
 def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
@@ -275,7 +371,7 @@ def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
     """
     problems: list[str] = []
     seen: set[str] = set()
-    teacher: dict[str, Any] | None = None
+    teachers: list[dict[str, Any]] = []
     if config.teachers.source in ("train", "pretrained"):
         for i in range(num_teachers(config)):
             try:
@@ -284,22 +380,24 @@ def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
                     continue
                 seen.add(key)
                 settings, _ = resolve(model, path=path)
-                _skeleton(settings, info, path)
-                teacher = teacher or settings
+                skeleton(settings, info, path)
+                teachers.append(settings)
                 if config.teachers.source == "pretrained":
                     problems += classifier_problems(model.source, info, path, model.trust_remote_code)
             except ConfigError as error:
                 problems += [line for line in error.problems if line not in problems]
     if problems or not _is_new(config):
         return problems
-    given = None if teacher is None else {"model": teacher, "initial": {}}
-    try:
-        settings, _ = resolve(config.student.model, given, path="student.model")
-        for path, block in (("student", config.student), *_phase_blocks(config)):
-            problems += _block_problems(config, path, block, settings, teacher, info)
-    except ConfigError as error:
-        problems += error.problems
-    return problems
+    any_of: list[dict[str, Any] | None] = [*teachers] or [None]
+    for teacher in any_of:  # each may turn out to be the best
+        given = None if teacher is None else {"model": teacher, "initial": {}}
+        try:
+            settings, _ = resolve(config.student.model, given, path="student.model")
+            for path, block in (("student", config.student), *_phase_blocks(config)):
+                problems += _block_problems(config, path, block, settings, teacher, info)
+        except ConfigError as error:
+            problems += error.problems
+    return list(dict.fromkeys(problems))
 
 
 def teacher_model(config: Config, index: int) -> tuple[Any, str]:
@@ -315,7 +413,8 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
 def _is_new(config: Config) -> bool:
     """Whether the student is a transformer, or learns from more than stored logits."""
     student = config.student
-    return isinstance(student.model, TransformerConfig) or bool(student.terms or student.phases)
+    more = student.terms or student.phases or student.online.logits
+    return isinstance(student.model, TransformerConfig) or bool(more)
 
 
 def _phase_blocks(config: Config) -> list[tuple[str, Any]]:
@@ -339,17 +438,19 @@ def _block_problems(
         model: Any = TransformerConfig(source=block.online.source)
         teacher, _ = resolve(model, path=f"{path}.online")
     try:
-        own = _skeleton(student, info, "student.model", masked_lm)
-        if not block.terms:
+        own = skeleton(student, info, "student.model", masked_lm)
+        words = corpus is not None and block.objective is not None and block.alpha > 0
+        if not (block.terms or block.online.logits or words):
             return []
         if teacher is None:
             return [
                 f"{path}.terms: a loss reads a teacher beside the student, and teachers.source="
                 f"{config.teachers.source} has only numbers; use losses on logits, train the teachers, or "
-                f"set "
-                f"{path}.online.source"
+                f"set {path}.online.source"
             ]
-        beside = _skeleton(teacher, info, f"{path}.online", masked_lm)
+        beside = skeleton(teacher, info, f"{path}.online", masked_lm)
+        if masked_lm and words and (problem := _other_words(own, beside, path)):
+            return [problem]
         loss = DistillationLoss(terms=build_terms(block.terms, block.temperature, f"{path}.terms"))
         loss.prepare(sample_outputs(own, info, loss.wants), [sample_outputs(beside, info, loss.wants)])
     except ConfigError as error:
@@ -357,7 +458,22 @@ def _block_problems(
     return []
 
 
-def _skeleton(settings: dict[str, Any], info: dict[str, Any], path: str, masked_lm: bool = False) -> Network:
+def _other_words(student: Network, teacher: Network, path: str) -> str | None:
+    """Whether the two guess among different words: a student's own pieces are picked from the teacher's."""
+    bodies = [network.body for network in (student, teacher)]
+    assert all(isinstance(body, Transformer) for body in bodies)
+    if bodies[0].pieces is not None:
+        return None
+    sizes = [body.model.config.vocab_size for body in bodies]
+    if sizes[0] == sizes[1]:
+        return None
+    return (
+        f"{path}.objective: the student guesses among {sizes[0]} words and the teacher among {sizes[1]}; use "
+        "models of one vocabulary, or terms on hidden states"
+    )
+
+
+def skeleton(settings: dict[str, Any], info: dict[str, Any], path: str, masked_lm: bool = False) -> Network:
     """A network, without memory for its weights where it is a text transformer.
 
     Raises ConfigError, with the field's path.
@@ -380,6 +496,8 @@ def sample_outputs(network: Network, info: dict[str, Any], wants: dict[str, bool
             raise ConfigError(f"a model of type {type(body).__name__} has no attention; use a transformer")
         return network.eval()(made_up_inputs(info["kind"], info["input_shape"]), **wants)
     config = body.model.config
+    if wants.get("attention") and not body.has_scores:
+        raise ConfigError(no_scores(config.model_type))
     names = ["embedding", *(f"layer_{i + 1}" for i in range(config.num_hidden_layers))]
     heads = tuple(torch.zeros(2, config.num_attention_heads, 8, 8) for _ in names[1:])
     return Outputs(

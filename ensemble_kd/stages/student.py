@@ -38,7 +38,7 @@ from ensemble_kd.stages.start import (
     source_problems,
     start_of,
 )
-from ensemble_kd.stages.training_data import Store, arrays_and_loader
+from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
 
@@ -112,7 +112,8 @@ def tasks(
     weights: list[float] | None = None,
     combined: str | None = None,
 ) -> list[MemberTask]:
-    """Per seed the distilled student and its baselines, all with the same budget, order and initialisation.
+    """Per seed the distilled student and its baselines, all with the same budget, order and initialisation;
+    phases that are not shared come on top of the distilled one's.
 
     `hard` sees the labels of the same augmented views. `plain`, where there are such views, sees the rows as
     they are: the baseline of arXiv 1503.02531. `pseudo`, where rows lack labels, sees the ensemble's.
@@ -153,11 +154,11 @@ def task(
     reads = soft or role == "pseudo"
     online = None
     if soft and (student.terms or student.online.logits):
-        online = online_of(student.online, basis, weights, "student")
+        online = online_of(student.online, basis, weights, "student", student.terms)
     phases = phase_tasks(config, basis, data, store, counts, weights, seed)
     views = 1 if role == "plain" else config.soft_targets.views
     inputs = {"data": data}
-    if reads and learned != "specialists":
+    if (reads and learned != "specialists") or (online is not None and online.get("stored")):
         inputs["soft_targets"] = store
     if learned != "ensemble":
         assert combined is not None
@@ -180,7 +181,7 @@ def task(
         objective=student.objective_fields if soft else None,
         temperature=student.temperature if soft else 1.0,
         mean=student.mean,
-        weights=_weights(learned, weights),
+        weights=None if online and online["logits"] else _weights(learned, weights),
         pseudo_labels=role == "pseudo",
         targets=learned,
         class_bias=student.class_bias == "fitted",
@@ -219,6 +220,7 @@ def train_phases(
         ensemble,
         run=context.folder,
         corpora=lambda: corpora(config, context.folder, data),
+        states=any(map(_reads_states, wanted)),
     )
     good = train_and_follow(context, "student", wanted, load, arrays, config.student.replicas_per_member)
     if lost := [task.name for task in wanted if task not in good]:
@@ -226,6 +228,11 @@ def train_phases(
             f"student.phases: {', '.join(lost)}: the loss became NaN or infinite; lower the phase's "
             "training.learning_rate or set its training.gradient_clip"
         )
+
+
+def _reads_states(task: MemberTask) -> bool:
+    """Whether what the store keeps beside logits takes the place of a teacher beside the student."""
+    return task.online is not None and bool(task.online.get("stored"))
 
 
 def _weights(targets: str, weights: list[float] | None) -> list[float] | None:
@@ -293,7 +300,9 @@ def run(
     began = time.perf_counter()
     members = members_folder(context.folder, "student")
     weights, combination = usable(context, receipt, combination, info)
-    basis = basis_of(context.config, context.folder, data, teachers)
+    budget = context.config.compute.memory_budget
+    layout = states_layout(info, budget, receipt, combination)
+    basis = basis_of(context.config, context.folder, data, teachers, layout)
     sources = (plan.inputs["data"], plan.inputs["soft_targets"])
     wanted = tasks(
         context.config,
@@ -305,9 +314,15 @@ def run(
     )
     seeds = context.config.student.seeds
     train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
+    states = any(map(_reads_states, wanted))
     arrays, load, streams = arrays_and_loader(
-        data, info, context.config.compute.memory_budget, (store, receipt), combination, run=context.folder
+        data, info, budget, (store, receipt), combination, run=context.folder, states=states
     )
+    if context.config.soft_targets.keep and context.config.student.terms and not states:
+        why = "do not fit into compute.memory_budget" if layout is None else "are not all that its terms read"
+        context.console.warning(
+            f"soft_targets.keep: the states in the store {why}; a teacher runs beside the student"
+        )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
     if ready is not None:
@@ -330,6 +345,11 @@ def run(
         shipped = entries[-1]
     summary = {"members": entries, "shipped": shipped["name"], "seconds": time.perf_counter() - began}
     return finish(plan.folder, "student", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _running(online: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same teachers at work: of validation rows the store keeps nothing."""
+    return None if online is None else {k: v for k, v in online.items() if k != "stored"}
 
 
 def _refit(
@@ -357,6 +377,7 @@ def _refit(
         role="refit",
         training=training,
         rows={**chosen.rows, "validation": True},
+        online=_running(chosen.online),
         examples_per_epoch=counts["transfer"] + counts["validation"],
     )
     teachers = members_folder(context.folder, "teachers")

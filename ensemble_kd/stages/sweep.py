@@ -22,7 +22,7 @@ from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights
 from ensemble_kd.stages.start import basis_of
-from ensemble_kd.stages.training_data import Store, arrays_and_loader
+from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.train.member import MemberTask
 
@@ -112,12 +112,16 @@ def run(
             "sweep.space.targets: no specialist helped on validation rows, so all choices are the ensemble"
         )
     fingerprints = (plan.inputs["data"], plan.inputs["soft_targets"])
-    basis = basis_of(config, context.folder, data, members)
+    terms = config.student.terms or any(path.startswith("terms") for path in config.sweep.space)
+    budget = config.compute.memory_budget
+    layout = states_layout(info, budget, receipt, combination) if terms or config.student.phases else None
+    basis = basis_of(config, context.folder, data, members, layout)
     student_stage.train_phases(
         context, data, info, (store, receipt), fingerprints, basis, own, config.sweep.num_seeds
     )
+    states = layout is not None and bool(terms)
     arrays, load, streams = arrays_and_loader(
-        data, info, config.compute.memory_budget, (store, receipt), combination, run=context.folder
+        data, info, budget, (store, receipt), combination, run=context.folder, states=states
     )
     if streams:
         context.console.line("sweep: the transfer set is larger than compute.memory_budget and is streamed")
@@ -130,9 +134,9 @@ def run(
         if problems := cross_field_problems(alone):
             raise ConfigError(problems)
         weights = kept_weights(student.weights, teachers)
-        found = (
-            basis if student.model == config.student.model else basis_of(alone, context.folder, data, members)
-        )
+        found = basis
+        if student.model != config.student.model:
+            found = basis_of(alone, context.folder, data, members, layout)
         return student_stage.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
 
     sweep = TrialBook(context, plan.folder, make)

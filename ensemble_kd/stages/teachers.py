@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish
-from ensemble_kd.config import Config, member_settings, num_teachers
+from ensemble_kd.config import Config, TrainingConfig, member_settings, num_teachers
 from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
@@ -40,7 +40,7 @@ def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
         model, path = teacher_model(config, i)
         training = member_settings(teachers, i)[1]
         if teachers.source == "pretrained":  # taken as it is: a member without a step of training
-            training = training.model_copy(update={"epochs": 0})
+            training = TrainingConfig(epochs=0)
         architecture, initial = resolve(model, path=path)
         augment = config.data.augment if teachers.augment and config.data.augment.active else None
         found.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ensemble_kd.streaming import open_stream
 from ensemble_kd.train.batches import Block
 from ensemble_kd.train.member import TrainingData
 from ensemble_kd.train.stored import StoredLogits
+from ensemble_kd.train.stored_states import KeptStates
 
 GB = 1e9
 CORPUS = "corpus/"
@@ -36,6 +37,20 @@ Store = tuple[Path, Manifest]
 """Folder and manifest of soft targets."""
 
 
+def states_fit(info: dict[str, Any], budget: float, *layouts: StoreLayout) -> bool:
+    """Whether there are hidden states or attention in a store, and room for them beside all the rest."""
+    return any(layout.kept for layout in layouts) and bytes_in_memory(info, *layouts) <= budget * GB
+
+
+def states_layout(
+    info: dict[str, Any], budget: float, ensemble: Manifest, combination: Store | None = None
+) -> StoreLayout | None:
+    """The layout of the members' store, where what it keeps beside logits can be held in memory."""
+    layout = StoreLayout(**ensemble.summary["layout"])
+    beside = [] if combination is None else [StoreLayout(**combination[1].summary["layout"])]
+    return layout if states_fit(info, budget, layout, *beside) else None
+
+
 def arrays_and_loader(
     data: Path,
     info: dict[str, Any],
@@ -45,16 +60,21 @@ def arrays_and_loader(
     *,
     run: Path | None = None,
     corpora: Callable[[], dict[str, np.ndarray]] = dict,
+    states: bool = False,
 ) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], TrainingData], bool]:
     """What `train_members` takes: the arrays to share, the function that reads them, whether it streams.
 
     `ensemble` are the members' soft targets, absent for teachers; `specialists` those combined with them.
-    `run` is the folder in which members start from others', `corpora` gives texts by fingerprint.
+    `run` is the folder in which members start from others', `corpora` gives texts by fingerprint. `states`:
+    whether the hidden states and attention of the ensemble's store are wanted (see `states_layout`).
     """
     named = {"ensemble": ensemble, "specialists": specialists}
     stores = {name: store for name, store in named.items() if store is not None}
     layouts = {name: StoreLayout(**manifest.summary["layout"]) for name, (_, manifest) in stores.items()}
+    if not states:
+        layouts = {name: layout.logits_alone for name, layout in layouts.items()}
     streams = bytes_in_memory(info, *layouts.values()) > budget * GB
+    assert not (states and streams), "states are asked for only where there is room"
     splits = ["validation", "test"] + ([] if streams else ["transfer"])
 
     def arrays() -> dict[str, Any]:
@@ -65,8 +85,8 @@ def arrays_and_loader(
             shared |= {f"{split}/inputs": loaded.inputs, f"{split}/labels": loaded.labels}
         for name, (folder, manifest) in stores.items() if not streams else []:
             rows = info["counts"]["transfer"]
-            columns = load_columns(folder, shards_of(manifest), layouts[name], rows)
-            shared |= {f"{name}/{column}": values for column, values in columns.items()}
+            held = load_columns(folder, shards_of(manifest), layouts[name], rows)
+            shared |= {f"{name}/{column}": values for column, values in held.items()}
         return shared | {f"{CORPUS}{name}": texts for name, texts in corpora().items()}
 
     shards = [str(path) for path in shard_paths(data, "transfer")] if streams else []
@@ -75,7 +95,16 @@ def arrays_and_loader(
         for name, (folder, manifest) in stores.items()
     }
     folder = None if run is None else str(run.resolve())
-    load = partial(load_training_data, info=info, layouts=layouts, shards=shards, parts=parts, run=folder)
+    members = [] if ensemble is None else [v for k, v in ensemble[1].inputs.items() if k != "data"]
+    load = partial(
+        load_training_data,
+        info=info,
+        layouts=layouts,
+        shards=shards,
+        parts=parts,
+        run=folder,
+        members=members,
+    )
     return arrays, load, streams
 
 
@@ -92,19 +121,20 @@ def load_training_data(
     shards: list[str],
     parts: dict[str, list[str]],
     run: str | None = None,
+    members: Sequence[str] = (),
 ) -> TrainingData:
-    """In the worker: give the shared arrays their meaning."""
+    """In the worker: give the shared arrays their meaning; `members` are the ensemble's fingerprints."""
 
     def split(name: str) -> Arrays:
         inputs, labels = arrays[f"{name}/inputs"], arrays[f"{name}/labels"]
         return Arrays(inputs, labels, np.arange(len(labels)))
 
-    def stored(name: str) -> StoredLogits | None:
-        if name not in layouts:
-            return None
+    def columns(name: str) -> dict[str, np.ndarray]:
         prefix = f"{name}/"
-        columns = {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
-        return StoredLogits(columns, layouts[name])
+        return {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
+
+    def stored(name: str) -> StoredLogits | None:
+        return StoredLogits(columns(name), layouts[name]) if name in layouts else None
 
     data = TrainingData(info, split("validation"), split("test"))
     data.run = None if run is None else Path(run)
@@ -114,6 +144,8 @@ def load_training_data(
     if "transfer/inputs" in arrays:
         data.transfer = split("transfer")
         data.teacher, data.combined = stored("ensemble"), stored("specialists")
+        if data.teacher is not None and layouts["ensemble"].kept is not None:
+            data.states = KeptStates(columns("ensemble"), layouts["ensemble"], members, data.teacher)
     else:
         read = {None: [], "both": ["ensemble", "specialists"]}
 

@@ -371,4 +371,4 @@ class TrialBook:
 
 
 def _role(student: StudentConfig) -> str:
-    return "distilled" if student.alpha > 0 else "hard"
+    return "distilled" if student.alpha > 0 or student.terms else "hard"

@@ -330,9 +330,8 @@ class Batches:
             if self.masking is not None:
                 yield self.masking(batch_inputs, rows[part].to(self.device), epoch)
                 continue
-            yield Batch(
-                batch_inputs, labels[part], None if teacher is None else Outputs(teacher[..., part, :])
-            )
+            soft = None if teacher is None else Outputs(teacher[..., part, :])
+            yield Batch(batch_inputs, labels[part], soft, rows=rows[part])
 
 
 def _certain(teacher: Tensor, labels: Tensor, certain: Tensor) -> Tensor:

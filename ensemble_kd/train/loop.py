@@ -27,7 +27,7 @@ from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train.batches import Batches, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.online import Online
+from ensemble_kd.train.online import Beside
 
 Evaluate = Callable[[Network], dict[str, float]]
 
@@ -140,7 +140,7 @@ def train(
     training: TrainingConfig,
     *,
     seed: int,
-    online: Online | None = None,
+    online: Beside | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
     replicas: Replicas | None = None,
@@ -182,7 +182,7 @@ def train_epochs(
     training: TrainingConfig,
     *,
     seed: int,
-    online: Online | None = None,
+    online: Beside | None = None,
     learned: nn.Module | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
@@ -264,7 +264,7 @@ def train_step(
     loss: DistillationLoss,
     training: TrainingConfig,
     device: torch.device,
-    online: Online | None = None,
+    online: Beside | None = None,
 ) -> Tensor:
     """One optimiser step; returns the batch's loss, detached."""
     parts = training.gradient_accumulation
@@ -282,8 +282,9 @@ def train_step(
                 )
             beside = (online(part),) if online is not None else ()
             value = loss(outputs, part.teacher, part, *beside) / parts
-            if isinstance(model, DistributedDataParallel):
-                # Replicas wait for a gradient of every weight, of the classifier too where no loss reads it.
+            if online is not None:
+                # A gradient of every weight, of the classifier too where no loss reads it: replicas wait for
+                # one, and with or without replicas weight decay is to be the same.
                 value = value + 0.0 * outputs.logits.sum()
             value.backward()
         total += value.detach()
@@ -329,21 +330,30 @@ def predict(
 def _predict_texts(
     network: Network, inputs: Tensor, device: torch.device, batch_size: int, precision: str
 ) -> Tensor:
-    """Texts of about one length at a time, without the padding behind them."""
-    positions = torch.arange(1, inputs.shape[1] + 1)
-    lengths = ((inputs != 0) * positions).amax(1).clamp(min=1)  # (N,)
+    order, found = [], []
+    for rows, part in text_batches(inputs, batch_size, TOKENS_AT_ONCE):
+        with autocast(device, precision):
+            logits = network(part.to(device)).logits
+        order.append(rows)
+        found.append(logits.float().cpu())
+    logits = torch.empty(len(inputs), found[0].shape[1])
+    logits[torch.cat(order)] = torch.cat(found)
+    return logits
+
+
+def text_batches(inputs: Tensor, batch_size: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Texts (N, L) of about one length at a time: their rows, and their tokens without the padding behind.
+
+    At most `batch_size` of them, and so many tokens, padding included.
+    """
+    positions = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
+    lengths = ((inputs != 0) * positions).amax(1).clamp(min=1).cpu()  # (N,)
     order = torch.argsort(lengths, stable=True)
-    found: list[Tensor] = []
     begin = 0
     while begin < len(order):
         # As many rows as fit when padded to the longest of them.
         ends = lengths[order[begin : begin + batch_size]]
-        fits = int((ends * torch.arange(1, len(ends) + 1) <= TOKENS_AT_ONCE).sum())
+        fits = int((ends * torch.arange(1, len(ends) + 1) <= tokens).sum())
         rows = order[begin : begin + max(1, fits)]
-        with autocast(device, precision):
-            logits = network(inputs[rows, : int(lengths[rows[-1]])].to(device)).logits
-        found.append(logits.float().cpu())
+        yield rows, inputs[rows, : int(lengths[rows[-1]])]
         begin += len(rows)
-    logits = torch.empty(len(order), found[0].shape[1])
-    logits[order] = torch.cat(found)
-    return logits

@@ -24,7 +24,7 @@ from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.models.weights import save_weights
-from ensemble_kd.objectives.base import build_objective
+from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import (
@@ -50,9 +50,10 @@ from ensemble_kd.train.initial import (
 )
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train_epochs
 from ensemble_kd.train.masking import Masking, uniform
-from ensemble_kd.train.online import Online
+from ensemble_kd.train.online import Beside, Online
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
+from ensemble_kd.train.stored_states import KeptStates, StoredStates
 
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
@@ -102,7 +103,8 @@ class MemberTask:
     """Further losses, that read a teacher beside the student."""
     online: dict[str, Any] | None = None
     """Teachers beside the student: `teachers` (each `stage` and `member`, or `source` and `model`),
-    `shares`, and whether their `logits` take the place of the stored ones."""
+    `shares`, and whether their `logits` take the place of the stored ones. With `stored` none of them runs:
+    what was kept of them in the store is read."""
     phase: str | None = None
     """Name of the phase, for one that others start from and that is not judged itself."""
     corpus: dict[str, Any] | None = None
@@ -178,6 +180,8 @@ class TrainingData:
     """The members' soft targets in memory, aligned with `transfer`."""
     combined: MemberLogits | None = None
     """As `teacher`, each member combined with its specialists."""
+    states: KeptStates | None = None
+    """Hidden states and attention of the members, aligned with `transfer`, where these are held."""
     stream: Callable[[str | None, int, int], Callable[[int], Iterator[Block]]] | None = None
     """(`targets` or None, seed, views) -> epoch -> blocks, for a transfer set that is not in memory."""
     generalists: Path | None = None
@@ -314,15 +318,25 @@ def beside(
     loss: DistillationLoss,
     batches: Batches,
     precision: str,
-) -> tuple[Online | None, nn.Module | None]:
-    """The teachers that run beside the student, and what the loss trains along with it."""
+) -> tuple[Beside | None, nn.Module | None]:
+    """The teachers beside the student, running or read, and what the loss trains along with it."""
     if task.online is None:
         return None, None
-    networks = online_networks(task.online["teachers"], data.run, data.info, task.masked_lm)
-    targets = batches.targets if task.online["logits"] else None
-    online = Online(networks, loss.wants, precision, batches.device, targets)
+    online: Online | StoredStates
+    if task.online.get("stored"):
+        assert data.states is not None, "the stage decides so only where states are held"
+        names = [str(place["member"]) for place in task.online["teachers"]]
+        online = data.states.of(names, loss.wants, batches.device)
+    else:
+        networks = online_networks(task.online["teachers"], data.run, data.info, task.masked_lm)
+        targets = None
+        if task.online["logits"]:
+            targets = Targets(task.temperature, task.mean, task.online["shares"])
+        pieces = getattr(network.body, "pieces", None) if task.masked_lm else None
+        online = Online(networks, loss.wants, precision, batches.device, targets, pieces)
     torch.manual_seed(mix(task.seed, 37))
-    learned = prepare_loss(loss, network, networks, data.info, batches.device)
+    teachers = online if isinstance(online, StoredStates) else online.networks
+    learned = prepare_loss(loss, network, teachers, data.info, batches.device)
     load_learned(learned, task.initial, data.run)
     return online, learned.to(batches.device)
 
@@ -331,17 +345,23 @@ def beside(
 def prepare_loss(
     loss: DistillationLoss,
     network: Network,
-    teachers: Sequence[Network],
+    teachers: Sequence[Network] | StoredStates,
     info: dict[str, Any],
     device: torch.device,
 ) -> nn.ModuleList:
-    """`loss.prepare` on what the networks return for made-up inputs; raises ConfigError as that does."""
+    """`loss.prepare` on what the networks return for made-up inputs, or on what is stored of two rows; raises
+    ConfigError as that does."""
     inputs = made_up_inputs(info["kind"], info["input_shape"]).to(device)
     inputs = inputs[:, :8] if info["kind"] == "text" else inputs
     was_training = network.training
-    outputs = [net.eval()(inputs, **loss.wants) for net in (network, *teachers)]
+    own = network.eval()(inputs, **loss.wants)
+    if isinstance(teachers, StoredStates):
+        none = torch.zeros(len(inputs), dtype=torch.int64)
+        others = teachers(Batch(inputs, none, rows=none))
+    else:
+        others = [net.eval()(inputs, **loss.wants) for net in teachers]
     network.train(was_training)
-    return loss.prepare(outputs[0], outputs[1:])
+    return loss.prepare(own, others)
 
 
 def finish_phase(

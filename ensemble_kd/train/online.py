@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.train.batches import Targets
 from ensemble_kd.train.device import autocast
+
+Beside = Callable[[Batch], list[Outputs]]
+"""What gives each teacher's outputs for a batch: networks that run, or states that were kept."""
 
 
 @dataclass
@@ -25,6 +28,8 @@ class Online:
     device: torch.device
     targets: Targets | None = None
     """How their logits are averaged, where these are not read from the store either."""
+    pieces: list[int] | None = None
+    """Of a masked language model the words that the student knows, where that is not all."""
 
     def __post_init__(self) -> None:
         for network in self.networks:
@@ -39,5 +44,7 @@ class Online:
                 found.append(network(batch.inputs, masked=batch.masked, **self.wants))
         if self.targets is not None:
             logits = torch.stack([outputs.logits.float() for outputs in found], 1)  # (B, M, C)
+            if self.pieces is not None:
+                logits = logits[..., self.pieces]
             batch.teacher = Outputs(self.targets.average(logits))
         return found

@@ -22,7 +22,8 @@ class StoredLogits:
     """The store in memory."""
 
     def __init__(self, columns: dict[str, np.ndarray], layout: StoreLayout) -> None:
-        self.columns = {name: as_tensor(column) for name, column in columns.items()}
+        own = layout.logits_alone.columns()
+        self.columns = {name: as_tensor(column) for name, column in columns.items() if name in own}
         self.layout, self.num_views = layout, layout.views
 
     def pick(self, rows: Tensor, views: Tensor) -> Tensor:

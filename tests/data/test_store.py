@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ensemble_kd.artifacts import checksum
-from ensemble_kd.data.store import ShardWriter, StoreLayout, load_columns, read_shard, shard_name
+from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout, load_columns, read_shard, shard_name
 from ensemble_kd.errors import ArtifactError
 
 
@@ -46,6 +48,8 @@ LAYOUTS = [
     StoreLayout(3, 5, 10),
     StoreLayout(2, 4, 50, top_k=7),
     StoreLayout(1, 2, 40000, top_k=3),
+    StoreLayout(1, 2, 3, kept=Kept((0, 2), (1, 2), 2, 8, 4, 6)),
+    StoreLayout(1, 1, 9, top_k=2, kept=Kept((2,), (), 2, 8, 4, 6, first_only=True, dtype="float32")),
 ]
 
 
@@ -64,6 +68,36 @@ def test_what_is_written_is_read(tmp_path: Path, layout: StoreLayout) -> None:
 def test_class_numbers_take_two_bytes_as_long_as_they_fit() -> None:
     widths = [StoreLayout(1, 1, classes, 1).columns()["indices"][1] for classes in (10, 32768, 32769)]
     assert widths == [np.int16, np.int16, np.int32]
+
+
+def test_what_is_kept_beside_logits_has_a_fixed_size() -> None:
+    kept = Kept((0, 2), (1, 2), 2, 8, 4, 6)
+    layout = StoreLayout(1, 3, 10, kept=kept)
+    columns = layout.columns()
+    assert columns["hidden"] == ((1, 3, 2, 6, 8), np.float16)
+    assert columns["attention"] == ((1, 3, 2, 4, 6, 6), np.float16)
+    assert layout.bytes_per_row == 2 * 3 * (10 + 2 * 6 * 8 + 2 * 4 * 6 * 6)
+    first = replace(kept, attention=(), first_only=True, dtype="float32").columns(1, 3)
+    assert first == {"hidden": ((1, 3, 2, 1, 8), np.float32)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_comes_back_from_json(layout: StoreLayout) -> None:
+    fields = json.loads(json.dumps(layout.to_dict()))
+    assert StoreLayout(**fields) == layout
+    # As before there was anything to keep: what is written down of a store of logits has not changed.
+    assert layout.kept is not None or fields.keys() == {"views", "members", "classes", "top_k"}
+
+
+def test_logits_alone_are_read_without_the_rest(tmp_path: Path) -> None:
+    layout = LAYOUTS[-2]
+    held = write(tmp_path, layout, [7, 3])
+    found = load_columns(tmp_path, names(2), layout.logits_alone, 10)
+    assert found.keys() == {"logits"} and np.array_equal(found["logits"], held["logits"])
+    alone = StoreLayout(1, 2, 3)
+    write(tmp_path, alone, [4])
+    with pytest.raises(ArtifactError, match="part-00000.parquet: column 'hidden' of 384 bytes expected"):
+        read_shard(tmp_path / shard_name(0), layout)
 
 
 @pytest.mark.parametrize(

@@ -438,3 +438,22 @@ def test_shared_blocks_are_no_list() -> None:
     assert isinstance(encoder, torch.nn.Module)
     with pytest.raises(ConfigError, match="no list of blocks"):
         blocks_of(encoder)
+
+
+def test_models_without_scores_are_told() -> None:
+    """Their attention would give probabilities, without a word."""
+    torch.manual_seed(0)
+    kind = {"model_type": "mpnet", **SMALL}
+    body = build(TransformerConfig(architecture=kind), INFO).body
+    assert isinstance(body, Transformer) and not body.has_scores
+    tokens = torch.full((1, 4), 6)
+    body(tokens)
+    with pytest.raises(ConfigError, match="attention: a 'mpnet' of transformers does not hand out scores"):
+        body(tokens, attention=True)
+
+
+def test_encoder_decoders_are_told() -> None:
+    with pytest.raises(
+        ConfigError, match="a 'bart' has an encoder and a decoder; use one that is an encoder"
+    ):
+        build(TransformerConfig(architecture={"model_type": "bart", "d_model": 16}), INFO)

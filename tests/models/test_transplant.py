@@ -542,3 +542,64 @@ def test_the_fingerprint_goes_by_the_weights_not_by_their_place(tmp_path: Path, 
     assert moved.model == tasks[0].model and moved.fingerprint != tasks[0].fingerprint
     only_online = MemberTask(**{**vars(tasks[0]), "online": moved.online})
     assert only_online.fingerprint not in (tasks[0].fingerprint, moved.fingerprint)
+
+
+# -------------------------------------------------------------------------------------- names, own code
+
+
+def test_a_hub_name_is_not_taken_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def config(source: str, trust_remote_code: bool = False) -> Any:
+        asked.append(source)
+        return AutoConfig.for_model("bert", **BERT)
+
+    monkeypatch.setattr("ensemble_kd.models.transplant.pretrained_config", config)
+    settings, initial = resolve(TransformerConfig(source="some-organisation/bert", layers=[0, 3]))
+    assert asked == ["some-organisation/bert"] and settings["architecture"]["num_hidden_layers"] == 2
+    assert initial == {
+        "source": "some-organisation/bert",
+        "digest": "some-organisation/bert",
+        "trust_remote_code": False,
+        "layers": [0, 3],
+    }
+
+
+CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+
+class OwnConfig(BertConfig):
+    model_type = "quite-our-own"
+
+class OwnClassifier(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def own_code(folder: Path) -> str:
+    """A model whose code lies in its folder."""
+    import json
+
+    source = Path(save(folder))
+    (source / "own.py").write_text(CODE)
+    config = json.loads((source / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnClassifier"}
+    config |= {"model_type": "quite-our-own", "auto_map": classes}
+    (source / "config.json").write_text(json.dumps(config))
+    return str(source)
+
+
+def test_code_of_a_source_runs_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    source = own_code(tmp_path / "model")
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        resolve(TransformerConfig(source=source))
+    settings, initial = resolve(TransformerConfig(source=source, trust_remote_code=True))
+    assert initial is not None and settings["source"] == source and settings["trust_remote_code"]
+    network = build(TypeAdapter(ModelConfig).validate_python(settings), INFO)
+    load_initial(network, initial, None, INFO)
+    plain = AutoModelForSequenceClassification.from_pretrained(save(tmp_path / "plain")).eval()
+    with torch.no_grad():
+        found = network.eval()(SINGLE).logits
+        wanted = plain(input_ids=(SINGLE - 1).clamp(min=0), attention_mask=(SINGLE != 0).long()).logits
+    torch.testing.assert_close(found, wanted)

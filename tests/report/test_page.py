@@ -134,3 +134,16 @@ def test_model_card_where_nothing_is_known(make_inputs: Make) -> None:
     inputs = make_inputs(teachers=0, num_classes=150)
     card = model_card(build_report(inputs), inputs.info, {"teachers": {"source": "predictions"}})
     assert "existed already" in card and "and 50 more" in card and "not defined" in card
+
+
+def test_model_card_of_given_teachers_terms_and_phases(make_inputs: Make) -> None:
+    inputs = make_inputs()
+    phase = {"name": "pretraining", "task": "mlm", "corpus": {"path": "c"}, "terms": [{"name": "hidden_mse"}]}
+    config = {
+        "teachers": {"source": "callable", "given": ["mine:predict"]},
+        "student": {"terms": [{"name": "patient", "weight": 10}], "phases": [phase]},
+    }
+    card = model_card(build_report(inputs), inputs.info, config)
+    assert "Teachers that existed already (callable): `mine:predict`." in card
+    assert '- Further loss, of a teacher beside the student: `{"name": "patient", "weight": 10}`' in card
+    assert "- Phase before, `pretraining`: words that were masked, of a corpus; `hidden_mse`" in card

@@ -347,3 +347,31 @@ def test_online_logits_need_no_stored_ones(tmp_path: Path) -> None:
     assert train_member(one, replace(held, teacher=None), tmp_path / "members")
     assert replace(one, temperature=3.0).fingerprint != one.fingerprint
     assert replace(one, weights=[0.5, 0.5]).fingerprint != one.fingerprint
+
+
+def test_logits_beside_are_averaged_by_the_chosen_teachers_shares() -> None:
+    """Not by the weights of all teachers of the store, which may be others and in another order."""
+    teachers = [network(1), network(2)]
+    shared = {"teachers": [{}, {}], "shares": [0.25, 0.75], "logits": True}
+    one = task("distilled", online=shared, temperature=2.0)
+    own, loss, made = network(3), DistillationLoss(build_objective({"name": "kl"}, 2.0), 1.0), batches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ensemble_kd.train.member.online_networks", lambda *arguments: teachers)
+        found, _ = beside(one, data(), own, loss, made, "float32")
+    assert found is not None
+    seen = batch()
+    found(seen)
+    with torch.no_grad():
+        logits = torch.stack([teacher(seen.inputs).logits for teacher in teachers], 1)
+    assert seen.teacher is not None
+    torch.testing.assert_close(seen.teacher.logits, mean_logits(logits, 2.0, "arithmetic", [0.25, 0.75]))
+
+
+def test_words_that_the_student_does_not_know_are_left_out_of_the_teachers_logits() -> None:
+    one = online([network(1)], hidden=False, targets=Targets(1.0))
+    one.pieces = [2, 0]
+    seen = batch()
+    (outputs,) = one(seen)
+    assert seen.teacher is not None
+    wanted = torch.log_softmax(outputs.logits[:, [2, 0]], 1)
+    torch.testing.assert_close(torch.log_softmax(seen.teacher.logits, 1), wanted)
