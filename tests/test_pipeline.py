@@ -170,7 +170,7 @@ def test_predictions_of_ones_own_take_the_place_of_teachers(finished: Path, tmp_
 
 @pytest.mark.slow
 def test_a_transfer_set_over_the_budget_is_streamed(tmp_path: Path, ray_session: None) -> None:
-    _, lines = run(tmp_path / "run", "compute.memory_budget=1e-9", "data.shard_rows=300")
+    _, lines = run(tmp_path / "run", "compute.memory_budget=1e-9", "data.shard_rows=300", "sweep=null")
     assert any("is streamed" in line for line in lines.said)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["summary"]["distilled"]["n"] == 2

@@ -176,7 +176,8 @@ def _results(report: dict[str, Any]) -> str:
     if teachers:
         inner = table(head, [_system_row(system, report["shipped"]) for system in teachers])
         opened = " open" if len(teachers) <= MANY_TEACHERS else ""
-        text += f"<details{opened}><summary>Each of the {len(teachers)} teachers</summary>{inner}</details>"
+        title = "The teacher" if len(teachers) == 1 else f"Each of the {len(teachers)} teachers"
+        text += f"<details{opened}><summary>{title}</summary>{inner}</details>"
     return f"<section>{text}</section>"
 
 
