@@ -264,7 +264,7 @@ def test_the_first_source_is_taken() -> None:
     overrides = {"model": {"name": "bag"}, "num_members": 2, "overrides": [{}, transformer("o")]}
     assert text_source(run(teachers=overrides, student=transformer("s"))) == "o"
     assert text_source(run(student=transformer("s"))) == "s"
-    phase = {"name": "first", "online": {"source": "p"}}
+    phase = {"name": "first", "alpha": 0, "online": {"source": "p"}}
     assert text_source(run(student={"model": {"name": "bag"}, "phases": [phase]})) == "p"
     given = {"source": "pretrained", "given": ["g", "h"], "num_members": 2}
     assert text_source(run(teachers=given | {"model": {"name": "bag"}})) == "g"
