@@ -380,7 +380,8 @@ def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
                     continue
                 seen.add(key)
                 settings, _ = resolve(model, path=path)
-                skeleton(settings, info, path)
+                if isinstance(model, TransformerConfig):  # a user's own is not run more often than it must be
+                    skeleton(settings, info, path)
                 teachers.append(settings)
                 if config.teachers.source == "pretrained":
                     problems += classifier_problems(model.source, info, path, model.trust_remote_code)
