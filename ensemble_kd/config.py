@@ -766,10 +766,8 @@ def _transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
 def _online_problems(config: Config) -> list[str]:
     """Teachers beside a student that are not there, and what their logits do not go with."""
     problems: list[str] = []
-    blocks: list[tuple[str, Any]] = [("student", config.student)]
-    blocks += [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
     count = num_teachers(config)
-    for path, block in blocks:
+    for path, block in student_blocks(config):
         chosen = block.online.teachers
         if isinstance(chosen, list) and (
             not chosen or max(chosen) >= count or len(set(chosen)) != len(chosen)
@@ -1299,6 +1297,12 @@ def _sweep_problems(config: Config) -> list[str]:
             f"{config.student.replicas_per_member}: what needs several workers is not stacked; set fuse to 1"
         )
     return problems
+
+
+def student_blocks(config: Config) -> list[tuple[str, Any]]:
+    """The student's block and those of its phases, each with its path: what has losses of its own."""
+    phases = [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
+    return [("student", config.student), *phases]
 
 
 def num_teachers(config: Config) -> int:

@@ -40,6 +40,7 @@ from ensemble_kd.stages.given_teachers import predictions_of
 from ensemble_kd.stages.kept import kept_problems
 from ensemble_kd.stages.members import intact, members_folder, prefixed
 from ensemble_kd.stages.mlflow_models import with_models
+from ensemble_kd.stages.start import student_problems, teacher_problems
 from ensemble_kd.stages.training_data import bytes_in_memory, states_fit
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.member import PREDICTIONS
@@ -461,6 +462,12 @@ def check_objective(config: Config) -> None:
 def check_sizes(config: Config, info: dict[str, Any]) -> None:
     """What can be held against the settings only once the data is known."""
     problems = _size_problems(config, info) + kept_problems(config, info)
+    of_teachers = teacher_problems(config, info)  # once: no corner of a search space changes a teacher
+
+    def of_student(config: Config) -> list[str]:
+        return [] if of_teachers else student_problems(config, info)
+
+    problems += of_teachers + of_student(config)
     if config.specialists is not None:  # builds teachers, and no field of the student matters to it
         problems += clusters_stage.problems(config, info["num_classes"])
         problems += specialists_stage.problems(config, info)
@@ -475,7 +482,7 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
                 "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which "
                 "leaves the validation rows out; raise the budget, or set refit to none"
             )
-        problems += corner_problems(config, lambda corner: _size_problems(corner, info))
+        problems += corner_problems(config, lambda corner: _size_problems(corner, info) + of_student(corner))
     if problems:
         raise ConfigError(problems)
 
@@ -502,7 +509,6 @@ def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
             f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
         )
     problems += student_stage.bias_problems(config, info)
-    problems += student_stage.fit_problems(config, info)
     top_k = config.soft_targets.top_k
     if top_k is not None and top_k >= info["num_classes"]:
         problems.append(

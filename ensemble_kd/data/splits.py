@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensemble_kd.data.splitmix import GOLDEN, scramble
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
@@ -27,10 +29,7 @@ def random_keys(seed: int, purpose: int, num_rows: int) -> np.ndarray:
     """(N,) uint64: splitmix64 of seed, purpose and row number."""
     state = np.arange(num_rows, dtype=np.uint64)
     for number in (seed, purpose):
-        state = state + np.uint64(number) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        state = scramble(state + np.uint64(number) + np.uint64(GOLDEN))
     return state
 
 

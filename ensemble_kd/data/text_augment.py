@@ -24,6 +24,7 @@ import re
 import numpy as np
 
 from ensemble_kd.config import TextAugmentConfig
+from ensemble_kd.data.splitmix import GOLDEN, scramble, unit_interval
 from ensemble_kd.data.word_candidates import Candidates
 from ensemble_kd.data.word_classes import WordClasses
 
@@ -48,11 +49,8 @@ def uniforms(seed: int, row: int, field: int, copies: int, count: int) -> np.nda
     state = np.broadcast_to(np.arange(count, dtype=np.uint64), (copies, count))
     keys: list[np.ndarray] = [np.array([[number]], np.uint64) for number in (seed, row, field)]
     for key in (*keys, np.arange(copies, dtype=np.uint64)[:, None]):
-        state = state + key + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return (state >> np.uint64(11)) * 2.0**-53
+        state = scramble(state + key + np.uint64(GOLDEN))
+    return unit_interval(state)
 
 
 class TextAugmenter:

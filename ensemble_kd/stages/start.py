@@ -21,10 +21,10 @@ from ensemble_kd.config import (
     OnlineConfig,
     PhaseConfig,
     StudentConfig,
-    TextConfig,
     TransformerConfig,
     member_settings,
     num_teachers,
+    student_blocks,
     text_source,
 )
 from ensemble_kd.data.corpus import corpus_fingerprint, corpus_problems, load_corpus, prepare_corpus
@@ -280,7 +280,6 @@ def _corpus_name(corpus: CorpusConfig) -> str:
 def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
     """The phases' texts (N, L) by fingerprint, tokenised once and kept in the run's folder."""
     found: dict[str, Any] = {}
-    text = config.data.text
     for phase in config.student.phases:
         if phase.corpus is None:
             continue
@@ -289,9 +288,7 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
         manifest = read_manifest(folder)
         if manifest is None:
             folder.mkdir(parents=True, exist_ok=True)
-            summary = prepare_corpus(
-                phase.corpus, TextConfig(**text.model_dump()), data, folder, config.data.shard_rows
-            )
+            summary = prepare_corpus(phase.corpus, config.data.text, data, folder, config.data.shard_rows)
             files = sorted(path.name for path in folder.glob("corpus-*.parquet"))
             manifest = finish(
                 folder,
@@ -309,15 +306,14 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
 def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
     wanted = [("student.model.source", getattr(config.student.model, "source", None))]
-    wanted.append(("student.online.source", config.student.online.source))
-    wanted += [(f"{path}.online.source", phase.online.source) for path, phase in _phase_blocks(config)]
+    wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
     if config.teachers.source == "pretrained":
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
     if config.teachers.source == "train":
         models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
         wanted += [("teachers.model.source", getattr(model, "source", None)) for model in models]
     problems: list[str] = []
-    for path, phase in _phase_blocks(config):
+    for path, phase in student_blocks(config)[1:]:
         if phase.corpus is not None:
             problems += [f"{path}.{line}" for line in corpus_problems(phase.corpus)]
     folders: dict[str, str] = {}
@@ -364,41 +360,53 @@ def _vocabulary(folder: str) -> dict[str, int]:
 
 
 def fit_problems(config: Config, info: dict[str, Any]) -> list[str]:
-    """Whether data, teachers, student and losses fit each other: all are built without memory for weights.
+    """Whether data, teachers, student and losses fit each other: all are built without memory for weights."""
+    return teacher_problems(config, info) or student_problems(config, info)
 
-    One line each, starting with a field. Pretrained teachers must be classifiers for the data's classes.
-    Those that are asked about raw inputs, or whose predictions exist, are left out.
+
+def teacher_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether the teachers fit the data: one line each, starting with a field.
+
+    Pretrained ones must be classifiers for its classes. Those that are asked about raw inputs, or whose
+    predictions exist, are left out.
     """
     problems: list[str] = []
-    seen: set[str] = set()
-    teachers: list[dict[str, Any]] = []
-    if config.teachers.source in ("train", "pretrained"):
-        for i in range(num_teachers(config)):
-            try:
-                model, path = teacher_model(config, i)
-                if (key := f"{path} {model!r}") in seen:  # members differ by seed, as a rule
-                    continue
-                seen.add(key)
-                settings, _ = resolve(model, path=path)
-                if isinstance(model, TransformerConfig):  # a user's own is not run more often than it must be
-                    skeleton(settings, info, path)
-                teachers.append(settings)
-                if config.teachers.source == "pretrained":
-                    problems += classifier_problems(model.source, info, path, model.trust_remote_code)
-            except ConfigError as error:
-                problems += [line for line in error.problems if line not in problems]
-    if problems or not _is_new(config):
-        return problems
+    for model, path in _teacher_models(config):
+        try:
+            settings, _ = resolve(model, path=path)
+            if isinstance(model, TransformerConfig):  # a user's own is not run more often than it must be
+                skeleton(settings, info, path)
+            if config.teachers.source == "pretrained":
+                problems += classifier_problems(model.source, info, path, model.trust_remote_code)
+        except ConfigError as error:
+            problems += [line for line in error.problems if line not in problems]
+    return problems
+
+
+def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether the student and its losses fit data and teachers, as `teacher_problems`, which come first."""
+    if not _is_new(config):
+        return []
+    problems: list[str] = []
+    teachers = [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
     any_of: list[dict[str, Any] | None] = [*teachers] or [None]
     for teacher in any_of:  # each may turn out to be the best
         given = None if teacher is None else {"model": teacher, "initial": {}}
         try:
             settings, _ = resolve(config.student.model, given, path="student.model")
-            for path, block in (("student", config.student), *_phase_blocks(config)):
+            for path, block in student_blocks(config):
                 problems += _block_problems(config, path, block, settings, teacher, info)
         except ConfigError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
+
+
+def _teacher_models(config: Config) -> list[tuple[Any, str]]:
+    """Each different model of teachers that are networks of ours, with its field; as a rule, one."""
+    if config.teachers.source not in ("train", "pretrained"):
+        return []
+    models = [teacher_model(config, i) for i in range(num_teachers(config))]
+    return list({f"{path} {model!r}": (model, path) for model, path in models}.values())
 
 
 def teacher_model(config: Config, index: int) -> tuple[Any, str]:
@@ -416,10 +424,6 @@ def _is_new(config: Config) -> bool:
     student = config.student
     more = student.terms or student.phases or student.online.logits
     return isinstance(student.model, TransformerConfig) or bool(more)
-
-
-def _phase_blocks(config: Config) -> list[tuple[str, Any]]:
-    return [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
 
 
 def _block_problems(

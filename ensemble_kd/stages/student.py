@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config
+from ensemble_kd.config import Config, student_blocks
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
@@ -31,7 +31,6 @@ from ensemble_kd.stages.start import (
     Basis,
     basis_of,
     corpora,
-    fit_problems,
     online_of,
     phase_tasks,
     source_digests,
@@ -42,8 +41,6 @@ from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_la
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
 
-__all__ = ["fit_problems", "objective_problems", "plan", "run", "task", "tasks", "train_phases", "usable"]
-
 STORED = frozenset({"logits"})
 """What the store can give to an objective."""
 
@@ -52,8 +49,7 @@ def objective_problems(config: Config) -> list[str]:
     """What is wrong with `student.objective`, `student.terms` and those of the phases, before anything
     runs."""
     problems = source_problems(config)
-    blocks = [("student", config.student), *_phases(config)]
-    for path, block in blocks:
+    for path, block in student_blocks(config):
         fields = block.objective_fields
         if fields is None:
             if path == "student" and block.alpha > 0 and not block.terms:
@@ -67,10 +63,6 @@ def objective_problems(config: Config) -> list[str]:
         except ConfigError as error:
             problems += error.problems
     return problems
-
-
-def _phases(config: Config) -> list[tuple[str, Any]]:
-    return [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
 
 
 def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]) -> list[str]:

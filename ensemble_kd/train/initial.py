@@ -37,12 +37,18 @@ def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Pa
 
 
 def member_folder(run: Path | None, place: dict[str, Any]) -> Path:
-    """The folder of the finished member that `place` names: `stage`, `member`. Raises ArtifactError."""
+    """The folder of the member that `place` names: `stage`, `member`."""
     assert run is not None, "the stage says where its run is"
-    folder = run / str(place["stage"]) / "members" / str(place["member"])
-    if read_manifest(folder) is None:
+    return run / str(place["stage"]) / "members" / str(place["member"])
+
+
+def load_member(run: Path | None, place: dict[str, Any], info: dict[str, Any]) -> Network:
+    """The network of the member that `place` names. Raises ArtifactError where it is not finished."""
+    folder = member_folder(run, place)
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise ArtifactError(f"{folder}: this member is not finished; run the {place['stage']} stage again")
-    return folder
+    return load_network(manifest.config, info, folder)
 
 
 def load_initial(network: Network, initial: dict[str, Any], run: Path | None, info: dict[str, Any]) -> None:
@@ -58,17 +64,16 @@ def load_initial(network: Network, initial: dict[str, Any], run: Path | None, in
         assert isinstance(body, Transformer)
         transplant_(body, pretrained_body(initial, body), initial)
         return
-    folder = member_folder(run, initial)
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    donor = load_network(manifest.config, info, folder)
+    donor = load_member(run, initial, info)
     if isinstance(body, Transformer) and isinstance(donor.body, Transformer):
         transplant_(body, donor.body, initial)
         return
     try:
         network.load_state_dict(donor.state_dict())
     except RuntimeError as error:
-        raise ConfigError(f"the weights in {folder} do not fit the model: {error}") from error
+        raise ConfigError(
+            f"the weights in {member_folder(run, initial)} do not fit the model: {error}"
+        ) from error
 
 
 def load_learned(learned: nn.Module, initial: dict[str, Any] | None, run: Path | None) -> None:
@@ -90,10 +95,7 @@ def online_networks(
     found = []
     for place in places:
         if "source" not in place:
-            folder = member_folder(run, place)
-            manifest = read_manifest(folder)
-            assert manifest is not None
-            found.append(load_network(manifest.config, info, folder))
+            found.append(load_member(run, place, info))
             continue
         torch.manual_seed(0)  # a classifier that the source does not have, and that no loss reads
         network = build(TypeAdapter(ModelConfig).validate_python(place["model"]), info, masked_lm=masked_lm)

@@ -8,16 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble_kd.data.splitmix import GOLDEN, scramble, unit_interval
 from ensemble_kd.objectives.base import Batch
 
 
 def uniform(numbers: np.ndarray, seed: int) -> np.ndarray:
     """Uniform numbers in [0, 1) that depend on (number, seed) alone (splitmix64)."""
-    with np.errstate(over="ignore"):
-        state = numbers.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15) & (2**64 - 1))
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return unit_interval(scramble(numbers.astype(np.uint64) + np.uint64((seed * GOLDEN) & (2**64 - 1))))
 
 
 @dataclass(frozen=True)
