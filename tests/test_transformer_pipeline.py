@@ -21,16 +21,17 @@ from transformers import BertConfig, BertForMaskedLM
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import Config, load_config
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.prepared import load_labels, load_split
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.package import load_package
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.context import Context
 from ensemble_kd.tracking import Tracker
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 TOPICS = [
     "card lost stolen card my card blocked".split(),
@@ -290,6 +291,18 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp
         for summary in (beside["summary"], shipped.summary)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_specialists_start_from_pretrained_transformers(folder: Path, tmp_path: Path) -> None:
+    overrides = ["clusters={num_clusters: 2, classes_per_specialist: 2}", "specialists={weight: 1, training: {epochs: 1}}"]
+    manifests = pipeline.run(configuration(folder, *overrides), tmp_path / "run", until="combined-targets")
+    for member in manifests["specialists"].summary["members"]:
+        path = tmp_path / "run" / "specialists" / "members" / member["fingerprint"]
+        specialist = load_network(read_manifest(path).config, manifests["data"].summary["info"], path)
+        assert specialist.head.out_features == len(member["classes"]) == 2
+    assert manifests["combined-targets"].summary["rows"] == len(
+        load_labels(tmp_path / "run" / "data" / manifests["data"].fingerprint, "transfer")
+    )
 
 
 def test_check_tells_how_much_would_be_kept(folder: Path, tmp_path: Path) -> None:

@@ -9,13 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, SpecialistsConfig, TrainingConfig, member_settings, num_teachers
+from ensemble_kd.config import (
+    Config,
+    ModelConfig,
+    SpecialistsConfig,
+    TrainingConfig,
+    member_settings,
+    num_teachers,
+)
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import InputError, TrainingError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import specialise
+from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
@@ -24,6 +33,7 @@ from ensemble_kd.stages.members import (
     members_folder,
     train_and_follow,
 )
+from ensemble_kd.stages.start import teacher_model
 from ensemble_kd.stages.training_data import arrays_and_loader, with_generalists
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
@@ -32,12 +42,13 @@ from ensemble_kd.train.member import MemberTask
 def problems(config: Config, info: dict[str, Any]) -> list[str]:
     """Teachers that specialists cannot start from; models are built and tried on two made-up rows."""
     assert config.specialists is not None
-    every = (member_settings(config.teachers, i)[0] for i in range(num_teachers(config)))
-    models = {str(model): model for model in every}
+    every = (teacher_model(config, i) for i in range(num_teachers(config)))
+    models = {str(model): (model, path) for model, path in every}
     found = []
-    for model in models.values():
+    for model, path in models.values():
         name = getattr(model, "callable", model.name)
-        reason = _cannot_start(build(model, info).eval(), info, config.specialists)
+        settings: Any = TypeAdapter(ModelConfig).validate_python(resolve(model, path=path)[0])
+        reason = _cannot_start(build(settings, info).eval(), info, config.specialists)
         if reason:
             found.append(f"specialists: they start from the teacher's output layer; model {name!r} {reason}")
     return found
@@ -119,8 +130,9 @@ def tasks(
     for entry in chosen:
         index = int(entry["name"].rsplit("-", 1)[1])
         position = [teacher["name"] for teacher in teachers].index(entry["name"])
-        model, teacher = member_settings(config.teachers, index)
-        training = _training(settings, teacher)
+        model, path = teacher_model(config, index)
+        architecture, _ = resolve(model, path=path)  # its weights come from the generalist's folder
+        training = _training(settings, member_settings(config.teachers, index)[1])
         for k, cluster in enumerate(clusters):
             classes = cluster["classes"]
             rows = int(counts[classes].sum())
@@ -146,7 +158,7 @@ def tasks(
                     name=f"specialist-{k:03d}-of-{entry['name']}",
                     role="specialist",
                     seed=mix(config.seed, STREAM_OF_SPECIALISTS, index, *classes),
-                    model=model.model_dump(mode="json"),
+                    model=architecture,
                     training=training,
                     inputs={
                         "data": inputs["data"],
