@@ -36,3 +36,7 @@ class ArtifactError(EnsembleKDError):
 
 class TrainingError(EnsembleKDError):
     """A member could not be trained: a loss that is not finite, or workers that keep dying."""
+
+
+class ExportError(ProblemsError):
+    """A form of the model could not be made, or does not give what the student gives."""

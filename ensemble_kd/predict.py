@@ -1,4 +1,4 @@
-"""Predict a file with a model folder: no run folder, no Ray, no tracking."""
+"""Predict files with a model folder: no run folder, no tracking, and no Ray unless the input is large."""
 
 from __future__ import annotations
 
@@ -6,126 +6,209 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.compute
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
 
-from ensemble_kd.data.files import list_files
-from ensemble_kd.data.prepared import DataInfo, Preprocessor
+from ensemble_kd.data.files import FilePiece, list_files
+from ensemble_kd.data.preprocess import no_column
 from ensemble_kd.errors import ArtifactError, InputError
-from ensemble_kd.models.package import load_package
-from ensemble_kd.train.loop import predict
+from ensemble_kd.inference.predictor import Answers, Predictor
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
+ON_BAD_ROW = ("error", "skip", "null")
+"""`error`: nothing is written; `skip`: the row is left out; `null`: it stands there without an answer."""
 
 
 def predict_file(
-    model: Path, source: str, output: Path | None, batch_size: int, write: Callable[[str], None]
+    model: Path,
+    source: str,
+    output: Path | None,
+    batch_size: int,
+    write: Callable[[str], None],
+    *,
+    form: str = "auto",
+    on_bad_row: str = "skip",
+    truncate: bool = False,
+    threads: int = 1,
 ) -> list[str]:
-    """Write one line per row: id, label, probability of each class; returns the rows that were skipped.
+    """Write one line per row: id, label, probability of each class; returns what is wrong with bad rows.
 
-    Raises InputError for an unreadable model folder or input, an unknown output format or folder.
+    A row's probabilities are null where it is bad and `on_bad_row` is `null`; `answered` says whether the
+    confidence reaches the model's threshold, where it has one.
+    Raises InputError for an unreadable model folder or input, an unknown output format or folder, and with
+    `on_bad_row` `error` for bad rows; an output file is there whole or not at all.
     """
+    check_output(output)
+    if on_bad_row not in ON_BAD_ROW:
+        raise InputError(f"--on-bad-row: {on_bad_row!r}; use {', '.join(ON_BAD_ROW)}")
+    predictor = load_predictor(model, form, threads)
+    problems: list[str] = []
+    first = 0
+    with _writer(output, predictor, write) as writer:
+        for table in tables(source, predictor, batch_size):
+            answers = predictor.answer(table, batch_size, truncate)
+            problems += [
+                f"row {first + i}: {problem}" for i, problem in enumerate(answers.problems) if problem
+            ]
+            if not problems or on_bad_row != "error":
+                writer.add(result(table, answers, predictor, first, keep_bad=on_bad_row == "null"))
+            first += table.num_rows
+        if first == 0:
+            raise InputError(f"{source}: holds no rows")
+        if problems and on_bad_row == "error":
+            more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
+            raise InputError([*problems[:10], *more, "use --on-bad-row skip or null to go on without them"])
+        writer.finish()
+    return problems
+
+
+def check_output(output: Path | None) -> None:
+    """Raises InputError for a file that cannot be written to."""
     if output is not None and output.suffix not in SUFFIXES:
         raise InputError(f"--output: {output}: unknown format {output.suffix!r}; use {', '.join(SUFFIXES)}")
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"--output: {output}: no such folder: {output.parent}")
+
+
+def load_predictor(model: Path, form: str = "auto", threads: int = 1) -> Predictor:
+    """Raises InputError for a folder that cannot be used."""
     try:
-        package = load_package(model)
+        return Predictor(model, form, threads)
     except ArtifactError as error:
         raise InputError(str(error).splitlines()) from error
-    info = DataInfo.from_dict(package.info)
-    preprocessor = Preprocessor(info, model)
-    problems: list[str] = []
-    tables = []
-    first = 0
-    for table in _tables(source, info, preprocessor, batch_size):
-        inputs, found = preprocessor.transform(table)
-        bad = [i for i, problem in enumerate(found) if problem is not None]
-        problems += [f"row {first + i}: {found[i]}" for i in bad]
-        good = np.array([i for i in range(table.num_rows) if found[i] is None], np.int64)
-        if len(good):
-            # `inputs` has one row per row of the table, with a placeholder where the row is bad
-            logits = predict(package.network, torch.from_numpy(inputs[good]), torch.device("cpu"), batch_size)
-            ids = _ids(table, info, first)
-            tables.append(_result([ids[i] for i in good], logits, info))
-            if output is None:
-                for row in tables.pop().to_pylist():
-                    write(json.dumps(row, ensure_ascii=False))
-        first += table.num_rows
-    if first == 0:
-        raise InputError(f"{source}: holds no rows")
-    if output is not None:
-        _write(
-            pa.concat_tables(tables) if tables else _result([], torch.empty(0, info.num_classes), info),
-            output,
-        )
-    return problems
 
 
-def _tables(source: str, info: DataInfo, preprocessor: Preprocessor, rows: int) -> Iterator[pa.Table]:
-    """The needed columns of the input's files, some rows at a time."""
-    id_column = info.preprocess.get("columns", {}).get("id")
+def tables(source: str, predictor: Predictor, rows: int) -> Iterator[pa.Table]:
+    """The needed columns of the input's files, some rows at a time; others are not read."""
     for piece in list_files(source, "INPUT")[0]:
-        held = piece.columns()
-        missing = [name for name in preprocessor.columns if name not in held]
-        if missing:
-            raise InputError(
-                f"INPUT: {piece.name} has no column {', '.join(map(repr, missing))}; it has {', '.join(held)}"
-            )
-        wanted = [*preprocessor.columns, *([id_column] if id_column in held else [])]
-        yield from piece.batches(wanted, rows)
+        yield from piece.batches(wanted_columns(piece, predictor), rows)
 
 
-def _ids(table: pa.Table, info: DataInfo, first: int) -> list[Any]:
-    column = info.preprocess.get("columns", {}).get("id")
-    if column and column in table.column_names:
-        return list(table[column].to_pylist())
-    return list(range(first, first + table.num_rows))
+def wanted_columns(piece: FilePiece, predictor: Predictor) -> list[str]:
+    """Raises InputError where a column is missing."""
+    held = piece.columns()
+    missing = [name for name in predictor.columns if name not in held]
+    if missing:
+        raise InputError([f"INPUT: {no_column(name, piece.name, held)}" for name in missing])
+    key = predictor.id_column
+    return [*predictor.columns, *([key] if key in held and key not in predictor.columns else [])]
 
 
-def _result(ids: list[Any], logits: torch.Tensor, info: DataInfo) -> pa.Table:
-    probabilities = torch.softmax(logits, 1).numpy()
-    best = probabilities.argmax(1) if len(ids) else np.empty(0, np.int64)
-    return pa.table(
-        {
-            "id": pa.array(ids) if ids else pa.array([], pa.int64()),
-            "label": pa.array(best.astype(np.int64)),
-            "label_name": pa.array([info.class_names[i] for i in best], pa.string()),
-            "probability": pa.array(
-                [float(p[i]) for p, i in zip(probabilities, best, strict=True)], pa.float64()
-            ),
-            "probabilities": pa.array([p.tolist() for p in probabilities], pa.list_(pa.float64())),
-        }
-    )
+def result(
+    table: pa.Table, answers: Answers, predictor: Predictor, first: int, keep_bad: bool = False
+) -> pa.Table:
+    """What is written of the rows of a table, of which `first` is the number of the first."""
+    key = predictor.id_column
+    ids = table[key] if key in table.column_names else pa.array(range(first, first + table.num_rows))
+    rows = np.arange(table.num_rows) if keep_bad else answers.good
+    bad = np.array([answers.problems[i] is not None for i in rows], bool)
+    probabilities = answers.probabilities[rows].astype(float)
+    probabilities[bad] = 0.0
+    best = probabilities.argmax(axis=1) if len(rows) else np.empty(0, np.int64)
+    top = probabilities[np.arange(len(rows)), best]
+    names = pa.array([predictor.class_names[i] for i in best], pa.string())
+    nothing = pa.array(bad)
+    columns = {
+        "id": ids.take(pa.array(rows)),
+        "label": pa.array(best.astype(np.int64), mask=bad),
+        "label_name": pa.compute.if_else(nothing, pa.scalar(None, pa.string()), names),
+        "probability": pa.array(top, mask=bad),
+        "probabilities": pa.array(
+            [None if wrong else p.tolist() for wrong, p in zip(bad, probabilities, strict=True)],
+            pa.list_(pa.float64()),
+        ),
+    }
+    if predictor.threshold is not None:
+        columns["answered"] = pa.array(top >= predictor.threshold, mask=bad)
+    if keep_bad:
+        columns["problem"] = pa.array([answers.problems[i] for i in rows], pa.string())
+    return pa.table(columns)
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+class Writer(Protocol):
+    """Where results go, some rows at a time."""
+
+    def __enter__(self) -> Writer: ...
+    def __exit__(self, *error: object) -> None: ...
+    def add(self, table: pa.Table) -> None: ...
+    def finish(self) -> None:
+        """All rows are there: put the file in its place."""
+
+
+def _writer(output: Path | None, predictor: Predictor, write: Callable[[str], None]) -> Writer:
+    return ScreenWriter(write) if output is None else FileWriter(output, predictor.class_names)
+
+
+class ScreenWriter:
+    """One JSON line a row."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+
+    def __enter__(self) -> ScreenWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def add(self, table: pa.Table) -> None:
+        for line in _lines(table):
+            self.write(line)
+
+    def finish(self) -> None:
+        return None
+
+
+class FileWriter:
+    """Parquet, CSV or JSON lines by the name's ending; under another name until it is whole."""
+
+    def __init__(self, output: Path, class_names: list[str]) -> None:
+        self.output, self.class_names = output, class_names
+        self.partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+        self.writer: Any = None
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.partial.unlink(missing_ok=True)
+
+    def add(self, table: pa.Table) -> None:
+        if self.output.suffix == ".jsonl":
+            self.writer = self.writer or self.partial.open("w", encoding="utf-8")
+            self.writer.writelines(f"{line}\n" for line in _lines(table))
+            return
+        if self.output.suffix == ".csv":
+            table = self._flat(table)
+        if self.writer is None:
+            make = pq.ParquetWriter if self.output.suffix == ".parquet" else pc.CSVWriter
+            self.writer = make(self.partial, table.schema)
+        self.writer.write_table(table)
+
+    def _flat(self, table: pa.Table) -> pa.Table:
+        """CSV has no lists: one column a class."""
+        values = [row or [None] * len(self.class_names) for row in table["probabilities"].to_pylist()]
+        flat = table.drop_columns(["probabilities"])
+        for i in range(len(self.class_names)):
+            flat = flat.append_column(f"probability_{i}", pa.array([row[i] for row in values], pa.float64()))
+        return flat
+
+    def finish(self) -> None:
+        self.writer.close()
+        self.writer = None
+        os.replace(self.partial, self.output)
 
 
 def _lines(table: pa.Table) -> Iterator[str]:
     for row in table.to_pylist():
-        yield json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _write(table: pa.Table, output: Path) -> None:
-    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        if output.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            pq.write_table(table, partial)
-        elif output.suffix == ".csv":
-            import pyarrow.csv as pc
-
-            # CSV has no lists: one column a class
-            names = [f"probability_{i}" for i in range(len(table["probabilities"][0]) if len(table) else 0)]
-            columns = list(zip(*table["probabilities"].to_pylist(), strict=True))
-            flat = table.drop_columns(["probabilities"])
-            for name, column in zip(names, columns, strict=True):
-                flat = flat.append_column(name, pa.array(column))
-            pc.write_csv(flat, partial)
-        else:
-            partial.write_text("".join(_lines(table)), encoding="utf-8")
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield json.dumps(row, ensure_ascii=False)

@@ -294,12 +294,16 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp
 
 
 def test_specialists_start_from_pretrained_transformers(folder: Path, tmp_path: Path) -> None:
-    overrides = ["clusters={num_clusters: 2, classes_per_specialist: 2}", "specialists={weight: 1, training: {epochs: 1}}"]
+    overrides = [
+        "clusters={num_clusters: 2, classes_per_specialist: 2}",
+        "specialists={weight: 1, training: {epochs: 1}}",
+    ]
     manifests = pipeline.run(configuration(folder, *overrides), tmp_path / "run", until="combined-targets")
     for member in manifests["specialists"].summary["members"]:
         path = tmp_path / "run" / "specialists" / "members" / member["fingerprint"]
-        specialist = load_network(read_manifest(path).config, manifests["data"].summary["info"], path)
-        assert specialist.head.out_features == len(member["classes"]) == 2
+        settings = json.loads((path / "manifest.json").read_text())["config"]
+        specialist = load_network(settings, manifests["data"].summary["info"], path)
+        assert specialist.head is not None and specialist.head.out_features == len(member["classes"]) == 2
     assert manifests["combined-targets"].summary["rows"] == len(
         load_labels(tmp_path / "run" / "data" / manifests["data"].fingerprint, "transfer")
     )

@@ -24,6 +24,9 @@ from ensemble_kd.data.records import DataInfo
 from ensemble_kd.data.tokenize import load_tokenizer, pad
 from ensemble_kd.errors import InputError
 
+LONGEST = 1 << 20
+"""Tokens; no text is cut at so many."""
+
 
 class InputReader:
     """Decodes the input column(s) of tables. The shape is given, or found in the first rows that tell."""
@@ -73,12 +76,13 @@ class Preprocessor:
             if text.tokenizer == "pretrained":  # cuts by itself, so that the last special token stays
                 text = text.model_copy(update={"max_length": info.input_shape[0]})
             self.tokenizer = load_tokenizer(text, folder)
+            self._whole = load_tokenizer(text.model_copy(update={"max_length": LONGEST}), folder)
 
-    def transform(self, table: pa.Table) -> tuple[np.ndarray, list[str | None]]:
+    def transform(self, table: pa.Table, truncate: bool = True) -> tuple[np.ndarray, list[str | None]]:
         """Inputs (N, ...) and what is wrong with each row, None where nothing is; a bad row's input is 0.
 
-        Texts are cut and padded to the length of the training data. Raises InputError where a column is
-        missing.
+        Texts are cut to the length that training cut them to; without `truncate` a longer one is a bad row.
+        Raises InputError where a column is missing.
         """
         missing = [name for name in self.columns if name not in table.column_names]
         if missing:
@@ -94,11 +98,24 @@ class Preprocessor:
             columns = ", ".join(map(repr, self.columns))
             return np.zeros((rows, *self.info.input_shape), kind), [f"column {columns} {error}"] * rows
         if self.tokenizer is not None:
+            if not truncate:
+                bad = self._too_long(values, bad)
             values = pad(*self.tokenizer.encode(values), self.info.input_shape[0])
             values[list(bad)] = 0
         for i, message in bad.items():
             problems[i] = message
         return values, problems
+
+    def _too_long(self, texts: list[Any], bad: Bad) -> Bad:
+        """`bad`, and the texts that the tokenizer would cut."""
+        assert self._whole is not None
+        most = self.info.input_shape[0]
+        lengths = np.diff(self._whole.encode(texts)[1])
+        found = {
+            int(i): f"a text of {lengths[i]:,} tokens; the model takes {most:,}, the rest would be cut off"
+            for i in np.flatnonzero(lengths > most)
+        }
+        return dict(sorted((found | bad).items()))
 
 
 def missing_column(field: str, name: str, source: str, columns: list[str]) -> str:

@@ -101,7 +101,7 @@ def _shown(row: np.ndarray) -> str:
 
 def as_frame(inputs: Any, columns: str | list[str]) -> Any:
     """Raw inputs as a DataFrame with the input column(s) under their names, as a pyfunc model takes them."""
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
     names = [columns] if isinstance(columns, str) else list(columns)
     if isinstance(inputs, np.ndarray) and inputs.ndim == 2 and inputs.shape[1] == len(names):

@@ -11,33 +11,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ensemble_kd.artifacts import (
-    MANIFEST,
-    Manifest,
-    damage,
-    fingerprint,
-    finish,
-    read_json,
-    read_manifest,
-    write_atomic,
-    write_json,
-)
+from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_atomic, write_json
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
+from ensemble_kd.model_folder import CARD, CONFIG, EXPORT, PACKAGE_FORMAT, TOKENIZER, checked_folder
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.weights import load_weights, save_weights
 
-PACKAGE_FORMAT = 1
-"""Raised when a folder's layout or meaning changes; an older version then refuses newer folders."""
-
-WEIGHTS, CONFIG, TOKENIZER, CARD = "weights.safetensors", "config.json", "tokenizer.json", "README.md"
-PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib"}
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +39,8 @@ class Package:
     lineage: dict[str, Any]
     folder: Path
     tokenizer: Path | None
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """`temperature` that logits are to be divided by, and what else `train.calibration` finds."""
 
 
 def save_package(
@@ -62,8 +51,13 @@ def save_package(
     card: str,
     tokenizer: Path | None,
     lineage: dict[str, Any],
+    calibration: dict[str, Any] | None = None,
+    forms: Path | None = None,
 ) -> Manifest:
-    """Write the model folder beside `folder`, then put it in its place: it is there whole or not at all."""
+    """Write the model folder beside `folder`, then put it in its place: it is there whole or not at all.
+
+    `forms` is a folder of exported forms that travel with it.
+    """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # what a killed run left
@@ -73,6 +67,8 @@ def save_package(
     new.mkdir()
     try:
         config = {"format": PACKAGE_FORMAT, "model": model_config, "info": info, "lineage": lineage}
+        if calibration:
+            config["calibration"] = calibration
         save_weights(network, new / WEIGHTS)
         write_json(new / CONFIG, config)
         files = [WEIGHTS, CONFIG]
@@ -84,6 +80,8 @@ def save_package(
         manifest = finish(
             new, "model", fingerprint("model", config), model_config, {}, files, {"lineage": lineage}
         )
+        if forms is not None:
+            shutil.copytree(forms, new / EXPORT, copy_function=_link)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -103,25 +101,7 @@ def load_package(folder: Path) -> Package:
     Raises ArtifactError that names the file: missing, changed, outside the folder, a pickle, or of a newer
     format.
     """
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; expected a model folder (RUN/model)")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICKLES:
-            raise ArtifactError(f"{path}: a pickle can run code and is never read; remove it from the folder")
-    _check_format(folder / CONFIG)
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.stage != "model":
-        raise ArtifactError(f"{folder / MANIFEST}: missing or not a model's; the folder is incomplete")
-    try:
-        problems = damage(folder, manifest)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST}: the list of files cannot be read ({error!r})") from error
-    problems += [f"{folder / n}: not in the manifest" for n in (WEIGHTS, CONFIG) if n not in manifest.files]
-    if (folder / TOKENIZER).exists() and TOKENIZER not in manifest.files:
-        problems.append(f"{folder / TOKENIZER}: not in the manifest")
-    if problems:
-        raise ArtifactError("\n".join(problems) + "\ncopy the model folder again, or run again")
-    config = read_json(folder / CONFIG)
+    config, manifest = checked_folder(folder, "model", (WEIGHTS, CONFIG))
     try:
         model: Any = TypeAdapter(ModelConfig).validate_python(config["model"])
         network = build(model, config["info"])
@@ -130,15 +110,19 @@ def load_package(folder: Path) -> Package:
     load_weights(network, folder / WEIGHTS)
     tokenizer = folder / TOKENIZER if TOKENIZER in manifest.files else None
     return Package(
-        network.eval(), config["info"], config["model"], config.get("lineage", {}), folder, tokenizer
+        network.eval(),
+        config["info"],
+        config["model"],
+        config.get("lineage", {}),
+        folder,
+        tokenizer,
+        config.get("calibration", {}),
     )
 
 
-def _check_format(path: Path) -> None:
-    """Before anything else, so that a newer folder is told apart from a damaged one."""
-    config = read_json(path)
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != PACKAGE_FORMAT:
-        raise ArtifactError(
-            f"{path}: format {found}, this version reads format {PACKAGE_FORMAT}; upgrade ensemble-kd"
-        )
+def _link(source: str, target: str) -> None:
+    """The same file twice where the disk can do that: forms are never written in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

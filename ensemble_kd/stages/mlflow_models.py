@@ -20,7 +20,7 @@ import yaml
 from ensemble_kd.artifacts import MANIFEST, fingerprint, read_json, write_json
 from ensemble_kd.config import Config, cross_field_problems, numbers_only_problems, text_source
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.package import PICKLES
+from ensemble_kd.model_folder import PICKLES
 
 MLMODEL, PLACE = "MLmodel", "place.json"
 CODE_LOADERS = ("mlflow.pyfunc.loaders.code_model", "mlflow.pyfunc.model")

@@ -1,0 +1,135 @@
+"""A folder that plain transformers loads: AutoModelFor...Classification, AutoTokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble_kd.artifacts import write_json
+from ensemble_kd.errors import ArtifactError, ExportError
+from ensemble_kd.inference.feed import feed
+from ensemble_kd.models.build import Network
+from ensemble_kd.models.transformer import Transformer, auto_class
+
+PROCESSOR = "preprocessor_config.json"
+
+
+@torch.no_grad()
+def write_huggingface(
+    network: Network, info: dict[str, Any], tokenizer: Path | None, temperature: float, folder: Path
+) -> None:
+    """`save_pretrained` of a transformers student, logits divided by `temperature`, and of its tokenizer.
+
+    A student that kept some word pieces only gets a row for every one again, those left out being that of
+    the unknown piece: its tokenizer cuts words as before.
+    Raises ExportError for other networks.
+    """
+    body = network.body
+    if not isinstance(body, Transformer):
+        raise ExportError(
+            "huggingface: this student is no transformers model; its model folder is safetensors and "
+            "config.json already"
+        )
+    model = _whole(body, info)
+    if temperature != 1.0:
+        head = model.get_submodule(body._head_name)
+        head.weight.div_(temperature)
+        if head.bias is not None:
+            head.bias.div_(temperature)
+    names = info["class_names"]
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        _write_tokenizer(model, info, tokenizer, folder)
+    if body.kind == "image":
+        write_json(folder / PROCESSOR, _image_processor(network, info))
+
+
+def _whole(body: Transformer, info: dict[str, Any]) -> Any:
+    """The model with all word pieces of its tokenizer, and its usual attention."""
+    body._attend_by(body._plain)
+    if body.pieces is None or body.piece_map is None:
+        return copy.deepcopy(body.model)
+    config = copy.deepcopy(body.model.config)
+    config.vocab_size = len(body.piece_map)
+    config.pad_token_id = info["preprocess"]["special"]["pad"]
+    model = auto_class(body.kind, False).from_config(config)
+    state = dict(body.model.state_dict())
+    kept = body.model.get_input_embeddings().weight
+    for name, tensor in state.items():
+        if tensor.shape == kept.shape and torch.equal(tensor, kept):
+            state[name] = tensor[body.piece_map]
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _write_tokenizer(model: Any, info: dict[str, Any], tokenizer: Path, folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    library = Tokenizer.from_file(str(tokenizer))
+    special = info["preprocess"].get("special", {})
+    named = {f"{role}_token": library.id_to_token(i) for role, i in special.items()}
+    inputs = ["input_ids", *(["token_type_ids"] if _takes_types(model) else []), "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=library,
+        model_max_length=info["input_shape"][0],
+        model_input_names=inputs,
+        **named,
+    ).save_pretrained(folder)
+
+
+def _takes_types(model: Any) -> bool:
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+
+
+def _image_processor(network: Network, info: dict[str, Any]) -> dict[str, Any]:
+    height, width, _ = info["input_shape"]
+    mean, std = network.mean, network.std
+    assert mean is not None and std is not None
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean.flatten().tolist(),
+        "image_std": std.flatten().tolist(),
+    }
+
+
+def load_huggingface(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """(B, ...) inputs as the data stage writes them -> (B, C) logits of the plain transformers model."""
+    kind = info["kind"]
+    try:
+        model = auto_class(kind, False).from_pretrained(folder).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{folder}: transformers cannot load it ({error})") from error
+    processor = folder / PROCESSOR
+    image = json.loads(processor.read_text()) if kind == "image" else {}
+
+    @torch.inference_mode()
+    def run(inputs: np.ndarray) -> np.ndarray:
+        if kind == "image":
+            pixels = torch.from_numpy(inputs).float() * image["rescale_factor"]
+            pixels = (pixels - torch.tensor(image["image_mean"])) / torch.tensor(image["image_std"])
+            logits: np.ndarray = model(pixel_values=pixels.permute(0, 3, 1, 2)).logits.numpy()
+            return logits
+        given = {name: torch.from_numpy(array) for name, array in feed(info, inputs).items()}
+        if (getattr(model.config, "type_vocab_size", 0) or 0) > 1 and info["preprocess"]["special"].get(
+            "sep"
+        ):
+            ends = (given["input_ids"] == info["preprocess"]["special"]["sep"]) * given["attention_mask"]
+            given["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=1) * given["attention_mask"]
+        logits = model(**given).logits.numpy()
+        return logits
+
+    return run

@@ -1,0 +1,129 @@
+"""An MLflow model: pyfunc, logged as code, that runs the ONNX graph. Nothing in it is a pickle."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import ensemble_kd
+from ensemble_kd.artifacts import finish
+from ensemble_kd.errors import ExportError
+from ensemble_kd.export.graph import first_words
+from ensemble_kd.models.package import Package
+
+NEEDS = ["numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "onnxruntime", "tokenizers"]
+"""What the code beside the model imports; neither torch nor Ray."""
+ROOMS = ("data", "inference")
+"""Folders of this package that the model's code needs; of the others, single modules."""
+MODULES = ("__init__", "artifacts", "config", "errors", "model_folder", "pretrained", "space")
+
+
+def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path) -> None:
+    """Save the model into `folder`; `graph` is the folder of the ONNX form, `inputs` a few rows.
+
+    Raises ExportError.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    from ensemble_kd.export import pyfunc_model
+
+    files = [path.name for path in graph.iterdir()]
+    finish(graph, "export", "", {"form": "onnx"}, {}, files, {})
+    example = example_rows(source.info, inputs)
+    answers = Schema(
+        [
+            ColSpec(DataType.long, "label"),
+            ColSpec(DataType.string, "label_name"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    )
+    columns = Schema([_column(name, example[name][0]) for name in example])
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        _copy_code(Path(scratch) / "ensemble_kd")
+        try:
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                python_model=str(Path(pyfunc_model.__file__)),
+                artifacts={"model": str(graph)},
+                code_paths=[str(Path(scratch) / "ensemble_kd")],
+                pip_requirements=["mlflow", *NEEDS],
+                signature=ModelSignature(inputs=columns, outputs=answers),
+                input_example=_frame(example),
+                metadata={"lineage": source.lineage},
+            )
+        except Exception as error:  # MLflow's errors, and those of what it calls
+            raise ExportError(f"mlflow: {type(error).__name__}: {first_words(error)}") from error
+
+
+def _copy_code(target: Path) -> None:
+    """The modules that prediction imports."""
+    home = Path(ensemble_kd.__file__).parent
+    target.mkdir()
+    for name in MODULES:
+        shutil.copyfile(home / f"{name}.py", target / f"{name}.py")
+    for room in ROOMS:
+        (target / room).mkdir()
+        for path in (home / room).glob("*.py"):
+            shutil.copyfile(path, target / room / path.name)
+
+
+def example_rows(info: dict[str, Any], inputs: np.ndarray) -> dict[str, list[Any]]:
+    """Rows as a user would send them, by column: texts are made up, images are raw bytes."""
+    columns = info["preprocess"]["columns"]["input"]
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if info["kind"] == "text":
+        return {name: ["an example", "another one"] for name in names}
+    rows = inputs[:2]
+    if len(names) > 1:
+        flat = rows.reshape(len(rows), -1)
+        return {name: [float(value) for value in flat[:, i]] for i, name in enumerate(names)}
+    if info["kind"] == "image":
+        return {names[0]: [row.tobytes() for row in rows]}
+    return {names[0]: [[float(value) for value in row] for row in rows]}
+
+
+def _column(name: str, value: Any) -> Any:
+    from mlflow.types.schema import Array, ColSpec, DataType
+
+    if isinstance(value, list):
+        return ColSpec(Array(DataType.double), name)
+    kinds = {str: DataType.string, bytes: DataType.binary, float: DataType.double}
+    return ColSpec(kinds[type(value)], name)
+
+
+def _frame(columns: dict[str, list[Any]]) -> Any:
+    return pa.table(columns).to_pandas()
+
+
+def load_mlflow(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """(B, ...) inputs as the data stage writes them -> (B, C) logits of the model inside."""
+    import mlflow.pyfunc
+
+    with _quiet():
+        model = mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
+    return lambda inputs: model.predictor.logits(inputs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MLflow's notes on versions and hints."""
+    level = logging.getLogger("mlflow").level
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("mlflow").setLevel(level)

@@ -1,0 +1,42 @@
+"""The code of the exported MLflow model: a table in, a table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from ensemble_kd.inference.predictor import Predictor
+
+
+class Served(mlflow.pyfunc.PythonModel):
+    """Answers in the columns label, label_name, probability, probabilities."""
+
+    predictor: Predictor
+
+    def load_context(self, context: Any) -> None:
+        self.predictor = Predictor(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        """Raises ValueError with the first rows that cannot be read."""
+        table = pa.Table.from_pandas(model_input, preserve_index=False)
+        answers = self.predictor.answer(table)
+        bad = [f"row {i}: {problem}" for i, problem in enumerate(answers.problems) if problem is not None]
+        if bad:
+            raise ValueError("; ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""))
+        best = answers.probabilities.argmax(1)
+        return pd.DataFrame(
+            {
+                "label": best,
+                "label_name": [self.predictor.class_names[i] for i in best],
+                "probability": answers.probabilities[np.arange(len(best)), best].astype(float),
+                "probabilities": [row.astype(float).tolist() for row in answers.probabilities],
+            }
+        )
+
+
+mlflow.models.set_model(Served())
