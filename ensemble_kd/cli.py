@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console as Rich
@@ -20,8 +20,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
-from ensemble_kd.config import STAGES, Config, json_schema, load_config, recipe_paths, space_paths
-from ensemble_kd.errors import EnsembleKDError, ProblemsError
+from ensemble_kd.config import (
+    STAGES,
+    Config,
+    json_schema,
+    load_config,
+    recipe_paths,
+    space_paths,
+)
+from ensemble_kd.errors import ConfigError, EnsembleKDError, ProblemsError
 
 app = typer.Typer(
     help="Turn an ensemble of teachers into one small model that people deploy.",
@@ -162,6 +169,55 @@ def sweep(
         _print_results(folder)
 
 
+@app.command()
+def export(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN|CONFIG",
+            help="A model folder, a run folder, or a configuration, which is run first.",
+        ),
+    ],
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="onnx, int8, program, huggingface, mlflow; may be repeated. By default onnx and int8."
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="For a model folder outside its run: rows to hold the forms against."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest difference of a logit; by default 0.001.")
+    ] = None,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    verbose: Verbose = False,
+) -> None:
+    """Hand the student over as ONNX, int8 and others, each held against it."""
+    with reported(verbose):
+        from ensemble_kd.export.folder import export_folder, is_model_folder
+
+        model = None if target in recipe_paths() else is_model_folder(target)
+        if model is not None:
+            if set_ or run_dir or address or fresh:
+                raise ConfigError(
+                    f"{target} is a folder; --set, --run-dir, --address and --fresh go with a configuration"
+                )
+            made = export_folder(model, form, rows, tolerance, lambda text: out.print(escape(text)))
+            _print_ships({"systems": [], "forms": made})
+            return
+        overrides = list(set_ or [])
+        if tolerance is not None:
+            overrides.append(f"export.tolerance={tolerance}")
+        settings = load_config(target, overrides, export=form or [])
+        folder = _pipeline("report", settings, run_dir, address, {"export"} if fresh else set(), verbose)
+        _print_results(folder)
+
+
 _stage_command("student", "student", "Train the students: distilled, and on hard labels alone.")
 _stage_command("report", "report", "Write the report and the model folder.")
 
@@ -241,16 +297,39 @@ def predict(
         typer.Option(help="Where to write (.parquet, .csv, .jsonl); JSON lines on the screen without it."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1024,
+    form: Annotated[
+        Literal["auto", "pytorch", "onnx", "int8"],
+        typer.Option(help="auto is ONNX where it was exported."),
+    ] = "auto",
+    on_bad_row: Annotated[
+        Literal["error", "skip", "null"],
+        typer.Option(help="Write nothing, leave it out, or keep it without an answer."),
+    ] = "skip",
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are longer than the model takes.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the forward pass.")] = 1,
 ) -> None:
     """Predict every row of a file with a model folder alone."""
     with reported(False):
         from ensemble_kd.predict import predict_file
 
-        problems = predict_file(model, input_, output, batch_size, write=lambda text: print(text))
+        problems = predict_file(
+            model,
+            input_,
+            output,
+            batch_size,
+            write=lambda text: print(text),
+            form=form,
+            on_bad_row=on_bad_row,
+            truncate=truncate,
+            threads=threads,
+        )
+        how = "skipped" if on_bad_row == "skip" else "no answer"
         for problem in problems[:10]:
-            err.print(f"[yellow]skipped:[/] {escape(problem)}")
+            err.print(f"[yellow]{how}:[/] {escape(problem)}")
         if len(problems) > 10:
-            err.print(f"[yellow]skipped:[/] and {len(problems) - 10} more rows")
+            err.print(f"[yellow]{how}:[/] and {len(problems) - 10} more rows")
 
 
 def version(show: bool) -> None:
@@ -299,9 +378,24 @@ def _print_results(folder: Path) -> None:
     for row in report_["reference"]:
         values = ", ".join(f"{k} {v}" for k, v in row["values"].items())
         out.print(escape(f"{row['name']}: {values}"))
+    if report_.get("ships"):
+        _print_ships(report_["ships"])
     out.print(escape(report_["verdict"]["text"]), style="bold")
     out.print(escape(f"report: {folder / 'report.html'}"))
     out.print(escape(f"model:  {folder / 'model'}   (ensemble-kd predict {folder / 'model'} INPUT)"))
+
+
+def _print_ships(section: dict[str, Any]) -> None:
+    from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
+
+    table = Table(*HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in ship_rows(section):
+        table.add_row(*map(escape, row))
+    out.print(table)
+    if section.get("calibration") and (text := calibration_text(section)):
+        out.print(escape(text))
 
 
 def _spread(value: dict[str, Any], scale: float, digits: int) -> str:

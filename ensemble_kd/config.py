@@ -31,6 +31,7 @@ STAGES = (
     "combined-targets",
     "sweep",
     "student",
+    "export",
     "report",
 )
 """All stages, in order; `stages_of` says which a run has."""
@@ -676,12 +677,13 @@ class ReportConfig(Block):
     """Rows of published figures to print beside ours."""
 
 
+ExportForm = Literal["onnx", "int8", "program", "huggingface", "mlflow"]
+
+
 class ExportConfig(Block):
     """The forms that the shipped student is handed over in."""
 
-    forms: list[Literal["onnx", "int8", "program", "huggingface", "mlflow"]] = Field(
-        ["onnx", "int8"], min_length=1
-    )
+    forms: list[ExportForm] = Field(["onnx", "int8"], min_length=1)
     """`onnx`, `int8` (ONNX with int8 weights), `program` (torch.export), `huggingface` (transformers students
     only), `mlflow` (a pyfunc model that runs the ONNX graph)."""
     tolerance: float = Field(1e-3, gt=0)
@@ -709,7 +711,8 @@ class ExportConfig(Block):
 
 
 class Config(Block):
-    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, report."""
+    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, (export,)
+    report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run and of its folder under `runs/`."""
@@ -733,6 +736,8 @@ class Config(Block):
     """Use of the cluster."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
+    export: ExportConfig | None = None
+    """Forms to hand the student over in; null for the model folder alone."""
     report: ReportConfig = ReportConfig()
     """The report."""
 
@@ -744,6 +749,8 @@ class Config(Block):
             absent.add("sweep")
         if self.data.text_augment is None:
             absent.add("augment")
+        if self.export is None:
+            absent.add("export")
         return tuple(stage for stage in STAGES if stage not in absent)
 
     @property
@@ -1557,11 +1564,13 @@ def load_config(
     overrides: list[str] | None = None,
     sweep: bool = False,
     search_space: str | None = None,
+    export: list[str] | None = None,
 ) -> Config:
     """Read a YAML file (or a shipped recipe by its name), apply `--set` overrides, check everything.
 
     With `sweep` a file without a `sweep` block gets the default one. `search_space`, the name or path of one,
-    takes the place of the file's.
+    takes the place of the file's. `export` does as `sweep` for an `export` block, and
+    gives it these forms if there are any.
 
     Raises ConfigError, with all problems, each starting with the path of its field.
     """
@@ -1587,6 +1596,8 @@ def load_config(
     _read_space(raw)
     if raw.get("sweep") is None and sweep:
         raw["sweep"] = {}
+    if export is not None:
+        raw["export"] = {**(raw.get("export") or {}), **({"forms": export} if export else {})}
     return validate(raw)
 
 

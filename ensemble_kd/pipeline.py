@@ -24,11 +24,13 @@ from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_j
 from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
+from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import augment as augment_stage
 from ensemble_kd.stages import clusters as clusters_stage
 from ensemble_kd.stages import combined_targets as combined_stage
 from ensemble_kd.stages import data as data_stage
+from ensemble_kd.stages import export as export_stage
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages import soft_targets as soft_targets_stage
 from ensemble_kd.stages import specialists as specialists_stage
@@ -64,7 +66,8 @@ def run(
     console = console or Console()
     check_objective(config)
     if until not in config.stages:
-        needed = {"sweep": "sweep", "augment": "data.text_augment"}.get(until, "specialists")
+        blocks = {"sweep": "sweep", "augment": "data.text_augment", "export": "export"}
+        needed = blocks.get(until, "specialists")
         raise ConfigError(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"
@@ -219,7 +222,6 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     if until == "student":
         return done
 
-    # Report: did it help? And the one model to deploy.
     lineage = {
         "data": data.fingerprint,
         "teachers": members,
@@ -231,14 +233,48 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         lineage["combined_targets"] = combined_plan.fingerprint
     if sweep is not None:
         lineage["sweep"] = sweep_plan.fingerprint
+
+    # Export: the student in the forms that others run.
+    forms = None
+    if config.export is not None:
+        plan = export_stage.plan(
+            config, folder, data.fingerprint, teachers_plan.fingerprint, student_plan.fingerprint
+        )
+        with stage(context, "export", plan, fresh) as step:
+            step.manifest = step.kept(plan.checked(context.console)) or export_stage.run(
+                context, plan, data.folder, info, teachers, student, lineage
+            )
+        forms = (plan.folder, step.result)
+        done["export"] = step.result
+        if until == "export":
+            return done
+
+    # Report: did it help? And the one model to deploy.
     swept = sweep_stage.result_of(sweep) if sweep is not None else None
-    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_plan.fingerprint, swept)
+    plan = report_stage.plan(
+        config,
+        folder,
+        teachers_plan.fingerprint,
+        student_plan.fingerprint,
+        swept,
+        forms[0].name if forms else None,
+    )
     with stage(context, "report", plan, fresh) as step:
         special = None
         if clusters is not None and specialists is not None and beside is not None:
             special = (clusters_plan.folder, clusters, specialists, *beside)
         step.manifest = step.kept(report_stage.intact(plan, context)) or report_stage.run(
-            context, plan, data.folder, info, teachers, teachers_plan.folder, student, lineage, special, sweep
+            context,
+            plan,
+            data.folder,
+            info,
+            teachers,
+            teachers_plan.folder,
+            student,
+            lineage,
+            special,
+            sweep,
+            forms,
         )
     done["report"] = step.result
     _track_outcome(context, student, lineage)
@@ -281,6 +317,10 @@ def _track_outcome(context: Context, student: Manifest, lineage: dict[str, Any])
     tracker.metrics("", metrics)
     for name in (report_stage.JSON, report_stage.PAGE):
         tracker.file("", context.folder / name)
+    export = context.config.export
+    model = context.folder / report_stage.MODEL / EXPORT / "mlflow"
+    if export is not None and export.register_as and model.is_dir():
+        tracker.register("", model, export.register_as, flat)
 
 
 # ---------------------------------------------------------------------------------------- around a stage
@@ -415,6 +455,10 @@ def describe(name: str, manifest: Manifest) -> str:
     if name == "student":
         shipped = next(m for m in summary["members"] if m["name"] == summary["shipped"])
         return f"{len(summary['members'])} trained, {shipped['name']} is shipped"
+    if name == "export":
+        return ", ".join(
+            f"{form} {entry['model_bytes'] / 1e6:.2f} MB" for form, entry in summary["forms"].items()
+        )
     return str(summary["verdict"]["text"])
 
 
@@ -601,7 +645,8 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
             manifest = None
         found.append(_line("sweep", plan, manifest, extra=size_on_disk(plan.folder.parent / "members")))
         if manifest is None:
-            return found + [PlannedStage(name, "to do: follows sweep", 0) for name in ("student", "report")]
+            rest = config.stages[config.stages.index("student") :]
+            return found + [PlannedStage(name, "to do: follows sweep", 0) for name in rest]
         config, sweep = sweep_stage.with_winner(config, manifest), sweep_stage.result_of(manifest)
     plan = student_stage.plan(config, folder, data, store_plan.fingerprint, combined)
     student = plan.done()
@@ -613,7 +658,12 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     how = "held in memory" if held <= config.compute.memory_budget * 1e9 else "streamed"
     state = line.state if student else f"{line.state}; transfer set of {held / 1e6:.1f} MB {how}"
     found.append(PlannedStage(line.name, state, line.size))
-    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, plan.fingerprint, sweep)
+    forms, student_fingerprint = None, plan.fingerprint
+    if config.export is not None:
+        plan = export_stage.plan(config, folder, data, teachers_plan.fingerprint, student_fingerprint)
+        forms = plan.fingerprint
+        found.append(_line("export", plan, plan.done()))
+    plan = report_stage.plan(config, folder, teachers_plan.fingerprint, student_fingerprint, sweep, forms)
     found.append(_line("report", plan, plan.done()))
     return found
 

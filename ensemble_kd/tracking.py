@@ -62,6 +62,10 @@ class Tracker:
         attach = "log_artifacts" if path.is_dir() else "log_artifact"
         self._put(lambda client: getattr(client, attach)(self.ids[key], str(path)))
 
+    def register(self, key: str, folder: Path, name: str, tags: dict[str, str]) -> None:
+        """Attach an MLflow model to the run, as the newest version of the registered model `name`."""
+        self._put(lambda client: self._register(client, key, folder, name, tags))
+
     def end(self, key: str, good: bool = True) -> None:
         self._put(lambda client: client.set_terminated(self.ids[key], "FINISHED" if good else "FAILED"))
 
@@ -125,6 +129,20 @@ class Tracker:
         flat = [Param(name, str(value)[:6000]) for name, value in flatten(parameters).items()]
         for begin in range(0, len(flat), 100):  # the server takes at most 100 parameters at once
             client.log_batch(self.ids[key], params=flat[begin : begin + 100])
+
+    def _register(self, client: Any, key: str, folder: Path, name: str, tags: dict[str, str]) -> None:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+        run = self.ids[key]
+        client.log_artifacts(run, str(folder), "model")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        source = f"{client.get_run(run).info.artifact_uri}/model"
+        client.create_model_version(name, source, run_id=run, tags=tags)
 
     def _metrics(self, client: Any, key: str, values: dict[str, Any], step: int) -> None:
         client.log_batch(self.ids[key], metrics=_entities(values, step))

@@ -154,7 +154,7 @@ def _form(
         folder.mkdir()
         made = _make(form, source, folder, options, validation, expected)
         entry: dict[str, Any] = {"form": form, **_compared(form, made, expected, validation, options)}
-        entry |= _measured(made.run, source.info, test or validation)
+        entry |= measured(made.run, source.info, test or validation)
         entry |= {k: v for k, v in made.extra.items() if k in ("method", "tried")}
         if form not in ("huggingface", "mlflow"):
             _describe(form, source, folder, made.extra)
@@ -187,8 +187,11 @@ def _make(
         write_onnx(Graph(source.network, info, temperature), info, plain)
         if form == "int8":
             return _int8(plain, source, folder, options, rows, expected)
-        _describe("onnx", source, Path(scratch), {})
-        write_mlflow(Path(scratch), source, rows.inputs[:2], folder)
+        graph = Path(scratch) / "model"  # its name is that of the artefact in the MLflow model
+        graph.mkdir()
+        plain.rename(graph / GRAPH)
+        _describe("onnx", source, graph, {})
+        write_mlflow(graph, source, rows.inputs[:2], folder)
     return Made(load_mlflow(folder, info), {})
 
 
@@ -263,7 +266,7 @@ def all_logits(run: Run, inputs: np.ndarray, batch_size: int = 256) -> np.ndarra
     return np.concatenate(parts)
 
 
-def _measured(run: Run, info: dict[str, Any], rows: Rows) -> dict[str, Any]:
+def measured(run: Run, info: dict[str, Any], rows: Rows) -> dict[str, Any]:
     """Speed on one thread, and on labelled rows how good it is."""
     batch = min(256, len(rows.inputs))
     began = time.perf_counter()

@@ -119,6 +119,11 @@ def load_mlflow(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray], np
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without MLflow's notes on versions and hints."""
+    import mlflow.environment_variables as settings
+
+    bars = settings.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+    shown = bars.get_raw()
+    bars.set(False)
     level = logging.getLogger("mlflow").level
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
@@ -127,3 +132,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.getLogger("mlflow").setLevel(level)
+        bars.unset() if shown is None else bars.set(shown)

@@ -107,6 +107,8 @@ class ReportInputs:
     specialised: Specialised | None = None
     sweep: dict[str, Any] | None = None
     """Summary of the search for the student's settings: its trials with their histories, and the winner."""
+    ships: dict[str, Any] | None = None
+    """Summary of the export: `systems`, `forms`, `calibration`, `calibrated`."""
 
 
 def build_report(inputs: ReportInputs) -> dict[str, Any]:
@@ -158,6 +160,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "confused": _confused(inputs),
         "specialists": specialists_section(inputs),
         "sweep": sweep_section(inputs.sweep) if inputs.sweep else None,
+        "ships": plain(inputs.ships) if inputs.ships else None,
         "temperature": inputs.temperature,
         "alpha": inputs.alpha,
         "objective": inputs.objective,

@@ -20,6 +20,7 @@ from ensemble_kd.report.plots import (
     reliability_diagram,
     training_curves,
 )
+from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
 
 MANY_TEACHERS = 10
@@ -96,6 +97,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         f'<section class="verdict {css_class}"><p>{_escape(verdict["text"])}</p></section>',
         _facts(report),
         _results(report),
+        ships_html(report.get("ships")),
         _reference(report),
         _specialists(report, arrays),
         sweep_html(report.get("sweep"), arrays.get("sweep")),

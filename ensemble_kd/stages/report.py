@@ -30,11 +30,20 @@ from ensemble_kd.train.member import PREDICTIONS, load_network
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
 
 
-def plan(config: Config, run: Path, teachers: str, student: str, sweep: str | None = None) -> StagePlan:
+def plan(
+    config: Config,
+    run: Path,
+    teachers: str,
+    student: str,
+    sweep: str | None = None,
+    forms: str | None = None,
+) -> StagePlan:
     settings = {"name": config.name, "mean": config.student.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
     inputs = {"teachers": teachers, "student": student}
-    return StagePlan.of(run, "report", settings, {**inputs, "sweep": sweep} if sweep else inputs)
+    inputs |= {"sweep": sweep} if sweep else {}
+    inputs |= {"export": forms} if forms else {}
+    return StagePlan.of(run, "report", settings, inputs)
 
 
 def intact(plan: StagePlan, context: Context) -> Manifest | None:
@@ -68,8 +77,10 @@ def run(
     lineage: dict[str, Any],
     special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
     sweep: Manifest | None = None,
+    forms: tuple[Path, Manifest] | None = None,
 ) -> Manifest:
-    """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest.
+    """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest;
+    `forms` the exported forms' folder and manifest.
 
     Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -115,11 +126,12 @@ def run(
             reference=[row.model_dump(mode="json") for row in config.report.reference],
             specialised=_specialised(config, info, systems, *special) if special else None,
             sweep=sweep.summary if sweep else None,
+            ships=forms[1].summary if forms else None,
         )
         report = build_report(inputs)
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
         context.console.progress("report", 2, 3, "packing the student")
-        _pack(context, report, info, student, data, lineage)
+        _pack(context, report, info, student, data, lineage, forms)
         for name in (JSON, PAGE):
             _copy(plan.folder / name, context.folder / name)
     finally:
@@ -263,6 +275,7 @@ def _pack(
     student: Manifest,
     data: Path,
     lineage: dict[str, Any],
+    forms: tuple[Path, Manifest] | None,
 ) -> None:
     entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
     folder = members_folder(context.folder, "student") / entry["fingerprint"]
@@ -277,6 +290,8 @@ def _pack(
         model_card(report, info, context.config.model_dump(mode="json")),
         tokenizer if tokenizer.exists() else None,
         {**lineage, "member": entry["fingerprint"]},
+        forms[1].summary["calibration"] if forms else None,
+        forms[0] if forms else None,
     )
 
 

@@ -1,0 +1,167 @@
+"""The shipped student in the forms that others run, each held against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.config import Config
+from ensemble_kd.data.prepared import Arrays, load_split
+from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.errors import ArtifactError
+from ensemble_kd.export.forms import Rows, available, export_forms, measured
+from ensemble_kd.inference.latency import SIZES
+from ensemble_kd.models.build import Network
+from ensemble_kd.models.package import Package
+from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.members import kept_weights, members_folder
+from ensemble_kd.train.calibration import before_and_after, calibrate
+from ensemble_kd.train.loop import predict
+from ensemble_kd.train.member import PREDICTIONS, load_network
+from ensemble_kd.train.metrics import classification_metrics, log_softmax
+
+TIMED_ROWS = 1024
+"""Test rows over which examples per second are measured."""
+
+
+def plan(config: Config, run: Path, data: str, teachers: str, student: str) -> StagePlan:
+    assert config.export is not None
+    settings = config.export.model_dump(mode="json", exclude={"register_as"})
+    settings |= {"mean": config.student.mean, "weights": config.student.weights}
+    return StagePlan.of(run, "export", settings, {"data": data, "teachers": teachers, "student": student})
+
+
+def run(
+    context: Context,
+    plan: StagePlan,
+    data: Path,
+    info: dict[str, Any],
+    teachers: Manifest,
+    student: Manifest,
+    lineage: dict[str, Any],
+) -> Manifest:
+    """Calibrate on validation rows, make the forms, measure them and what they come from on test rows.
+
+    Raises ExportError for forms that cannot be made or give something else; the others stay.
+    """
+    options = context.config.export
+    assert options is not None
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
+    network, settings, folder = _member(context.folder, "student", entry, info)
+    stored = load_file(folder / PREDICTIONS)
+    validation, test = (load_split(data, split) for split in ("validation", "test"))
+    calibration = calibrate(stored["validation"], validation.labels, options.calibrate, options.precision)
+    if options.precision is not None and calibration["threshold"] is None:
+        context.console.warning(
+            f"export.precision: at no confidence are {100 * options.precision:g}% of the answers on "
+            "validation rows right; the model answers always"
+        )
+    tokenizer = data / "tokenizer.json"
+    source = Package(
+        network,
+        info,
+        settings["model"],
+        {**lineage, "member": entry["fingerprint"]},
+        folder,
+        tokenizer if tokenizer.exists() else None,
+        calibration,
+    )
+    forms = [form for form in options.forms if form in available(source)]
+    for form in set(options.forms) - set(forms):
+        context.console.line(f"export: no {form}, the student is no transformers model")
+    made = export_forms(
+        source,
+        plan.folder,
+        options.model_copy(update={"forms": forms}),
+        Rows(validation.inputs, validation.labels),
+        Rows(test.inputs, test.labels),
+        context.console.line,
+    )
+    summary = {
+        "forms": made,
+        "calibration": calibration,
+        "calibrated": before_and_after(stored["test"], test.labels, calibration["temperature"]),
+        "systems": _systems(context, info, teachers, (network, stored["test"]), test),
+        "seconds": time.perf_counter() - began,
+    }
+    files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]
+    files = [name for name in files if (plan.folder / name).is_file()]
+    return finish(plan.folder, "export", plan.fingerprint, plan.config, plan.inputs, files, summary)
+
+
+def _member(
+    run: Path, stage: str, entry: dict[str, Any], info: dict[str, Any]
+) -> tuple[Network, dict[str, Any], Path]:
+    folder = members_folder(run, stage) / entry["fingerprint"]
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(f"{folder}: {entry['name']} is missing; run its stage again")
+    return load_network(manifest.config, info, folder), manifest.config, folder
+
+
+def _systems(
+    context: Context,
+    info: dict[str, Any],
+    teachers: Manifest,
+    student: tuple[Network, np.ndarray],
+    test: Arrays,
+) -> list[dict[str, Any]]:
+    """What the forms stand beside, in PyTorch on one thread: a teacher, the ensemble, the student."""
+    found = []
+    rows = Rows(test.inputs[:TIMED_ROWS], None)
+    entries = [e for e in teachers.summary["members"] if "fingerprint" in e and "parameters" in e]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        networks, logits, sizes = [], [], []
+        for entry in entries:
+            network, _, folder = _member(context.folder, "teachers", entry, info)
+            networks.append(network)
+            logits.append(load_file(folder / PREDICTIONS)["test"])
+            sizes.append(entry["bytes"])
+        if networks:
+            weights = kept_weights(context.config.student.weights, [e["name"] for e in entries])
+            together = mean_logits(
+                torch.from_numpy(np.stack(logits, 1)), 1.0, context.config.student.mean, weights
+            ).numpy()
+            for name, some, output, size in (
+                ("single teacher", networks[:1], logits[0], sizes[0]),
+                ("ensemble", networks, together, sum(sizes)),
+            ):
+                speed = measured(_all(some), info, rows)
+                found.append({"name": name, "model_bytes": size, **speed, **_quality(output, test)})
+        network, output = student
+        size = sum(p.numel() * p.element_size() for p in network.state_dict().values())
+        speed = measured(_all([network]), info, rows)
+        found.append({"name": "student", "model_bytes": size, **speed, **_quality(output, test)})
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def _all(networks: list[Network]) -> Callable[[np.ndarray], np.ndarray]:
+    """Inputs through all networks, one after another; many texts are sorted by length on the way."""
+    device = torch.device("cpu")
+
+    @torch.inference_mode()
+    def run(inputs: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(inputs)
+        if len(batch) > max(SIZES):
+            return np.stack([predict(network, batch, device).numpy() for network in networks]).sum(0)
+        return np.stack([network(batch).logits.numpy() for network in networks]).sum(0)
+
+    return run
+
+
+def _quality(logits: np.ndarray, test: Arrays) -> dict[str, float]:
+    found = classification_metrics(log_softmax(logits), test.labels)
+    return {name: found[name] for name in ("accuracy", "nll", "ece")}
