@@ -538,11 +538,10 @@ class QuantizationConfig(Block):
     """Bits of each weight, and of each activation."""
     activations: bool = True
     """Whether inputs of linear layers and convolutions are rounded too."""
-    start_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the training that comes before, in float."""
+    start_fraction: float = Field(0.3, ge=0, lt=1)
+    """Share of the steps that come before, in float; 0 where the student starts from trained weights."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
-    """Decay of the moving average of the largest activation, which is the end of their range; with some
-    hundred steps a lower one, such as 0.99, follows better."""
+    """Decay of the moving average of the largest activation, which is the end of the activations' range."""
 
 
 class StudentConfig(Block):

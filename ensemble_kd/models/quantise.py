@@ -65,8 +65,11 @@ def _nearest(x: Tensor, step: Tensor, bits: int) -> Tensor:
 
 
 def fake_quantise(x: Tensor, threshold: Tensor, bits: int = 8) -> Tensor:
-    """xhat of the same shape and type as x; the gradient is that of x. A `threshold` of 0 leaves x alone."""
-    step = step_of(threshold, bits)
+    """xhat of the same shape and type as x, whose gradient is x's. A `threshold` () of 0 leaves x alone."""
+    return _straight_through(x, step_of(threshold, bits), bits)
+
+
+def _straight_through(x: Tensor, step: Tensor, bits: int) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _nearest(x, step, bits)
     found: Tensor = _StraightThrough.apply(x, step, bits)
@@ -128,6 +131,8 @@ class _Quantised(nn.Module):
                 threshold.copy_(torch.where(threshold > 0, seen + decay * (threshold - seen), seen))
             if not shared.started:
                 return x
+        if shared.hard and not self.training:  # M * step already: nothing but arithmetic is left to export
+            return _straight_through(x, threshold / largest(shared.bits), shared.bits)
         return fake_quantise(x, threshold, shared.bits)
 
 

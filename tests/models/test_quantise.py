@@ -287,6 +287,28 @@ def test_the_quantisation_comes_off(name: str) -> None:
     assert torch.equal(made.eval()(inputs(name)).logits, plain.eval()(inputs(name)).logits)
 
 
+@pytest.mark.parametrize("name", ["mlp", "resnet", "transformer"])
+def test_a_hardened_network_exports_as_arithmetic(name: str) -> None:
+    made = trained(name).eval()
+    harden_(made)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = made
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x).logits
+
+    x = inputs(name)
+    with torch.no_grad():
+        program = torch.export.export(Logits().eval(), (x,))
+        assert torch.equal(program.module()(x), made(x).logits)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("aten.round" in target for target in called)
+    assert "aten.view.dtype" not in called  # ONNX has no view of bits
+
+
 def test_padding_rows_stay_zero() -> None:
     made = trained("bag")
     harden_(made)

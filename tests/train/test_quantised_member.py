@@ -41,7 +41,7 @@ def test_the_fingerprint_is_as_before_where_it_is_off() -> None:
         ("hard", {}),
         ("pseudo", {}),
         ("distilled", {"activations": False}),
-        ("distilled", {"bits": 4, "start_fraction": 0.6}),
+        ("distilled", {"bits": 4, "start_fraction": 0.0}),
     ],
 )
 def test_what_is_judged_is_what_lies_in_the_folder(
@@ -74,7 +74,7 @@ def test_what_is_judged_is_what_lies_in_the_folder(
 
 @pytest.mark.parametrize(
     ("training", "changes"),
-    [({}, {}), ({"early_stopping": 2, "gradient_accumulation": 2}, {"start_fraction": 0.3})],
+    [({}, {}), ({"early_stopping": 2, "gradient_accumulation": 2}, {"start_fraction": 0.6})],
 )
 def test_an_interrupted_one_ends_in_the_same_bits(
     tmp_path: Path, training: dict[str, Any], changes: dict[str, Any]
@@ -127,7 +127,7 @@ def test_baselines_are_quantised_as_the_student_is() -> None:
 
     found = tasks(quantization={"bits": 8})
     assert {one.role for one in found} == {"distilled", "hard", "pseudo"}
-    expected = {"bits": 8, "activations": True, "start_fraction": 0.0, "ema_decay": 0.9999}
+    expected = {"bits": 8, "activations": True, "start_fraction": 0.3, "ema_decay": 0.9999}
     assert all(one.quantization == expected for one in found)
     assert all(one.quantization is None for one in tasks())
 
