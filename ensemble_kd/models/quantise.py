@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,6 +98,8 @@ class Quantiser:
     hard: bool = False
     """Whether the weights are multiples of their step already."""
     started: bool = True
+    group: Any = None
+    """torch.distributed process group of the replicas, whose largest inputs count together; None for one."""
 
     def at(self, progress: float) -> None:
         """Tell it which share of the training's steps is done."""
@@ -126,6 +129,8 @@ class _Quantised(nn.Module):
         if self.training:
             with torch.no_grad():
                 seen = x.abs().amax().float()
+                if shared.group is not None:
+                    dist.all_reduce(seen, dist.ReduceOp.MAX, group=shared.group)
                 decay = shared.ema_decay if shared.started else 0.0
                 # The first value is taken as it is. No question asked of the device: it would have to wait.
                 threshold.copy_(torch.where(threshold > 0, seen + decay * (threshold - seen), seen))

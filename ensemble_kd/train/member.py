@@ -251,6 +251,8 @@ def member_epochs(
     else:
         network, judge = _specialist(task, data)
     network = network.to(device)
+    if network.quantiser is not None:
+        network.quantiser.group = replicas.group
     batches = make_batches(task, data, training, device, replicas)
     loss = loss_of(task, training)
     online, learned = beside(task, data, network, loss, batches, training.precision)

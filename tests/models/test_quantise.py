@@ -241,7 +241,8 @@ def test_a_copy_has_a_quantiser_of_its_own() -> None:
     made = trained()
     other = copy.deepcopy(made)
     other.quantiser.at(-1.0)
-    assert other.get_submodule("body.head").quantiser is other.quantiser is not made.quantiser
+    layer: Any = other.get_submodule("body.head")
+    assert layer.quantiser is other.quantiser and other.quantiser is not made.quantiser
     assert made.quantiser.started and not other.quantiser.started
 
 
