@@ -110,12 +110,12 @@ def load_package(folder: Path) -> Package:
     try:
         model: Any = TypeAdapter(ModelConfig).validate_python(config["model"])
         network = build(model, config["info"])
+        quantization = config.get("quantization")
+        if quantization is not None:
+            shared = Quantiser(quantization["bits"], quantization["activations"], hard=True)
+            quantise_(network, shared)
     except (ValidationError, KeyError, TypeError, ValueError, ConfigError, InputError) as error:
         raise ArtifactError(f"{folder / CONFIG}: does not describe a model ({error})") from error
-    quantization = config.get("quantization")
-    if quantization is not None:
-        shared = Quantiser(quantization["bits"], quantization["activations"], hard=True)
-        quantise_(network, shared)
     load_weights(network, folder / WEIGHTS)
     tokenizer = folder / TOKENIZER if TOKENIZER in manifest.files else None
     return Package(

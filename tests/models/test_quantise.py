@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from ensemble_kd.config import ModelConfig
-from ensemble_kd.errors import ConfigError
+from ensemble_kd.errors import ConfigError, ExportError
+from ensemble_kd.export.huggingface import write_huggingface
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.package import load_package, save_package
 from ensemble_kd.models.quantise import (
@@ -330,3 +331,10 @@ def test_a_model_folder_holds_thresholds_and_exact_weights(tmp_path: Path, activ
     for name, threshold in thresholds.items():  # in JSON and back, threshold / 127 is the step
         layer: Any = made.get_submodule(name)
         assert threshold / 127 == float(step_of(layer.input_threshold, 8))
+
+
+def test_transformers_alone_cannot_round_inputs(tmp_path: Path) -> None:
+    made = trained("transformer")
+    harden_(made)
+    with pytest.raises(ExportError, match="huggingface: this student rounds the inputs of its layers"):
+        write_huggingface(made, TEXT, None, 1.0, tmp_path)
