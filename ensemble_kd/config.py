@@ -531,6 +531,20 @@ class PhaseConfig(Block):
         return {"name": self.objective} if isinstance(self.objective, str) else self.objective
 
 
+class QuantizationConfig(Block):
+    """Training for a student that is shipped in integers (Q8BERT, arXiv 1910.06188): it computes with rounded
+    weights and activations, and its weights end as multiples of one step each."""
+
+    bits: int = Field(8, ge=2, le=8)
+    """Bits of each weight, and of each activation."""
+    activations: bool = True
+    """Whether inputs of linear layers and convolutions are rounded too."""
+    start_fraction: float = Field(0.3, ge=0, lt=1)
+    """Share of the steps that come before, in float; 0 where the student starts from trained weights."""
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    """Decay of the moving average of the largest activation, which is the end of the activations' range."""
+
+
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
@@ -566,6 +580,8 @@ class StudentConfig(Block):
     class_bias: Literal["none", "fitted"] = "none"
     """`fitted`: one bias per class, chosen on validation rows and kept in the student's weights; for classes
     that the transfer set lacks or has too few of (arXiv 1503.02531, section 3)."""
+    quantization: QuantizationConfig | None = None
+    """Training for integer weights, in the last phase; null for none."""
     seeds: int = Field(1, ge=1, le=1000)
     """Students trained, each with its own initialisation and order; the best on validation is shipped."""
     replicas_per_member: int = Field(1, ge=1)

@@ -553,6 +553,7 @@ def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
             f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
         )
     problems += student_stage.bias_problems(config, info)
+    problems += student_stage.quantization_problems(config, info)
     top_k = config.soft_targets.top_k
     if top_k is not None and top_k >= info["num_classes"]:
         problems.append(

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ensemble_kd import pipeline
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
+from ensemble_kd.models.package import load_package
+from ensemble_kd.models.quantise import quantised_weights
 from ensemble_kd.stages.context import Console
 
 TINY = [
@@ -181,6 +184,18 @@ def test_top_k_reports_its_error(tmp_path: Path, ray_session: None) -> None:
     manifests, lines = run(tmp_path / "run", "soft_targets.top_k=4", "student.seeds=1")
     bound = manifests["soft-targets"].summary["error_bound_at_temperature_1"]
     assert 0 < bound < 1 and any("top 4, error at most" in line for line in lines.said)
+
+
+@pytest.mark.slow
+def test_a_student_in_integers(tmp_path: Path, ray_session: None) -> None:
+    run(tmp_path / "run", "student.seeds=1", "student.quantization={bits: 8}")
+    package = load_package(tmp_path / "run" / "model")
+    assert package.quantization is not None
+    assert sorted(package.quantization["thresholds"]) == ["body.head", "body.layers.0"]
+    for name, (integers, step) in quantised_weights(package.network).items():
+        assert torch.equal(package.network.get_parameter(name), integers.float() * step)
+    members = json.loads(next((tmp_path / "run" / "student").glob("*/manifest.json")).read_text())
+    assert {m["role"] for m in members["summary"]["members"]} == {"distilled", "hard", "pseudo"}
 
 
 @pytest.mark.slow

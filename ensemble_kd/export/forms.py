@@ -35,7 +35,7 @@ from ensemble_kd.artifacts import (
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.export.graph import Graph
-from ensemble_kd.export.huggingface import load_huggingface, write_huggingface
+from ensemble_kd.export.huggingface import fits, load_huggingface, write_huggingface
 from ensemble_kd.export.mlflow_form import load_mlflow, write_mlflow
 from ensemble_kd.export.onnx import INT8_METHODS, write_int8, write_onnx
 from ensemble_kd.export.program import PROGRAM, load_program, write_program
@@ -44,7 +44,6 @@ from ensemble_kd.inference.latency import latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
 from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER
 from ensemble_kd.models.package import Package
-from ensemble_kd.models.transformer import Transformer
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
@@ -204,7 +203,9 @@ def _int8(
     tried: dict[str, dict[str, Any]] = {}
     for method in methods:
         path = folder / f"{method}.onnx"
-        write_int8(plain, info, rows.inputs[: options.calibration_rows], method, path)
+        # One step per tensor, as it was trained, gives that student's very integers.
+        per_channel = source.quantization is None
+        write_int8(plain, info, rows.inputs[: options.calibration_rows], method, path, per_channel)
         run = OnnxGraph(path, info)
         logits = run.logits(rows.inputs)
         tried[method] = {
@@ -346,4 +347,4 @@ def _sentence(entry: dict[str, Any]) -> str:
 
 def available(source: Package) -> list[str]:
     """Forms that this kind of student has."""
-    return [form for form in NEEDS if form != "huggingface" or isinstance(source.network.body, Transformer)]
+    return [form for form in NEEDS if form != "huggingface" or fits(source.network)]

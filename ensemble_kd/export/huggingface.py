@@ -36,6 +36,11 @@ def write_huggingface(
             "huggingface: this student is no transformers model; its model folder is safetensors and "
             "config.json already"
         )
+    if not fits(network):
+        raise ExportError(
+            "huggingface: this student rounds the inputs of its layers, which those of transformers do not; "
+            "leave the form out of export.forms, or set student.quantization.activations=false"
+        )
     model = _whole(body, info)
     if temperature != 1.0:
         head = model.get_submodule(body._head_name)
@@ -50,6 +55,12 @@ def write_huggingface(
         _write_tokenizer(model, info, tokenizer, folder)
     if body.kind == "image":
         write_json(folder / PROCESSOR, _image_processor(network, info))
+
+
+def fits(network: Network) -> bool:
+    """Whether transformers alone can compute what the network does."""
+    rounds = network.quantiser is not None and network.quantiser.activations
+    return isinstance(network.body, Transformer) and not rounds
 
 
 def _whole(body: Transformer, info: dict[str, Any]) -> Any:

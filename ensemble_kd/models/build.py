@@ -36,6 +36,8 @@ class Network(nn.Module):
 
     input_scale: Tensor | None
     input_shift: Tensor | None
+    quantiser: Any = None
+    """The `models.quantise.Quantiser` that its layers share; None in float."""
 
     def __init__(
         self, body: nn.Module, kind: str, input_shape: list[int], mean: list[float], std: list[float]

@@ -22,6 +22,7 @@ from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.model_folder import CARD, CONFIG, EXPORT, PACKAGE_FORMAT, TOKENIZER, checked_folder
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.quantise import Quantiser, description, quantise_
 from ensemble_kd.models.weights import load_weights, save_weights
 
 WEIGHTS = "weights.safetensors"
@@ -41,6 +42,8 @@ class Package:
     tokenizer: Path | None
     calibration: dict[str, Any] = field(default_factory=dict)
     """`temperature` that logits are to be divided by, and what else `train.calibration` finds."""
+    quantization: dict[str, Any] | None = None
+    """`models.quantise.description` of a student in integers, whose weights these hold exactly."""
 
 
 def save_package(
@@ -69,6 +72,8 @@ def save_package(
         config = {"format": PACKAGE_FORMAT, "model": model_config, "info": info, "lineage": lineage}
         if calibration:
             config["calibration"] = calibration
+        if (quantization := description(network)) is not None:
+            config["quantization"] = quantization
         save_weights(network, new / WEIGHTS)
         write_json(new / CONFIG, config)
         files = [WEIGHTS, CONFIG]
@@ -105,6 +110,10 @@ def load_package(folder: Path) -> Package:
     try:
         model: Any = TypeAdapter(ModelConfig).validate_python(config["model"])
         network = build(model, config["info"])
+        quantization = config.get("quantization")
+        if quantization is not None:
+            shared = Quantiser(quantization["bits"], quantization["activations"], hard=True)
+            quantise_(network, shared)
     except (ValidationError, KeyError, TypeError, ValueError, ConfigError, InputError) as error:
         raise ArtifactError(f"{folder / CONFIG}: does not describe a model ({error})") from error
     load_weights(network, folder / WEIGHTS)
@@ -117,6 +126,7 @@ def load_package(folder: Path) -> Package:
         folder,
         tokenizer,
         config.get("calibration", {}),
+        quantization,
     )
 
 

@@ -15,6 +15,7 @@ from ensemble_kd.config import Config, student_blocks
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
+from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective
 from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.stages.context import Context, StagePlan
@@ -93,6 +94,13 @@ def bias_problems(config: Config, info: dict[str, Any]) -> list[str]:
         f"student.class_bias: 'fitted', but model {model.callable!r} has no torch.nn.Linear with a bias and "
         "one output for each class; give it one, or set it to none"
     ]
+
+
+def quantization_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether `student.quantization` has layers to quantise; a custom model is built to see."""
+    if config.student.quantization is None or config.student.model.name != "custom":
+        return []
+    return [] if any(layers(build(config.student.model, info))) else [NO_LAYERS]
 
 
 def tasks(
@@ -177,6 +185,9 @@ def task(
         pseudo_labels=role == "pseudo",
         targets=learned,
         class_bias=student.class_bias == "fitted",
+        # Baselines too: they share everything but the soft targets, so that distillation gets no credit
+        # for bits that only the others lost.
+        quantization=student.quantization.model_dump(mode="json") if student.quantization else None,
         initial=start_of(config, basis, phases, baseline=not soft),
         terms=student.terms if soft else [],
         online=online,
@@ -234,6 +245,8 @@ def _weights(targets: str, weights: list[float] | None) -> list[float] | None:
 
 def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
     settings = config.student.model_dump(mode="json", exclude={"replicas_per_member"})
+    if settings["quantization"] is None:
+        settings.pop("quantization")
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")

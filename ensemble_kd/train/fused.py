@@ -69,6 +69,8 @@ def fuse_key(task: MemberTask) -> str | None:
     # A specialist starts from its generalist; the others ask for more than one pass and one step per batch.
     if task.specialist is not None or task.pseudo_labels:
         return None
+    if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
+        return None
     if task.model["name"] == "transformer" or task.initial or task.terms or task.online:
         return None
     if training.gradient_accumulation > 1 or training.max_norm is not None:

@@ -14,6 +14,7 @@ from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.weights import load_weights
 from ensemble_kd.train.specialist import Specialty
@@ -32,6 +33,8 @@ def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Pa
         network = specialise(
             network, specialty.classes, specialty.output, train_outside=specialty.train_outside
         )
+    if task_settings.get("quantization"):
+        quantise_(network, Quantiser(**task_settings["quantization"], hard=True))
     load_weights(network, folder / WEIGHTS)
     return network.eval()
 

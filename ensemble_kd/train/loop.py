@@ -188,10 +188,12 @@ def train_epochs(
     checkpoint: Path | None = None,
     replicas: Replicas | None = None,
     on_warning: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[float], None] | None = None,
 ) -> Generator[dict[str, float], None, Progress]:
     """`train`, one epoch at each `next`: whoever holds several of these can train them side by side.
 
     `online` are the teachers beside the student, `learned` what the loss trains along (`loss.prepare`).
+    `on_step` is told, before each step, which share of them is done.
     Yields each epoch's entry of the history once its checkpoint is written.
     """
     replicas = replicas or Replicas()
@@ -226,6 +228,8 @@ def train_epochs(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, step, total_steps)
             batch.progress = step / total_steps
+            if on_step is not None:
+                on_step(batch.progress)
             total += train_step(model, network, optimizer, batch, loss, training, device, online)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -21,6 +21,7 @@ from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network, build, made_up_inputs
+from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.models.weights import save_weights
@@ -109,6 +110,8 @@ class MemberTask:
     """Name of the phase, for one that others start from and that is not judged itself."""
     corpus: dict[str, Any] | None = None
     """`fingerprint` of the texts to learn from, in place of the transfer set."""
+    quantization: dict[str, Any] | None = None
+    """Fields of a Quantiser, for a student that is shipped in integers."""
     mask_probability: float | None = None
     """Share of words to be guessed, for a masked language model; None for a classifier."""
 
@@ -138,6 +141,7 @@ class MemberTask:
             ("phase", None),
             ("corpus", None),
             ("mask_probability", None),
+            ("quantization", None),
         ):
             if kept[key] == usual:
                 kept.pop(key)
@@ -247,6 +251,8 @@ def member_epochs(
     else:
         network, judge = _specialist(task, data)
     network = network.to(device)
+    if network.quantiser is not None:
+        network.quantiser.group = replicas.group
     batches = make_batches(task, data, training, device, replicas)
     loss = loss_of(task, training)
     online, learned = beside(task, data, network, loss, batches, training.precision)
@@ -277,6 +283,7 @@ def member_epochs(
             checkpoint=folder / CHECKPOINT,
             replicas=replicas,
             on_warning=on_warning,
+            on_step=network.quantiser.at if network.quantiser else None,
         )
     except NotFiniteError as error:
         if replicas.rank == 0:
@@ -300,6 +307,8 @@ def initial_network(task: MemberTask, data: TrainingData) -> Network:
     network = build(model, data.info, masked_lm=task.masked_lm)
     if task.initial is not None:
         load_initial(network, task.initial, data.run, data.info)
+    if task.quantization is not None:  # last: what it starts from is in float
+        quantise_(network, Quantiser(**task.quantization))
     return network
 
 
@@ -413,6 +422,8 @@ def finish_member(
     inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
     labels = as_tensor(data.validation.labels)
     special: dict[str, Any] = {}
+    if task.quantization is not None:
+        harden_(network)  # before anything is measured: predictions are those of the weights in the folder
     if judge is not None:
         specialty = judge.specialty
         before = specialty.logits(predict(network, inputs["validation"][judge.rows], device))

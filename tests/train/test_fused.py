@@ -455,6 +455,7 @@ def test_anything_else_does(changes: dict[str, Any]) -> None:
     [
         {"pseudo_labels": True},
         {"specialist": {"generalist": "0123"}},
+        {"quantization": {"bits": 8}},
         {"training": {"gradient_accumulation": 2}},
         {"training": {"max_norm": 1.0}},
     ],
