@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,14 +39,18 @@ def write_onnx(graph: Graph, info: dict[str, Any], path: Path) -> None:
 
 
 def _operator(error: Exception) -> str:
-    """The operator in what the exporter says over several causes, or its first words."""
+    """The operators in the way, which the exporter names in the causes of its error; else its words."""
     cause: BaseException | None = error
+    names: set[str] = set()
     while cause is not None:
-        text = str(cause)
-        if "No decompositions registered" in text or "No ONNX function found" in text:
-            return f"an operator of this model is unknown to ONNX: {first_words(Exception(text))}"
+        names |= set(re.findall(r"(?:aten|torch\.ops\.\w+)(?:\.|::)(\w+)", str(cause)))
         cause = cause.__cause__ or cause.__context__
-    return first_words(error)
+    if not names:
+        return first_words(error)
+    return (
+        f"ONNX has no operator for {', '.join(sorted(names))} in this model; write it in other "
+        "operations, or use the form program"
+    )
 
 
 INT8_METHODS = ("dynamic", "static")

@@ -20,6 +20,7 @@ from ensemble_kd.export.forms import Rows, available, export_forms, measured
 from ensemble_kd.inference.latency import SIZES
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import Package
+from ensemble_kd.models.quantise import description
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.train.calibration import before_and_after, calibrate
@@ -74,6 +75,7 @@ def run(
         folder,
         tokenizer if tokenizer.exists() else None,
         calibration,
+        description(network),
     )
     forms = [form for form in options.forms if form in available(source)]
     for form in set(options.forms) - set(forms):

@@ -1,0 +1,143 @@
+"""Untrained model folders of every kind of student, made in no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from text_cases import VOCABULARY, to_json, write_tokenizer
+
+from ensemble_kd.config import ModelConfig, TextConfig
+from ensemble_kd.data.prepared import DataInfo
+from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.package import save_package
+
+NAMES = ["cat", "dog", "eel"]
+BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 16}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp": ("image", {"name": "mlp", "hidden": [8]}),
+    "numbers": ("numeric", {"name": "mlp", "hidden": [8]}),
+    "resnet": ("image", {"name": "resnet", "width": 4, "blocks": [1, 1]}),
+    "bag": ("text", {"name": "bag", "embedding": 8}),
+    "bilstm": ("text", {"name": "bilstm", "embedding": 8, "hidden": 6, "layers": 2, "classifier_hidden": 5}),
+    "bert": ("pieces", {"name": "transformer", "architecture": {"model_type": "bert", **BERT, **SIZES}}),
+    "distilbert": (
+        "pieces",
+        {
+            "name": "transformer",
+            "architecture": {
+                "model_type": "distilbert",
+                "dim": 16,
+                "n_layers": 2,
+                "n_heads": 2,
+                "hidden_dim": 32,
+                **SIZES,
+            },
+        },
+    ),
+    "roberta": (
+        "pieces",
+        {
+            "name": "transformer",
+            "architecture": {
+                "model_type": "roberta",
+                **BERT,
+                **SIZES,
+                "type_vocab_size": 1,
+                "pad_token_id": 0,
+            },
+        },
+    ),
+    "pieces": (
+        "pieces",
+        {
+            "name": "transformer",
+            "architecture": {"model_type": "bert", **BERT, **SIZES},
+            "pieces": [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, 20],
+        },
+    ),
+    "vit": (
+        "image",
+        {"name": "transformer", "architecture": {"model_type": "vit", **BERT, "patch_size": 1}},
+    ),
+}
+
+
+def info_of(kind: str, **columns: Any) -> dict[str, Any]:
+    """`DataInfo.to_dict()` of `numeric`, `image`, `text` (hashed words), or `pieces` of a tokenizer."""
+    shape = {"numeric": [4], "image": [5, 4, 3], "text": [12], "pieces": [12]}[kind]
+    preprocess: dict[str, Any] = {"columns": {"input": "input", "label": "label", "id": None, **columns}}
+    size = 0
+    if kind == "image":
+        preprocess["image"] = {"shape": shape}
+    if kind == "text":
+        preprocess["text"] = TextConfig(vocabulary_size=64).model_dump(mode="json")
+        size = 65
+    if kind == "pieces":
+        preprocess["text"] = TextConfig(tokenizer="pretrained", max_length=12).model_dump(mode="json")
+        preprocess["special"] = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+        size = len(VOCABULARY) + 1
+    channels = {"numeric": 4, "image": 3}.get(kind, 0)
+    return DataInfo(
+        kind="text" if kind == "pieces" else kind,
+        input_shape=shape,
+        num_classes=3,
+        class_names=NAMES,
+        mean=[0.4] * channels,
+        std=[0.3] * channels,
+        vocabulary_size=size,
+        preprocess=preprocess,
+        counts={"train": 9, "validation": 3, "test": 3, "transfer": 9, "labelled": 9},
+    ).to_dict()
+
+
+def package(
+    folder: Path, kind: str, model: dict[str, Any] | None = None, seed: int = 0, **columns: Any
+) -> tuple[Path, Network]:
+    """The folder of an untrained model, and its network."""
+    info = info_of(kind, **columns)
+    model = model or {"text": {"name": "bag", "embedding": 8}}.get(kind, {"name": "mlp", "hidden": [8]})
+    torch.manual_seed(seed)
+    network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()
+    with torch.no_grad():  # initial weights of transformers are so small that all classes look alike
+        for parameter in network.parameters():
+            parameter.mul_(2.0)
+    tokenizer = None
+    if kind == "pieces":
+        tokenizer = to_json(write_tokenizer(folder / "tokenizer")) / "tokenizer.json"
+        _plain(tokenizer)
+    save_package(folder / "model", network, model, info, "# card", tokenizer, {"student": "s"})
+    return folder / "model", network
+
+
+def _plain(tokenizer: Path) -> None:
+    """As the data stage saves one: it neither cuts nor pads."""
+    from tokenizers import Tokenizer
+
+    library = Tokenizer.from_file(str(tokenizer))
+    library.no_truncation()
+    library.no_padding()
+    library.save(str(tokenizer))
+
+
+def case(folder: Path, name: str) -> tuple[Path, Network]:
+    """`package` of one of `MODELS`."""
+    kind, model = MODELS[name]
+    return package(folder, kind, model)
+
+
+def inputs_of(info: dict[str, Any], rows: int = 40, seed: int = 0) -> np.ndarray:
+    """Random inputs as the data stage writes them; texts of different lengths."""
+    draw = np.random.default_rng(seed)
+    shape = info["input_shape"]
+    if info["kind"] == "image":
+        return draw.integers(0, 256, (rows, *shape)).astype(np.uint8)
+    if info["kind"] == "numeric":
+        return draw.normal(size=(rows, *shape)).astype(np.float32)
+    tokens = draw.integers(1, info["vocabulary_size"], (rows, *shape)).astype(np.int32)
+    lengths = draw.integers(1, shape[0] + 1, (rows, 1))
+    return np.where(np.arange(shape[0]) < lengths, tokens, 0).astype(np.int32)
