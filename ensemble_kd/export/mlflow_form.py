@@ -36,8 +36,6 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-    from ensemble_kd.export import pyfunc_model
-
     files = [path.name for path in graph.iterdir()]
     finish(graph, "export", "", {"form": "onnx"}, {}, files, {})
     example = example_rows(source.info, inputs)
@@ -55,7 +53,7 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
         try:
             mlflow.pyfunc.save_model(
                 path=str(folder),
-                python_model=str(Path(pyfunc_model.__file__)),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"model": str(graph)},
                 code_paths=[str(Path(scratch) / "ensemble_kd")],
                 pip_requirements=["mlflow", *NEEDS],
