@@ -132,7 +132,11 @@ def _read_keys(
                 chunks[i].append(read(single(table[name])))
             except ColumnError as error:
                 problems.add(f"data.columns: {name!r} of {piece.name} {error}")
-                chunks[i].append(pa.nulls(table.num_rows, pa.int64()))
+                # Values that nothing is wrong with, or no class: the rows themselves are not to blame.
+                rows = table.num_rows
+                chunks[i].append(
+                    pa.array(np.arange(float(rows))) if name == value else pa.nulls(rows, pa.int64())
+                )
     if current is not None:
         finish(current)
     return found, spans
