@@ -29,7 +29,7 @@ def mean_logits(
     float16 is computed in float32. Members of weight 0 are not read. No gradient: a teacher is constant.
     """
     if mean not in ("arithmetic", "geometric", "value"):
-        raise ValueError(f"mean: arithmetic, geometric or value, got {mean!r}")
+        raise ValueError(f"mean: arithmetic or geometric, got {mean!r}")
     logits = member_logits.to(torch.promote_types(member_logits.dtype, torch.float32))
     shares = _shares(weights, logits)
     if shares is not None and not bool((shares > 0).all()):
