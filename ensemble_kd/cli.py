@@ -404,6 +404,8 @@ def _print_ships(section: dict[str, Any]) -> None:
 
 
 def _spread(value: dict[str, Any], column: Column) -> str:
+    if value["mean"] is None:
+        return "–"
     digits = 1 if column.key == "errors" else column.places(value["mean"])
     text = f"{column.scale * value['mean']:.{digits}f}"
     error = value["standard_error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from test_given_teachers import write_classifier
 from torch import Tensor
 
 from ensemble_kd import pipeline
-from ensemble_kd.config import Config, MLPConfig, TrainingConfig, cross_field_problems, validate
+from ensemble_kd.config import (
+    Config,
+    MLPConfig,
+    PredictionsConfig,
+    TrainingConfig,
+    cross_field_problems,
+    validate,
+)
+from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, load_split
 from ensemble_kd.data.raw import ask
 from ensemble_kd.data.store import StoreLayout
@@ -38,6 +47,7 @@ from ensemble_kd.report.page import render
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.shards import encode
+from ensemble_kd.train.batches import Block, as_tensor
 from ensemble_kd.train.fused import fuse_key, fused_epochs
 from ensemble_kd.train.initial import load_initial
 from ensemble_kd.train.loop import predict
@@ -195,6 +205,16 @@ def test_given_regressors_have_one_output(regressor: Path, tmp_path: Path) -> No
     )
     assert "tells 3 classes apart" in line and "num_labels=1" in line
     assert class_problems("x", 1, ["LABEL_0"], {**info, "target": None, "class_names": ["a", "b"]}, "w")
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_given_predictions_may_be_plain_numbers(lists: bool, tmp_path: Path) -> None:
+    values: list[Any] = [1.5, -2.0, 3.0]
+    table = pa.table({"id": [7, 8, 9], "score": [[v] for v in values] if lists else values})
+    pq.write_table(table, tmp_path / "given.parquet")
+    files = PredictionsConfig(train=["given.parquet"], column="score")
+    found = align(str(tmp_path / "given.parquet"), files, np.array([9, 7]), 1)
+    assert found.tolist() == [[3.0], [1.5]]
 
 
 def test_callables_may_return_one_number_a_row() -> None:
@@ -392,6 +412,25 @@ def test_rows_without_a_value_are_no_hard_examples(tmp_path: Path) -> None:
     assert np.isfinite(summary["history"][-1]["train_loss"])
     _, mixed = trained(task(0.5), data, tmp_path)
     assert np.isfinite(mixed).all()
+
+
+def test_a_streamed_student_sees_the_same_rows(tmp_path: Path) -> None:
+    data = problem(unlabelled=30)
+    assert data.transfer is not None and data.teacher is not None
+    inputs, labels, teacher = as_tensor(data.transfer.inputs), as_tensor(data.transfer.labels), data.teacher
+
+    def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
+        def open_epoch(epoch: int) -> Iterator[Block]:
+            for rows in torch.arange(96).split(24):
+                members = teacher.pick(rows, torch.zeros_like(rows)) if targets else None
+                yield Block(rows, inputs[rows], labels[rows], members, torch.zeros_like(rows))
+
+        return open_epoch
+
+    streamed = replace(data, transfer=None, teacher=None, stream=stream)
+    for alpha in (0.0, 0.8):  # of labelled rows alone, and of all
+        summary, _ = trained(task(alpha), streamed, tmp_path)
+        assert summary["validation_loss"] < 0.3
 
 
 def test_stacked_students_are_those_trained_alone(tmp_path: Path) -> None:

@@ -229,6 +229,12 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
             )
     if not classes:
         made = Plan(made.part, np.where(made.labels == UNLABELLED, np.float32(np.nan), labels))
+        judged = np.unique(found.labels.get("test", made.labels[made.part == TEST]))
+        if len(judged) == 1:  # also what a benchmark puts where it withholds them
+            problems.add(
+                f"data.columns.label: test holds only the value {float(judged[0])}, by which nothing can be "
+                "judged; give other test rows, or none so that data.test_fraction of train is held out"
+            )
     for split in ("validation", "test") if classes else ():
         theirs = np.unique(found.labels.get(split, np.zeros(0, np.int64)))
         absent = np.setdiff1d(theirs[theirs >= 0], present)

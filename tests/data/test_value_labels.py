@@ -129,6 +129,15 @@ def test_labels_that_teach_nothing(tmp_path: Path, labels: np.ndarray, expected:
     assert expected in problems_of(config_of(tmp_path, labels), tmp_path)
 
 
+def test_withheld_test_labels_are_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path, scores())
+    pq.write_table(pa.table({"x": [1.0, 2.0], "y": [-1.0, -1.0]}), tmp_path / "test.parquet")
+    (line,) = problems_of(config, tmp_path)
+    assert line.startswith(
+        "data.columns.label: test holds only the value -1.0, by which nothing can be judged"
+    )
+
+
 def test_label_fraction_that_leaves_one_value(tmp_path: Path) -> None:
     config = config_of(tmp_path, scores(), label_fraction=0.02)
     assert any("data.label_fraction: the 1 labelled rows" in line for line in problems_of(config, tmp_path))
