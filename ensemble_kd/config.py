@@ -987,6 +987,8 @@ def _value_problems(config: Config) -> list[str]:
         ("data.source", "digits", config.data.source == "digits", "use files or hub"),
         ("specialists", "a block", config.specialists is not None, "leave it out"),
         ("clusters", "a block", config.clusters != ClustersConfig(), "leave it out"),
+        # Its forms are held against the student by accuracy, and calibrated by likelihood.
+        ("export", "a block", config.export is not None, "leave it out"),
         ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
         ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
@@ -1011,7 +1013,8 @@ def _value_problems(config: Config) -> list[str]:
             path = f"sweep.space.{name}"
             wrong.append((path, sweep.space.get(name), name in sweep.space, "leave it out"))
     return [
-        f"{path}: {value!r} is for classes, and data.target is 'value'; {remedy}"
+        f"{path}: {value if value == 'a block' else repr(value)} is for classes, and data.target is 'value'; "
+        f"{remedy}"
         for path, value, bad, remedy in wrong
         if bad
     ]

@@ -232,6 +232,7 @@ def test_what_is_for_classes_is_refused_all_at_once() -> None:
         teachers=smoothing | {"values": "probabilities", "overrides": [smoothing]},
         specialists={},
         clusters={"num_clusters": 3},
+        export={},
         soft_targets={"top_k": 2},
         student=smoothing | {"mean": "geometric", "class_bias": "fitted", "without_classes": [1]},
         sweep={"metric": "validation_accuracy", "space": {"temperature": "uniform(1, 2)"}},
@@ -246,6 +247,7 @@ def test_what_is_for_classes_is_refused_all_at_once() -> None:
         "teachers.values",
         "specialists",
         "clusters",
+        "export",
         "soft_targets.top_k",
         "student.training.label_smoothing",
         "student.mean",
@@ -258,6 +260,9 @@ def test_what_is_for_classes_is_refused_all_at_once() -> None:
         "sweep.metric: 'validation_accuracy' is for classes, and data.target is 'value'; set validation_loss"
     )
     assert wanted in caught.value.problems
+    assert "specialists: a block is for classes, and data.target is 'value'; leave it out" in (
+        caught.value.problems
+    )
 
 
 def test_defaults_of_values() -> None:
