@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console as Rich
@@ -29,6 +29,9 @@ from ensemble_kd.config import (
     space_paths,
 )
 from ensemble_kd.errors import ConfigError, EnsembleKDError, ProblemsError
+
+if TYPE_CHECKING:
+    from ensemble_kd.train.measures import Column
 
 app = typer.Typer(
     help="Turn an ensemble of teachers into one small model that people deploy.",
@@ -357,7 +360,11 @@ def _print_results(folder: Path) -> None:
     by_role: dict[str, list[dict[str, Any]]] = {}
     for system in report_["systems"]:
         by_role.setdefault(system["role"], []).append(system)
-    table = Table("", "runs", "accuracy %", "errors", "NLL", "parameters", "ms")
+    from ensemble_kd.train.measures import measures_of
+
+    shown = measures_of(report_.get("target")).columns[:3]
+    titles = [f"{column.title} %" if column.scale == 100 else column.title for column in shown]
+    table = Table("", "runs", *titles, "parameters", "ms")
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
@@ -368,9 +375,7 @@ def _print_results(folder: Path) -> None:
             table.add_row(
                 name,
                 str(row["n"]),
-                _spread(row["accuracy"], 100, 2),
-                _spread(row["errors"], 1, 1),
-                _spread(row["nll"], 1, 4),
+                *(_spread(row[c.key], c) for c in shown),
                 f"{cost['parameters']:,}" if cost["parameters"] else "",
                 f"{cost['latency_ms_batch_1']:.3f}" if cost["latency_ms_batch_1"] else "",
             )
@@ -398,10 +403,13 @@ def _print_ships(section: dict[str, Any]) -> None:
         out.print(escape(text))
 
 
-def _spread(value: dict[str, Any], scale: float, digits: int) -> str:
-    text = f"{scale * value['mean']:.{digits}f}"
+def _spread(value: dict[str, Any], column: Column) -> str:
+    if value["mean"] is None:
+        return "–"
+    digits = 1 if column.key == "errors" else column.places(value["mean"])
+    text = f"{column.scale * value['mean']:.{digits}f}"
     error = value["standard_error"]
-    return text if error is None else f"{text} ± {scale * error:.{digits}f}"
+    return text if error is None else f"{text} ± {column.scale * error:.{digits}f}"
 
 
 def _size(size: int | None) -> str:

@@ -64,7 +64,8 @@ class ColumnsConfig(Block):
     """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
     of texts the two columns (tokenizer: pretrained)."""
     label: str = "label"
-    """Column of the class: an integer in 0..C-1, or a name listed in `data.class_names`."""
+    """Column of the class: an integer in 0..C-1, or a name listed in `data.class_names`; with
+    `data.target: value` of a number."""
     id: str | None = None
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
 
@@ -155,6 +156,9 @@ class DataConfig(Block):
     """Configuration name of the data set (source: hub)."""
     kind: Literal["image", "text", "numeric"] = "image"
     """What the input column holds."""
+    target: Literal["class", "value"] = "class"
+    """What the label column holds and the models predict: the `class` of a row, or a `value`, a number
+    (regression: mean squared error, one output; student.objective is then `mse` unless it is set)."""
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns."""
     class_names: list[str] | str | None = None
@@ -168,9 +172,9 @@ class DataConfig(Block):
     text_augment: TextAugmentConfig | None = None
     """Augmentation (kind: text): unlabelled texts for the transfer set; null for none."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of train held out, stratified by class, where there is no validation split."""
+    """Share of train held out, stratified by class if there are any, where there is no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of train held out, stratified by class, where there is no test split."""
+    """Share of train held out, stratified by class if there are any, where there is no test split."""
     label_fraction: float = Field(1.0, gt=0, le=1)
     """Share of train rows whose label is kept, stratified; the others join the unlabelled transfer set."""
     unlabelled: str | None = None
@@ -770,6 +774,11 @@ class Config(Block):
         return tuple(stage for stage in STAGES if stage not in absent)
 
     @property
+    def mean(self) -> str:
+        """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
+        return "value" if self.data.target == "value" else self.student.mean
+
+    @property
     def targets(self) -> str:
         """`student.targets` with `auto` resolved."""
         if self.student.targets != "auto":
@@ -965,6 +974,50 @@ def _data_problems(data: DataConfig) -> list[str]:
     if data.source == "digits" and data.kind != "image":
         problems.append("data.kind: the embedded digits are images")
     return problems
+
+
+def _value_problems(config: Config) -> list[str]:
+    """What is for classes alone, in a run whose labels are values."""
+    if config.data.target != "value":
+        return []
+    teachers, student, sweep = config.teachers, config.student, config.sweep
+    given = teachers.predictions
+    wrong: list[tuple[str, Any, bool, str]] = [  # field, what it is, whether that is wrong, remedy
+        ("data.class_names", config.data.class_names, config.data.class_names is not None, "leave it out"),
+        ("data.source", "digits", config.data.source == "digits", "use files or hub"),
+        ("specialists", "a block", config.specialists is not None, "leave it out"),
+        ("clusters", "a block", config.clusters != ClustersConfig(), "leave it out"),
+        # Its forms are held against the student by accuracy, and calibrated by likelihood.
+        ("export", "a block", config.export is not None, "leave it out"),
+        ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
+        ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
+        ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
+        ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
+        ("teachers.values", teachers.values, teachers.values == "probabilities", "set logits"),
+    ]
+    if given is not None:
+        path = "teachers.predictions.values"
+        wrong.append((path, given.values, given.values == "probabilities", "set logits"))
+    trained: list[tuple[str, float]] = [("teachers.training", teachers.training.label_smoothing)]
+    for i, override in enumerate(teachers.overrides):
+        smoothing = override.training.get("label_smoothing", 0)
+        trained.append((f"teachers.overrides.{i}.training", smoothing if isinstance(smoothing, float) else 0))
+    trained += [
+        (f"{path}.training", block.training.label_smoothing) for path, block in student_blocks(config)
+    ]
+    wrong += [(f"{path}.label_smoothing", value, value > 0, "set 0") for path, value in trained]
+    if sweep is not None:
+        accuracy = sweep.metric == "validation_accuracy"
+        wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
+        for name in ("temperature", "mean"):
+            path = f"sweep.space.{name}"
+            wrong.append((path, sweep.space.get(name), name in sweep.space, "leave it out"))
+    return [
+        f"{path}: {value if value == 'a block' else repr(value)} is for classes, and data.target is 'value'; "
+        f"{remedy}"
+        for path, value, bad, remedy in wrong
+        if bad
+    ]
 
 
 def _text_augment_problems(config: Config) -> list[str]:
@@ -1226,6 +1279,7 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
+    problems += _value_problems(config)
     problems += _keep_problems(config)
     problems += _specialist_problems(config)
     problems += _sweep_problems(config)
@@ -1520,6 +1574,18 @@ def _place(items: list[Any], part: str, path: str) -> int:
     return int(part)
 
 
+def _set_defaults_of_values(raw: dict[str, Any]) -> None:
+    """Where labels are values, what is not set is not what suits classes."""
+    data = raw.get("data")
+    if not isinstance(data, dict) or data.get("target") != "value":
+        return
+    of_sweep = {"metric": "validation_loss", "space": {"alpha": "uniform(0.1, 1)"}}
+    for name, usual in (("student", {"objective": "mse"}), ("sweep", of_sweep)):
+        block = raw.setdefault(name, {}) if name == "student" else raw.get(name)
+        if isinstance(block, dict):
+            block |= {key: value for key, value in usual.items() if key not in block}
+
+
 def validate(raw: dict[str, Any]) -> Config:
     """A checked configuration from plain data.
 
@@ -1527,6 +1593,7 @@ def validate(raw: dict[str, Any]) -> Config:
     """
     problems: list[str] = []
     raw = json.loads(json.dumps(raw, default=str))  # a copy; YAML dates and the like become strings
+    _set_defaults_of_values(raw)
     config = None
     for _ in range(5):  # each round drops what is wrong, so that cross-field problems come out as well
         try:

@@ -45,6 +45,7 @@ from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.stages.start import student_problems, teacher_problems
 from ensemble_kd.stages.training_data import bytes_in_memory, states_fit
 from ensemble_kd.tracking import Tracker
+from ensemble_kd.train.measures import measures_of
 from ensemble_kd.train.member import PREDICTIONS
 
 
@@ -311,7 +312,8 @@ def _track_outcome(context: Context, student: Manifest, lineage: dict[str, Any])
             tracker.tags(
                 f"student/{entry['name']}", {**flat, "shipped": str(entry["name"] == report["shipped"])}
             )
-    metrics = {f"{role}.accuracy": values["accuracy"]["mean"] for role, values in report["summary"].items()}
+    key = measures_of(report.get("target")).headline
+    metrics = {f"{role}.{key}": values[key]["mean"] for role, values in report["summary"].items()}
     if report["gap_recovered"]["value"] is not None:
         metrics["gap_recovered"] = report["gap_recovered"]["value"]
     tracker.metrics("", metrics)
@@ -402,10 +404,15 @@ def describe(name: str, manifest: Manifest) -> str:
         extra = f" and {unlabelled} without" if unlabelled else ""
         return (
             f"{counts['labelled']} rows with label{extra}, {counts['validation']} validation, "
-            f"{counts['test']} test, {info['num_classes']} classes"
+            f"{counts['test']} test, "
+            + (f"{info['num_classes']} classes" if info.get("target") is None else "values")
         )
     if name == "teachers":
         accuracies = [m["validation_accuracy"] for m in summary["members"] if "validation_accuracy" in m]
+        losses = [m["validation_loss"] for m in summary["members"] if "validation_pearson" in m]
+        if losses:
+            low, high = min(losses), max(losses)
+            return f"{len(losses)} members, validation loss {low:.4f} to {high:.4f}"
         if not accuracies:
             return f"{len(summary['members'])} given"
         low, high = 100 * min(accuracies), 100 * max(accuracies)

@@ -356,7 +356,7 @@ class Proposals(Searcher):
                 continue
             trial.history.append(entry)
             trial.epochs = int(entry["epoch"])
-            trial.values = {key: entry[key] for key in JUDGED}
+            trial.values = {key: entry[key] for key in JUDGED if key in entry}
             self.on_epoch(trial, entry)
         if standing["state"] != "running":
             trial.state, trial.reason = standing["state"], standing["reason"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,12 @@ from ensemble_kd.data.problems import Problems
 
 MOST_CLASSES = 1_000_000
 UNLABELLED = -1
+"""The class of a row without a label. The value of one is NaN."""
+
+
+def labelled(labels: Any) -> Any:
+    """(N,) bool: which rows have a label, of classes (-1: none) or values (NaN: none); numpy or torch."""
+    return labels == labels if "float" in str(labels.dtype) else labels >= 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,45 @@ def plain_values(array: pa.Array) -> pa.Array:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pc.cast(array, pa.string())
     raise ColumnError(f"holds {kind}, expected integers or strings")
+
+
+def value_column(array: pa.Array) -> pa.Array:
+    """Labels that are values: float64 as they are, or strings that `values` reads (a CSV file's).
+
+    Raises ColumnError for other types.
+    """
+    kind = array.type
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if number or pa.types.is_null(kind):
+        return pc.cast(array, pa.float64(), safe=False)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pc.cast(array, pa.string())
+    raise ColumnError(f"holds {kind}, expected numbers")
+
+
+def values(labels: pa.Array) -> tuple[np.ndarray, Iterator[tuple[int, str]]]:
+    """Labels (N,) float32, NaN where null or wrong, and the wrong rows."""
+    if pa.types.is_string(labels.type):
+        found = np.array([_number(text) for text in labels.to_pylist()], np.float64)
+    else:
+        found = pc.fill_null(labels, np.nan).to_numpy(zero_copy_only=False).astype(np.float64)
+    with np.errstate(over="ignore"):
+        rounded = found.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(rounded))
+    remedy = "a value is a finite number; rows without one belong into data.unlabelled"
+    rounded[wrong] = np.nan
+    return rounded, ((int(i), f"label {_shown(labels[int(i)].as_py())}: {remedy}") for i in wrong)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else float("nan")
+    except ValueError:
+        return float("nan")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
 
 
 def integers_if_all(array: pa.Array) -> pa.Array:

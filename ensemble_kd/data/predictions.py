@@ -27,7 +27,8 @@ def predictions_fingerprint(files: PredictionsConfig) -> str:
 
 
 def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """(N, C) float32 logits of one member in the order of `ids`.
+    """(N, C) float32 logits of one member in the order of `ids`; of values (N, 1), for which the column may
+    also hold plain numbers.
 
     Probabilities become log-probabilities. Raises InputError where ids are missing or repeated, where the
     number of classes differs, or where a number is not finite.
@@ -46,6 +47,9 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
     column = table[files.column].combine_chunks()
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     kind = column.type
+    if num_classes == 1 and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):  # values, one a row
+        column = pa.FixedSizeListArray.from_arrays(pc.fill_null(pc.cast(column, pa.float64()), np.nan), 1)
+        kind = column.type
     numbers = getattr(kind, "value_type", None)  # of a list
     if numbers is None or not (pa.types.is_floating(numbers) or pa.types.is_integer(numbers)):
         raise InputError(
@@ -53,9 +57,11 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
         )
     lengths = sorted(pc.unique(pc.fill_null(pc.list_value_length(column), 0)).to_pylist())
     if lengths != [num_classes]:
+        wanted = f"the data has {num_classes} classes; give one number per class, in class order"
+        wanted = wanted if num_classes > 1 else "and labels are values; give one number per row"
         raise InputError(
             f"teachers.predictions: {path}: rows of {'/'.join(map(str, lengths))} numbers in column "
-            f"{files.column!r}, the data has {num_classes} classes; give one number per class, in class order"
+            f"{files.column!r}, {wanted}"
         )
     values = np.asarray(column.flatten(), np.float32).reshape(-1, num_classes)
     position = {key: i for i, key in enumerate(table[files.id_column].to_pylist())}

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config, text_source
 from ensemble_kd.data.decode import ColumnError, empty_texts
-from ensemble_kd.data.labels import UNLABELLED
+from ensemble_kd.data.labels import UNLABELLED, labelled
 from ensemble_kd.data.preprocess import InputReader, Preprocessor
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.records import (
@@ -319,7 +319,7 @@ def _write(
             column = inputs.arrow(values)
             part = made.part[span]
             if split == "unlabelled":
-                labels = np.full(rows, UNLABELLED)
+                labels = np.full(rows, np.float32(np.nan) if data.target == "value" else UNLABELLED)
             else:
                 labels = made.labels[span] if split == "train" else found.labels[split][span]
             if split == "train" and data.kind != "text":
@@ -354,6 +354,10 @@ def _describe(
     config: Config, found: Scan, made: Plan, inputs: Inputs, reader: InputReader, counts: dict[str, int]
 ) -> DataInfo:
     data, train = config.data, made.part == TRAIN
+    known = made.labels[train][labelled(made.labels[train])]
+    target = None
+    if data.target == "value":
+        target = {"mean": float(known.mean(dtype=np.float64)), "std": float(known.std(dtype=np.float64))}
     mean, std = inputs.moments.result() if inputs.moments is not None else ([], [])
     shape = [inputs.longest] if data.kind == "text" else list(reader.shape or [])
     preprocess: dict[str, Any] = {"columns": data.columns.model_dump(mode="json")}
@@ -367,7 +371,7 @@ def _describe(
     return DataInfo(
         kind=data.kind,
         input_shape=shape,
-        num_classes=len(found.names),
+        num_classes=len(found.names) if target is None else 1,
         class_names=found.names,
         mean=mean,
         std=std,
@@ -378,6 +382,7 @@ def _describe(
             "validation": counts["validation"],
             "test": counts["test"],
             "transfer": counts["transfer"],
-            "labelled": int((made.labels[train] >= 0).sum()),
+            "labelled": len(known),
         },
+        target=target,
     )

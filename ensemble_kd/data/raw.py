@@ -37,7 +37,8 @@ def load_callable(name: str, where: str) -> Answer:
 
 
 def ask(teacher: Answer, inputs: Any, num_classes: int, values: str, where: str, rows: str) -> np.ndarray:
-    """(B, C) float32, what `teacher` answers: `logits` or `probabilities`, as `values` says.
+    """(B, C) float32, what `teacher` answers: `logits` or `probabilities`, as `values` says; of labels that
+    are values (B, 1), which it may give as (B,).
 
     `where` is the field that names it, `rows` says which rows these are.
     Raises InputError where it raises, and where the answer is anything else.
@@ -48,6 +49,8 @@ def ask(teacher: Answer, inputs: Any, num_classes: int, values: str, where: str,
         text = str(error).strip() or "no message"
         raise InputError(f"{where}: raised {type(error).__name__} on {rows}: {text}") from error
     numbers = _numbers(answer, where, rows)
+    if num_classes == 1 and numbers.ndim == 1:  # values
+        numbers = numbers[:, None]
     wanted = (len(inputs), num_classes)
     if numbers.shape != wanted:
         raise InputError(
@@ -66,7 +69,7 @@ def ask(teacher: Answer, inputs: Any, num_classes: int, values: str, where: str,
             f"{numbers[row].min():.4f}): {_shown(numbers[row])}; set teachers.values=logits if these are "
             "logits"
         )
-    if values == "logits" and len(numbers) > 1 and not off.any():
+    if values == "logits" and len(numbers) > 1 and num_classes > 1 and not off.any():
         raise InputError(
             f"{where}: returned probabilities for {rows}: no number is negative, and each row adds up to 1; "
             "set teachers.values=probabilities"

@@ -6,13 +6,13 @@ unlabelled ones), `validation`, `test`. Columns:
     row    int64: number in the split
     id     int64 or string: the source's id, or the row number in the source's split
     input  image, numeric: fixed-size bytes (uint8 pixels H, W, C; float32); text: list of int32 tokens
-    label  int64: class number, -1 where there is none
+    label  int64: class number, -1 where there is none; of values float32, NaN where there is none
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Arrays:
     inputs: np.ndarray
     """image (N, H, W, C) uint8; numeric (N, F) float32; text (N, L) int32, 0 = padding, ids 1..V."""
     labels: np.ndarray
-    """(N,) int64, -1 = unlabelled."""
+    """(N,) int64 classes, -1 = unlabelled; or float32 values, NaN = unlabelled."""
     ids: np.ndarray
     """(N,) int64 row numbers or fixed-width strings."""
 
@@ -49,6 +49,7 @@ class DataInfo:
     input_shape: list[int]
     """[H, W, C], [F], or [L] with L the longest kept text in tokens."""
     num_classes: int
+    """Outputs of a model: 1 where labels are values."""
     class_names: list[str]
     mean: list[float]
     """Over the train rows: per channel of pixels / 255, per number; empty for text."""
@@ -61,17 +62,24 @@ class DataInfo:
     pretrained tokenizer's pad, cls, sep, mask, unk in the model's own vocabulary, not shifted by one."""
     counts: dict[str, int]
     """Rows: train, validation, test, transfer (train and unlabelled), labelled (train rows with a label)."""
+    target: dict[str, float] | None = None
+    """`mean` and `std` (population) of the train labels where these are values; None for classes."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON; of classes without `target`."""
+        return {name: value for name, value in asdict(self).items() if name != "target" or value is not None}
+
+    @property
+    def label_type(self) -> type:
+        return np.int64 if self.target is None else np.float32
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataInfo:
         """Raises ArtifactError where fields are missing."""
-        missing = [field.name for field in fields(cls) if field.name not in values]
+        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
         if missing:
             raise ArtifactError(f"description of the data lacks {', '.join(missing)}; prepare it again")
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def load_info(folder: Path) -> DataInfo:
@@ -98,7 +106,7 @@ class SplitWriter:
     def add(self, ids: pa.Array, inputs: pa.Array, labels: np.ndarray) -> None:
         if not len(ids):
             return
-        table = pa.table({"id": ids, "input": inputs, "label": pa.array(labels, pa.int64())})
+        table = pa.table({"id": ids, "input": inputs, "label": pa.array(labels)})
         self._waiting.append(table)
         self._num_waiting += len(ids)
         while self._num_waiting >= self.shard_rows:
@@ -184,7 +192,7 @@ def read_shard(path: Path, info: DataInfo) -> Arrays:
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray:
-    """(N,) labels of a split, -1 where unlabelled; nothing else is read."""
+    """(N,) labels of a split, -1 or NaN where unlabelled; nothing else is read."""
     paths = shard_paths(folder, split)
     return np.concatenate([pq.read_table(path, columns=["label"])["label"].to_numpy() for path in paths])
 
@@ -195,7 +203,7 @@ def load_split(folder: Path, split: str) -> Arrays:
     total = info.counts[split]
     number = {"image": np.uint8, "numeric": np.float32, "text": np.int32}[info.kind]
     inputs = np.empty((total, *info.input_shape), number)
-    labels = np.empty(total, np.int64)
+    labels: np.ndarray = np.empty(total, info.label_type)
     ids: list[np.ndarray] = []
     begin = 0
     for path in shard_paths(folder, split):

@@ -13,14 +13,18 @@ from ensemble_kd.config import Config
 from ensemble_kd.data.decode import ColumnError, single
 from ensemble_kd.data.files import FilePiece
 from ensemble_kd.data.labels import (
+    UNLABELLED,
     Span,
     encode,
     integers_if_all,
     join,
+    labelled,
     names_from,
     plain_values,
     repeated_ids,
     spread,
+    value_column,
+    values,
 )
 from ensemble_kd.data.pieces import Piece, Source
 from ensemble_kd.data.preprocess import missing_column
@@ -36,7 +40,7 @@ class Scan:
 
     names: list[str] = field(default_factory=list)
     labels: dict[str, np.ndarray] = field(default_factory=dict)
-    """Class numbers of the labelled splits, -1 where there is none."""
+    """Class numbers of the labelled splits, -1 where there is none; or values (float32)."""
     ids: dict[str, pa.Array] = field(default_factory=dict)
     """Ids where a column is named."""
     whole: bool = True
@@ -94,9 +98,12 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
 
 
 def _read_keys(
-    reading: Reading, split: str, columns: list[str], problems: Problems
+    reading: Reading, split: str, columns: list[str], problems: Problems, value: str | None = None
 ) -> tuple[list[list[pa.Array]], list[Span]]:
-    """Label and id columns of a split, each a list with one array a piece; and where the pieces lie."""
+    """Label and id columns of a split, each a list with one array a piece; and where the pieces lie.
+
+    `value`: the column whose content are values.
+    """
     found: list[list[pa.Array]] = [[] for _ in columns]
     spans: list[Span] = []
     chunks: list[list[pa.Array]] = [[] for _ in columns]
@@ -105,7 +112,7 @@ def _read_keys(
         for i, parts in enumerate(chunks):
             if parts:
                 whole = join(parts)
-                untyped = isinstance(piece, FilePiece) and piece.format == "csv"
+                untyped = isinstance(piece, FilePiece) and piece.format == "csv" and columns[i] != value
                 found[i].append(
                     integers_if_all(whole) if untyped and pa.types.is_string(whole.type) else whole
                 )
@@ -121,10 +128,15 @@ def _read_keys(
         spans[-1] = Span(piece.name, begin - first, begin + table.num_rows)
         for i, name in enumerate(columns):
             try:
-                chunks[i].append(plain_values(single(table[name])))
+                read = value_column if name == value else plain_values
+                chunks[i].append(read(single(table[name])))
             except ColumnError as error:
                 problems.add(f"data.columns: {name!r} of {piece.name} {error}")
-                chunks[i].append(pa.nulls(table.num_rows, pa.int64()))
+                # Values that nothing is wrong with, or no class: the rows themselves are not to blame.
+                rows = table.num_rows
+                chunks[i].append(
+                    pa.array(np.arange(float(rows))) if name == value else pa.nulls(rows, pa.int64())
+                )
     if current is not None:
         finish(current)
     return found, spans
@@ -142,10 +154,12 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         names += [columns.id] if columns.id is not None else []
         if not names:
             continue
-        found, spans[split] = _read_keys(reading, split, names, problems)
+        value = columns.label if config.data.target == "value" else None
+        found, spans[split] = _read_keys(reading, split, names, problems, value)
         if split != "unlabelled":
             raw[split] = labels = join(found[0])
-            if config.data.source == "hub" and pa.types.is_integer(labels.type):  # -1: withheld
+            withheld = config.data.source == "hub" and value is None and pa.types.is_integer(labels.type)
+            if withheld:  # -1
                 raw[split] = pc.if_else(pc.equal(labels, -1), pa.scalar(None, pa.int64()), labels)
         if columns.id is not None:
             result.ids[split] = join(found[-1])
@@ -155,11 +169,16 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
             problems.add(f"{split}: no rows in {', '.join(piece.name for piece in source.splits[split])}")
     if "train" not in raw:
         return result
-    result.names = listed or names_from(raw["train"], problems)
+    classes = config.data.target == "class"
+    if classes:
+        result.names = listed or names_from(raw["train"], problems)
     for split, labels in raw.items():
-        result.labels[split], bad = encode(labels, result.names, listed is not None)
+        if not classes:
+            result.labels[split], bad = values(labels)
+        else:
+            result.labels[split], bad = encode(labels, result.names, listed is not None)
         spread(bad, spans[split], "a wrong label", problems)
-        if split != "train":
+        if split != "train" and classes:
             nulls = ((int(i), f"no label; {split} rows need one") for i in np.flatnonzero(labels.is_null()))
             spread(nulls, spans[split], "no label", problems)
     if any(pa.types.is_string(ids.type) for ids in result.ids.values()):
@@ -178,13 +197,19 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
 def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
     """Splits and the checks that need all labels; None where classes or rows are too few."""
     data, labels = config.data, found.labels.get("train", np.zeros(0, np.int64))
-    num_classes, present = len(found.names), np.unique(labels[labels >= 0])
     if not len(labels):
         return None
+    classes = data.target == "class"
+    present = np.unique(labels[labelled(labels)])
     if len(present) < 2:
-        what = f"only the class {found.names[present[0]]!r}" if len(present) else "no label"
-        problems.add(f"data.columns.label: train holds {what}; a classifier needs at least two classes")
+        only = f"only the {'class' if classes else 'value'} "
+        what = only + repr(found.names[present[0]] if classes else float(present[0])) if len(present) else ""
+        needs = "a classifier needs at least two classes" if classes else "there is nothing to predict"
+        problems.add(f"data.columns.label: train holds {what or 'no label'}; {needs}")
         return None
+    # Values are drawn as rows of one class.
+    strata = labels if classes else np.where(labelled(labels), 0, UNLABELLED)
+    num_classes = len(found.names) if classes else 1
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     held = {split: fraction for split, fraction in held.items() if split not in found.labels}
     if sum(held.values()) >= 1:
@@ -194,15 +219,23 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
         )
         return None
     made = plan_splits(
-        labels, num_classes, config.seed, held.get("validation"), held.get("test"), data.label_fraction
+        strata, num_classes, config.seed, held.get("validation"), held.get("test"), data.label_fraction
     )
     for split, number in (("validation", VALIDATION), ("test", TEST)):
         if split in held and not (made.part == number).any():
             problems.add(
-                f"data.{split}_fraction: {held[split]} of {int((labels >= 0).sum())} labelled train rows "
+                f"data.{split}_fraction: {held[split]} of {int(labelled(labels).sum())} labelled train rows "
                 f"leaves no {split} row; raise it, or give a {split} split"
             )
-    for split in ("validation", "test"):
+    if not classes:
+        made = Plan(made.part, np.where(made.labels == UNLABELLED, np.float32(np.nan), labels))
+        judged = np.unique(found.labels.get("test", made.labels[made.part == TEST]))
+        if len(judged) == 1:  # also what a benchmark puts where it withholds them
+            problems.add(
+                f"data.columns.label: test holds only the value {float(judged[0])}, by which nothing can be "
+                "judged; give other test rows, or none so that data.test_fraction of train is held out"
+            )
+    for split in ("validation", "test") if classes else ():
         theirs = np.unique(found.labels.get(split, np.zeros(0, np.int64)))
         absent = np.setdiff1d(theirs[theirs >= 0], present)
         for code in absent[:10]:
@@ -212,7 +245,13 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
                 "add train rows of it or remove these"
             )
     train = made.labels[made.part == TRAIN]
-    _check_batches(config, int((train >= 0).sum()), len(train), problems)
+    kept = train[labelled(train)]
+    if not classes and len(np.unique(kept)) < 2:
+        problems.add(
+            f"data.label_fraction: the {len(kept)} labelled rows that stay in train have one value, "
+            f"{float(kept[0])}; raise it, or hold out less"
+        )
+    _check_batches(config, len(kept), len(train), problems)
     return made
 
 

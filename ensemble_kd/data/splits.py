@@ -22,7 +22,7 @@ class Plan:
     part: np.ndarray
     """(N,) int8: TRAIN, VALIDATION or TEST."""
     labels: np.ndarray
-    """(N,) int64: -1 where there is none, or where `label_fraction` takes it away."""
+    """(N,) int64, -1 where there is none, or where `label_fraction` takes it away; of values float32, NaN."""
 
 
 def random_keys(seed: int, purpose: int, num_rows: int) -> np.ndarray:

@@ -4,6 +4,7 @@ One file per shard of the transfer set, `part-00000.parquet`, with the same rows
 
     row      int64: row number in the transfer set
     logits   fixed-size bytes: (V, M, C) float16            views x members x classes
+             of values (V, M, 1) float32, in the label's own units
 or, with top_k,
     values   fixed-size bytes: (V, M, k) float16            the k largest logits
     indices  fixed-size bytes: (V, M, k) int16 or int32     their classes
@@ -75,6 +76,8 @@ class StoreLayout:
     classes: int
     top_k: int | None = None
     kept: Kept | None = None
+    values: bool = False
+    """Whether the outputs are values rather than logits."""
 
     def __post_init__(self) -> None:
         if isinstance(self.kept, dict):  # read from JSON
@@ -82,7 +85,9 @@ class StoreLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; `StoreLayout(**fields)` reads it."""
-        return {name: value for name, value in asdict(self).items() if name != "kept" or value is not None}
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("kept", "values") or value
+        }
 
     @property
     def logits_alone(self) -> StoreLayout:
@@ -98,7 +103,8 @@ class StoreLayout:
         views, members = self.views, self.members
         beside = self.kept.columns(views, members) if self.kept is not None else {}
         if self.top_k is None:
-            return {"logits": ((views, members, self.classes), np.float16), **beside}
+            kind = np.float32 if self.values else np.float16
+            return {"logits": ((views, members, self.classes), kind), **beside}
         return {
             "values": ((views, members, self.top_k), np.float16),
             "indices": ((views, members, self.top_k), self.index_type),

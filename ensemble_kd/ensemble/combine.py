@@ -23,15 +23,19 @@ def mean_logits(
     arithmetic: p = sum_m w_m softmax(v_m / T), each member softened before averaging
     geometric:  p ~ prod_m softmax(v_m / T)^w_m = softmax(sum_m w_m v_m / T)
 
-    Both means are those of arXiv 1503.02531, section 1; w is `weights` scaled to sum 1, by default equal.
+    value      (B, M, 1) -> (B, 1), sum_m w_m v_m: of values, which have no distribution to soften
+
+    The first two are those of arXiv 1503.02531, section 1; w is `weights` scaled to sum 1, by default equal.
     float16 is computed in float32. Members of weight 0 are not read. No gradient: a teacher is constant.
     """
-    if mean not in ("arithmetic", "geometric"):
+    if mean not in ("arithmetic", "geometric", "value"):
         raise ValueError(f"mean: arithmetic or geometric, got {mean!r}")
     logits = member_logits.to(torch.promote_types(member_logits.dtype, torch.float32))
     shares = _shares(weights, logits)
     if shares is not None and not bool((shares > 0).all()):
         logits, shares = logits[:, shares > 0], shares[shares > 0]
+    if mean == "value":
+        return logits.mean(1) if shares is None else torch.einsum("bmc,m->bc", logits, shares)
     if mean == "geometric":
         averaged = logits.mean(1) if shares is None else torch.einsum("bmc,m->bc", logits, shares)
         return temperature * torch.log_softmax(averaged / temperature, dim=1)

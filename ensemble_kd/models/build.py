@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,15 +33,25 @@ class Network(nn.Module):
     `forward` takes images (B, H, W, C) uint8, numbers (B, F) float or tokens (B, L) int32/int64.
     Images and numbers become `x * input_scale + input_shift`, which is (x / range - mean) / std with the
     divisions done once; both are buffers and stored with the weights. Tokens stay as they are.
+    Of values the body gives standardised ones, and what comes out is in the label's own units,
+    `z * output_scale + output_shift`: a head need not learn their size, and whoever predicts sees no scale.
     """
 
     input_scale: Tensor | None
     input_shift: Tensor | None
+    output_scale: Tensor | None
+    output_shift: Tensor | None
     quantiser: Any = None
     """The `models.quantise.Quantiser` that its layers share; None in float."""
 
     def __init__(
-        self, body: nn.Module, kind: str, input_shape: list[int], mean: list[float], std: list[float]
+        self,
+        body: nn.Module,
+        kind: str,
+        input_shape: list[int],
+        mean: list[float],
+        std: list[float],
+        target: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.body = body
@@ -58,17 +69,25 @@ class Network(nn.Module):
                 scale, shift = scale.repeat(input_shape[1], 1), shift.repeat(input_shape[1], 1)
         self.register_buffer("input_scale", scale)  # (W, C), (1,) for one channel, or (F,)
         self.register_buffer("input_shift", shift)
+        size, middle = (target["std"], target["mean"]) if target is not None else (None, None)
+        self.register_buffer("output_scale", None if size is None else torch.tensor([size]))  # (1,)
+        self.register_buffer("output_shift", None if middle is None else torch.tensor([middle]))
 
     def forward(
         self, inputs: Tensor, hidden: bool = False, attention: bool = False, masked: Tensor | None = None
     ) -> Outputs:
-        """Logits (B, num_outputs); with `hidden` also the body's hidden states by name.
+        """Logits (B, num_outputs), or values (B, 1); with `hidden` also the body's hidden states by name.
 
         Transformers only: with `attention` the scores, with `masked` (B, L) the logits of words there.
         """
         if attention or masked is not None:
-            return self.body(self.normalise(inputs), hidden, attention, masked)
-        return self.body(self.normalise(inputs), hidden)
+            outputs: Outputs = self.body(self.normalise(inputs), hidden, attention, masked)
+        else:
+            outputs = self.body(self.normalise(inputs), hidden)
+        if self.output_scale is None or self.output_shift is None:
+            return outputs
+        # In float32: a mean far from 0 has no room in bfloat16.
+        return replace(outputs, logits=outputs.logits.float() * self.output_scale + self.output_shift)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Raw inputs as the body takes them: float32 of mean 0 and variance 1, or tokens."""
@@ -97,6 +116,20 @@ class Network(nn.Module):
         """The last linear layer, whose rows belong to the classes; None where there is none."""
         head = getattr(self.body, "head", None)
         return head if isinstance(head, nn.Linear) else None
+
+    @torch.no_grad()
+    def standardise_head_(self) -> None:
+        """For a head whose outputs are values in the label's units already: standardised ones from now on,
+        so that the network's outputs are what the head's were. Raises ConfigError for one without a bias."""
+        if self.output_scale is None or self.output_shift is None:
+            return
+        if self.head is None or self.head.bias is None:
+            raise ConfigError(
+                "source: its last layer has no bias, so that the labels' mean cannot be taken out of it; "
+                "call it as it is (teachers.source=callable), or start from another model"
+            )
+        self.head.weight.div_(self.output_scale)
+        self.head.bias.sub_(self.output_shift).div_(self.output_scale)
 
     @property
     def num_parameters(self) -> int:
@@ -136,18 +169,19 @@ def build(
     Raises ConfigError for a custom model or a transformer that does not fit.
     """
     kind, shape = info["kind"], list(info["input_shape"])
+    target = None if masked_lm else info.get("target")
     num_outputs = num_outputs or info["num_classes"]
     mean, std = info.get("mean") or [0.0] * shape[-1], info.get("std") or [1.0] * shape[-1]
     if isinstance(model, CustomModelConfig):
         body: nn.Module = CustomBody(_call(model, num_outputs, shape), num_outputs)
-        network = Network(body, kind, shape, mean, std)
+        network = Network(body, kind, shape, mean, std, target)
         _check_custom(network, model.callable, kind, shape, num_outputs)
         return network
     if isinstance(model, TransformerConfig):
         from ensemble_kd.models.transformer import build_transformer  # takes seconds to import
 
         body = build_transformer(model, info, num_outputs, masked_lm)
-        return Network(body, kind, shape, mean, std)
+        return Network(body, kind, shape, mean, std, target)
     fits = {"mlp": ("image", "numeric"), "resnet": ("image",), "bag": ("text",), "bilstm": ("text",)}
     if kind not in fits[model.name]:
         raise ConfigError(
@@ -170,7 +204,7 @@ def build(
             model.classifier_hidden,
             model.dropout,
         )
-    return Network(body, kind, shape, mean, std)
+    return Network(body, kind, shape, mean, std, target)
 
 
 def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Module:

@@ -44,6 +44,14 @@ def classifier_problems(
 def class_problems(source: str, count: int, names: list[str], info: dict[str, Any], where: str) -> list[str]:
     """Whether `count` classes called `names` (or LABEL_0, ...) are the data's, in its order."""
     ours = info["class_names"]
+    if info.get("target"):
+        if count == 1:
+            return []
+        return [
+            f"{where}: {source} tells {count} classes apart ({_some(names)}), and the labels are values; "
+            "give a model with one output (num_labels=1), or fine-tune it on these values: "
+            f"teachers.source=train with teachers.model.source={source}"
+        ]
     if count != len(ours):
         return [
             f"{where}: {source} tells {count} classes apart ({_some(names)}), the data has {len(ours)} "
@@ -69,8 +77,9 @@ def _some(names: list[str]) -> str:
 
 
 def _no_classifier(source: str, info: dict[str, Any], where: str) -> str:
+    what = f"classifier for these classes ({_some(info['class_names'])})"
     return (
-        f"{where}: {source} has no classifier for these classes ({_some(info['class_names'])}); fine-tune "
+        f"{where}: {source} has no {'output for values' if info.get('target') else what}; fine-tune "
         f"it: teachers.source=train with teachers.model.source={source}"
     )
 

@@ -8,7 +8,7 @@ separator. The attention that can hand out its scores is used in those forward p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -51,6 +51,9 @@ class Transformer(nn.Module):
     piece_map: Tensor | None
     """(V,) int64: number of each word piece among those kept; None where all are."""
 
+    drawn: Collection[str] = ()
+    """Names of the tensors that the source did not have, where the weights are a source's."""
+
     first_position: int | None = None
     """Number of the first token's position, where the model would take it from padding's new number."""
 
@@ -65,6 +68,11 @@ class Transformer(nn.Module):
     def head(self) -> nn.Linear | None:
         """The linear layer over the classes."""
         return None if self._head_name is None else self.model.get_submodule(self._head_name)
+
+    @property
+    def has_head(self) -> bool:
+        """Of a source's weights: whether the source had the linear layer over the classes."""
+        return self._head_name is not None and f"{self._head_name}.weight" not in self.drawn
 
     @property
     def encoder(self) -> nn.Module:

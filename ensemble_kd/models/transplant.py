@@ -351,13 +351,14 @@ def pretrained_body(initial: dict[str, Any], like: Transformer) -> Transformer:
     transformers.logging.set_verbosity_error()  # it tells at length that the classifier is new
     transformers.logging.disable_progress_bar()
     try:
-        model = auto_class(like.kind, like.masked_lm).from_pretrained(
+        model, told = auto_class(like.kind, like.masked_lm).from_pretrained(
             source,
             num_labels=num_outputs,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             trust_remote_code=initial.get("trust_remote_code", False),
             dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -369,7 +370,10 @@ def pretrained_body(initial: dict[str, Any], like: Transformer) -> Transformer:
         transformers.logging.set_verbosity(before)
         if bars:
             transformers.logging.enable_progress_bar()
-    return Transformer(model, like.kind, num_outputs, like.masked_lm, like.separator)
+    body = Transformer(model, like.kind, num_outputs, like.masked_lm, like.separator)
+    mismatched = {name if isinstance(name, str) else name[0] for name in told["mismatched_keys"]}
+    body.drawn = mismatched | set(told["missing_keys"])
+    return body
 
 
 def used_pieces(texts: Sequence[np.ndarray], special: dict[str, int], most: int | None = None) -> list[int]:

@@ -18,6 +18,9 @@ are then trained together by one call for all: logits of both sides are (n, B, C
 number or a tensor (n, 1, 1), and the losses (n, B). So reduce over the classes by dim=-1, and multiply what
 has been reduced by a field before its last axis is gone. `batch.labels` is (B,), or (n, B) where members
 see different examples; so are `batch.inputs`. Other objectives are called for one student after another.
+
+A class that reads logits may declare `values: ClassVar[bool] = True`: it then takes values (B, 1) as well,
+which both sides give in standard deviations of the labels (`data.target: value`).
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Batch:
     inputs: Tensor
     """(B, ...) raw inputs."""
     labels: Tensor
-    """(B,) int64, -1 where unlabelled."""
+    """(B,) int64, -1 where unlabelled; of values float32, NaN where unlabelled."""
     teacher: Outputs | None = None
     """What the ensemble says of these inputs, where the loss reads it."""
     masked: Tensor | None = None
@@ -150,6 +153,14 @@ def build_objective(
     if problems:
         raise ConfigError(problems)
     return objective
+
+
+def value_problems(objective: Objective, name: str, path: str) -> list[str]:
+    """Whether an objective reads logits as those of classes, in a run whose labels are values."""
+    if "logits" not in objective.needs or getattr(objective, "values", False):
+        return []
+    known = sorted(key for key, kind in OBJECTIVES.items() if getattr(kind, "values", False))
+    return [f"{path}: {name!r} is for classes, and data.target is 'value'; use {' or '.join(known)}"]
 
 
 def stacks_with(objective: Objective) -> Hashable | None:

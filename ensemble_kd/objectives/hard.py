@@ -1,4 +1,4 @@
-"""The loss on labels."""
+"""The loss on labels: cross-entropy of classes, squared error of values."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float | Tenso
     if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
         found = found + label_smoothing * (log_q.mean(-1) - found)
     return -found.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def squared_error(values: Tensor, labels: Tensor, label_smoothing: float | Tensor = 0.0) -> Tensor:
+    """(z - y)^2; (B, 1), (B,) -> (B,). Stacked: (n, B, 1), (B,) or (n, B) -> (n, B).
+
+    Examples with label NaN get 0 and no gradient. `label_smoothing` is for classes, and 0 here.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32)).squeeze(-1)
+    return (values - labels).masked_fill(torch.isnan(labels), 0.0).square()

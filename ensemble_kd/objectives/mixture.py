@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,7 +54,8 @@ class DistillationLoss:
     The weighted average of arXiv 1503.02531, section 2. B counts all examples of the batch, so that a
     label weighs the same however many of its neighbours have one. With alpha = 0 the soft targets are not
     read, with alpha = 1 the labels are not; without a soft loss alpha = 1 leaves the terms alone. A teacher
-    trains with `DistillationLoss()`.
+    trains with `DistillationLoss()`. Of values, outputs and labels are divided by `unit` before any loss
+    reads them.
 
     `soft` reads the averaged teacher; each term is averaged over the teachers that run beside the student.
     """
@@ -67,6 +68,10 @@ class DistillationLoss:
     """Weights of the teachers beside the student, which sum to 1."""
     learned: list[list[nn.Module | None]] = field(default_factory=list)
     """Per teacher and term what is trained along; filled by `prepare`."""
+    hard: Callable[..., Tensor] = cross_entropy
+    """The loss on labels: `cross_entropy` or `squared_error`."""
+    unit: float | None = None
+    """Standard deviation of the labels where these are values; None for classes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -111,12 +116,15 @@ class DistillationLoss:
     ) -> Tensor:
         """The scalar to minimise. `beside` are the outputs of the teachers that run beside the student."""
         total: Tensor | None = None
+        if self.unit is not None:
+            student, teacher, batch = in_units(self.unit, student, teacher, batch)
+            beside = [replace(outputs, logits=outputs.logits / self.unit) for outputs in beside]
         if self.soft is not None and self.alpha > 0:
             if teacher is None:
                 raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
             total = self.alpha * self.soft(student, teacher, batch).mean()
         if self.alpha < 1:
-            hard = cross_entropy(student.logits, batch.labels, self.label_smoothing).mean()
+            hard = self.hard(student.logits, batch.labels, self.label_smoothing).mean()
             total = hard * (1 - self.alpha) if total is None else total + (1 - self.alpha) * hard
         for k, term in enumerate(self.terms):
             weight = term.weight.at(batch.progress)
@@ -131,6 +139,15 @@ class DistillationLoss:
         if total is None:  # every weight is 0 for now
             return student.logits.sum() * 0.0
         return total
+
+
+def in_units(
+    unit: float, student: Outputs, teacher: Outputs | None, batch: Batch
+) -> tuple[Outputs, Outputs | None, Batch]:
+    """Values and labels divided by `unit`: a loss of 1 is that of the labels' mean, whatever they measure."""
+    if teacher is not None:
+        teacher = replace(teacher, logits=teacher.logits / unit)
+    return replace(student, logits=student.logits / unit), teacher, replace(batch, labels=batch.labels / unit)
 
 
 class StackedLoss:
@@ -163,6 +180,7 @@ class StackedLoss:
         smoothing = [[loss.label_smoothing] for loss in losses]  # (n, 1)
         self.label_smoothing = torch.tensor(smoothing, device=device) if any(map(any, smoothing)) else 0.0
         self.reads_labels = any(loss.alpha < 1 for loss in losses)
+        self.hard, self.unit = losses[0].hard, losses[0].unit  # of the data, so the same for all
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """What to minimise, for each member (n,); the gradient of the sum is that of each.
@@ -170,6 +188,8 @@ class StackedLoss:
         Logits (n, B, C) on both sides; labels (B,), or (n, B) where the members see different examples, and
         inputs alike.
         """
+        if self.unit is not None:
+            student, teacher, batch = in_units(self.unit, student, teacher, batch)
         values = []
         for which, objective in self.groups:
             if teacher is None:
@@ -183,5 +203,5 @@ class StackedLoss:
             soft = torch.cat([*values, student.logits.new_zeros(1, dtype=torch.float32)])[self.places]
         if not self.reads_labels:
             return self.alpha * soft
-        hard = cross_entropy(student.logits, batch.labels, self.label_smoothing).mean(1)
+        hard = self.hard(student.logits, batch.labels, self.label_smoothing).mean(1)
         return self.alpha * soft + (1 - self.alpha) * hard

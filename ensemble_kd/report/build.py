@@ -11,7 +11,8 @@ import numpy as np
 from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
-from ensemble_kd.train.metrics import classification_metrics, confusion_matrix, log_softmax
+from ensemble_kd.train.measures import Measures, measures_of
+from ensemble_kd.train.metrics import confusion_matrix
 from ensemble_kd.train.statistics import (
     Interval,
     combined_interval,
@@ -37,18 +38,16 @@ ROLES = {
 }
 """Every role a system can have, in the order of the tables, and how it is called there."""
 
-SUMMARISED = ("accuracy", "errors", "nll", "brier", "ece")
-
 
 @dataclass
 class System:
-    """One trained classifier and its outputs on the N test rows."""
+    """One trained model and its outputs on the N test rows."""
 
     name: str
     role: str
     """One of `ROLES`."""
     seed: int | None
-    logits: np.ndarray  # (N, C) float32
+    logits: np.ndarray  # (N, C) float32; values (N, 1)
     parameters: int | None = None
     bytes: int | None = None
     """Size of its weights on disk."""
@@ -90,7 +89,7 @@ class ReportInputs:
     """`DataInfo.to_dict()`."""
     labels: np.ndarray  # (N,)
     teachers: list[System]
-    ensemble_log_probs: np.ndarray | None  # (N, C)
+    ensemble_log_probs: np.ndarray | None  # (N, C); values (N, 1)
     students: list[System]
     shipped: str
     """Name of the student in the model folder."""
@@ -110,20 +109,25 @@ class ReportInputs:
     ships: dict[str, Any] | None = None
     """Summary of the export: `systems`, `forms`, `calibration`, `calibrated`."""
 
+    @property
+    def measures(self) -> Measures:
+        return measures_of(self.info.get("target"))
+
 
 def build_report(inputs: ReportInputs) -> dict[str, Any]:
     """The report as plain JSON values; numbers that are not finite become None."""
-    systems = [_measure(system, inputs.labels) for system in inputs.teachers]
+    measures = inputs.measures
+    systems = [_measure(system, inputs) for system in inputs.teachers]
     special = {s.role: s for s in inputs.specialised.systems} if inputs.specialised else {}
     if "generalist_specialists" in special:
-        systems.append(_measure(special["generalist_specialists"], inputs.labels))
+        systems.append(_measure(special["generalist_specialists"], inputs))
     if inputs.ensemble_log_probs is not None:
         systems.append(_ensemble(inputs))
     if "ensemble_specialists" in special:
-        systems.append(_measure(special["ensemble_specialists"], inputs.labels))
+        systems.append(_measure(special["ensemble_specialists"], inputs))
     order = list(ROLES)
     students = sorted(inputs.students, key=lambda s: (order.index(s.role), s.seed or 0))
-    systems += [_measure(system, inputs.labels) for system in students]
+    systems += [_measure(system, inputs) for system in students]
 
     difference, pseudo = (_difference(inputs, "distilled", other) for other in ("hard", "pseudo"))
     gap = _gap(inputs, systems)
@@ -133,7 +137,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "text": "Whether distillation helped was not measured: there is no student on hard labels.",
         }
     else:
-        text = verdict(difference, gap["value"], gap["reason"], pseudo, gap["within_noise"])
+        text = verdict(
+            difference, gap["value"], gap["reason"], pseudo, gap["within_noise"], noun=measures.noun
+        )
         judged = {"outcome": difference.outcome, "text": text}
     plain_gap = None
     if any(student.role == "plain" for student in inputs.students):
@@ -154,7 +160,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
         "gap_recovered": gap,
         "gap_recovered_from_unaugmented": plain_gap,
-        "summary": _summary(systems),
+        "summary": _summary(systems, measures.summarised),
         "systems": systems,
         "shipped": inputs.shipped,
         "confused": _confused(inputs),
@@ -170,6 +176,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "settings": inputs.settings,
         "lineage": inputs.lineage,
     }
+    if target := inputs.info.get("target"):
+        report["target"] = target
     return plain(report)
 
 
@@ -177,8 +185,8 @@ def shipped_system(inputs: ReportInputs) -> System | None:
     return next((s for s in inputs.students if s.name == inputs.shipped), None)
 
 
-def _measure(system: System, labels: np.ndarray) -> dict[str, Any]:
-    metrics = classification_metrics(log_softmax(system.logits), labels)
+def _measure(system: System, inputs: ReportInputs) -> dict[str, Any]:
+    metrics = inputs.measures.metrics(inputs.measures.prepare(system.logits), inputs.labels)
     latency = system.latency or {}
     return {
         "name": system.name,
@@ -206,7 +214,7 @@ def _ensemble(inputs: ReportInputs) -> dict[str, Any]:
         "name": "ensemble",
         "role": "ensemble",
         "seed": None,
-        **classification_metrics(inputs.ensemble_log_probs, inputs.labels),
+        **inputs.measures.metrics(inputs.ensemble_log_probs, inputs.labels),
         "parameters": total([t.parameters for t in inputs.teachers]),
         "bytes": total([t.bytes for t in inputs.teachers]),
         "latency_ms_batch_1": total([latency.get("batch_1") for latency in latencies]),
@@ -215,28 +223,32 @@ def _ensemble(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _summary(systems: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(systems: list[dict[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
     """Per role: n and, of every metric, mean and standard error over members or seeds."""
     summary: dict[str, Any] = {}
     for role in ROLES:
         rows = [system for system in systems if system["role"] == role]
         if rows:
             summary[role] = {"n": len(rows)}
-            for key in SUMMARISED:
+            for key in metrics:
                 mean, error = mean_and_error([row[key] for row in rows])
                 summary[role][key] = {"mean": mean, "standard_error": error}
     return summary
 
 
 def _by_seed(inputs: ReportInputs, role: str) -> dict[int | None, np.ndarray]:
-    """(N,) correctness per seed of the students of a role."""
-    return {s.seed: s.logits.argmax(axis=1) == inputs.labels for s in inputs.students if s.role == role}
+    """(N,) scores per seed of the students of a role: of classes, correctness."""
+    scores = inputs.measures.scores
+    return {s.seed: scores(s.logits, inputs.labels) for s in inputs.students if s.role == role}
 
 
 def _difference(inputs: ReportInputs, role: str, other: str) -> Interval | None:
     ours, theirs = _by_seed(inputs, role), _by_seed(inputs, other)
     seeds = [seed for seed in ours if seed in theirs]
-    return combined_interval([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+    if not seeds:
+        return None
+    counts = inputs.measures.counts
+    return combined_interval([ours[s] for s in seeds], [theirs[s] for s in seeds], counts=counts)
 
 
 def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "hard") -> dict[str, Any]:
@@ -245,7 +257,8 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
         {seed: float(correct.mean()) for seed, correct in _by_seed(inputs, role).items()}
         for role in ("distilled", baseline)
     )
-    ensemble = next((s["accuracy"] for s in systems if s["role"] == "ensemble"), None)
+    headline = inputs.measures.headline
+    ensemble = next((s[headline] for s in systems if s["role"] == "ensemble"), None)
     seeds = [seed for seed in distilled if seed in hard]
     ours, theirs = [distilled[s] for s in seeds], [hard[s] for s in seeds]
     reason = gap_reason(float(np.mean(theirs)) if seeds else None, ensemble)
@@ -258,9 +271,10 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
             "within_noise": None,
         }
     assert inputs.ensemble_log_probs is not None
-    right = inputs.ensemble_log_probs.argmax(axis=1) == inputs.labels
+    right = inputs.measures.scores(inputs.ensemble_log_probs, inputs.labels)
     students = _by_seed(inputs, baseline)
-    advantage = combined_interval([right] * len(seeds), [students[s] for s in seeds])
+    counts = inputs.measures.counts
+    advantage = combined_interval([right] * len(seeds), [students[s] for s in seeds], counts=counts)
     return {
         "value": gap_recovered(float(np.mean(ours)), float(np.mean(theirs)), ensemble),
         "per_seed": [gap_recovered(d, h, ensemble) for d, h in zip(ours, theirs, strict=True)],
@@ -274,7 +288,7 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:
     """The shipped student's most frequent mistakes: true class, predicted class, how often."""
     system = shipped_system(inputs)
-    if system is None:
+    if system is None or inputs.info.get("target"):
         return []
     names = inputs.info["class_names"]
     matrix = confusion_matrix(system.logits.argmax(axis=1), inputs.labels, len(names))

@@ -9,6 +9,7 @@ import yaml
 
 from ensemble_kd.report.build import ROLES
 from ensemble_kd.report.sweep import metric_text, settings_text
+from ensemble_kd.train.measures import measures_of
 
 KINDS = {"image": "An image", "text": "A text", "numeric": "A tabular"}
 PIPELINE = {
@@ -16,6 +17,10 @@ PIPELINE = {
     "text": "text-classification",
     "numeric": "tabular-classification",
 }
+
+
+REGRESSION = {**PIPELINE, "numeric": "tabular-regression"}
+"""Hugging Face files texts with a number each under text-classification too."""
 
 
 def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, Any]) -> str:
@@ -26,7 +31,7 @@ def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, A
         + yaml.safe_dump(_metadata(report, info, shipped), sort_keys=False, allow_unicode=True)
         + "---",
         f"# {_text(report['name'])}",
-        f"{KINDS[info['kind']]} classifier with {info['num_classes']} classes, distilled from an ensemble. "
+        f"{KINDS[info['kind']]} {_what(info)}, distilled from an ensemble. "
         + _text(report["verdict"]["text"]),
         "## Use\n\n```\nensemble-kd predict FOLDER INPUT\n```\n\n"
         "`FOLDER` is this folder; it holds all that prediction needs. `INPUT` has the training data's "
@@ -40,22 +45,32 @@ def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, A
     return "\n\n".join(sections) + "\n"
 
 
+def _what(info: dict[str, Any]) -> str:
+    if info.get("target"):
+        return "regressor that predicts one value"
+    return f"classifier with {info['num_classes']} classes"
+
+
 def _metadata(report: dict[str, Any], info: dict[str, Any], shipped: dict[str, Any] | None) -> dict[str, Any]:
     """`license` is the user's to choose; Hugging Face reads `other` as "see the card"."""
     metadata: dict[str, Any] = {
         "license": "other",
         "library_name": "ensemble-kd",
-        "pipeline_tag": PIPELINE[info["kind"]],
+        "pipeline_tag": (REGRESSION if info.get("target") else PIPELINE)[info["kind"]],
         "tags": ["knowledge-distillation", "ensemble", "ensemble-kd", "safetensors"],
     }
     if shipped is not None:
         result = {
             "task": {"type": metadata["pipeline_tag"]},
             "dataset": {"name": report["name"], "type": report["name"], "split": "test"},
-            "metrics": [{"type": "accuracy", "value": round(shipped["accuracy"], 6)}],
+            "metrics": [{"type": key, "value": round(shipped[key], 6)} for key in _reported(info)],
         }
         metadata["model-index"] = [{"name": report["name"], "results": [result]}]
     return metadata
+
+
+def _reported(info: dict[str, Any]) -> list[str]:
+    return ["pearson", "spearman", "mse"] if info.get("target") else ["accuracy"]
 
 
 def _columns(info: dict[str, Any]) -> str:
@@ -65,6 +80,11 @@ def _columns(info: dict[str, Any]) -> str:
 
 def _data(info: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in info.get("counts", {}).items())
+    if target := info.get("target"):
+        return (
+            f"Rows: {counts}. Input shape {info['input_shape']}.\n\nLabels are values; those of train have "
+            f"mean {target['mean']:.4g} and standard deviation {target['std']:.4g}."
+        )
     names = [f"`{_text(name)}`" for name in info["class_names"][:100]]
     more = info["num_classes"] - len(names)
     classes = ", ".join(names) + (f" and {more} more" if more > 0 else "")
@@ -82,7 +102,8 @@ def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
     else:
         text = f"{teachers.get('num_members', 'Several')} members, `{json.dumps(teachers.get('model', {}))}`."
     if members:
-        text += f" Mean accuracy of one member: {_mean(members['accuracy'])}."
+        first = measures_of(report.get("target")).columns[0]
+        text += f" Mean {first.title} of one member: {_mean(members[first.key])}."
     if report["excluded"]:
         text += f" Left out: {_text('; '.join(report['excluded']))}."
     return text
@@ -96,6 +117,11 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
         f"weight of the soft loss {report['alpha']:g}",
         f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
+    if report.get("target"):
+        lines[1:] = [
+            f"- Soft loss: `{report['objective']}`, weight of the soft loss {report['alpha']:g}",
+            "- Soft targets: mean of the members' values",
+        ]
     for term in student.get("terms", []):
         lines.append(f"- Further loss, of a teacher beside the student: `{json.dumps(term)}`")
     for phase in student.get("phases", []):
@@ -134,9 +160,12 @@ def _targets(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    lines = ["| | n | accuracy | NLL | ECE |", "|---|---|---|---|---|"]
+    measures = measures_of(report.get("target"))
+    shown = [column for column in measures.columns if column.key not in ("errors", "brier")]
+    lines = ["| | n | " + " | ".join(column.title for column in shown) + " |"]
+    lines.append("|---|---|" + "---|" * len(shown))
     for role, entry in report["summary"].items():
-        cells = [_mean(entry["accuracy"]), _mean(entry["nll"], 1, 4), _mean(entry["ece"], 1, 4)]
+        cells = [_mean(entry[c.key], c.scale, c.places(entry[c.key]["mean"])) for c in shown]
         lines.append(f"| {ROLES[role]} | {entry['n']} | " + " | ".join(cells) + " |")
     text = (
         "\n".join(lines) + f"\n\nOn {report['counts']['test']:,} test rows; ± is the standard error over n."
@@ -144,8 +173,8 @@ def _results(report: dict[str, Any]) -> str:
     difference, gap = report["difference"], report["gap_recovered"]
     if difference:
         text += (
-            f"\n\nDistilled minus hard labels: {difference['points']:+.2f} points of accuracy, 95% interval "
-            f"{difference['low']:+.2f} to {difference['high']:+.2f} ({difference['over']})."
+            f"\n\nDistilled minus hard labels: {difference['points']:+.2f} points of {measures.noun}, 95% "
+            f"interval {difference['low']:+.2f} to {difference['high']:+.2f} ({difference['over']})."
         )
     if gap["value"] is not None:
         text += f" Share of the gap to the ensemble recovered: {100 * gap['value']:.0f}%."
@@ -159,8 +188,10 @@ def _limits(report: dict[str, Any]) -> str:
         "- Measured on the test rows of one data set; other inputs may behave differently.",
         "- The model always answers with one of its classes, also for an input that belongs to none.",
     ]
+    if report.get("target"):
+        lines[1] = "- The model always answers with a number, also for an input unlike those of train."
     shipped = next((s for s in report["systems"] if s["name"] == report["shipped"]), None)
-    if shipped is not None:
+    if shipped is not None and not report.get("target"):
         known = [
             (v, n)
             for v, n in zip(shipped["per_class_accuracy"], report["class_names"], strict=True)

@@ -18,10 +18,12 @@ from ensemble_kd.report.plots import (
     covariance_plot,
     per_class_plot,
     reliability_diagram,
+    scatter_plot,
     training_curves,
 )
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
+from ensemble_kd.train.measures import Column, measures_of
 
 MANY_TEACHERS = 10
 MANY_CLASSES = 30
@@ -122,15 +124,17 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
 def _subtitle(report: dict[str, Any]) -> str:
     counts = " · ".join(f"{n:,} {split}" for split, n in report["counts"].items())
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report["created"]))
-    return f"{day} · {len(report['class_names'])} classes · {counts}"
+    what = "values" if report.get("target") else f"{len(report['class_names'])} classes"
+    return f"{day} · {what} · {counts}"
 
 
 def _facts(report: dict[str, Any]) -> str:
     gap, facts = report["gap_recovered"], []
+    headline = measures_of(report.get("target")).columns[0]
     for role in ("ensemble", "hard", "distilled"):
         if role in report["summary"]:
-            entry = report["summary"][role]["accuracy"]
-            facts.append((f"{_percent(entry)}", f"accuracy, {ROLES[role].lower()}"))
+            entry = report["summary"][role][headline.key]
+            facts.append((f"{_percent(entry)}", f"{headline.title}, {ROLES[role].lower()}"))
     if gap["value"] is not None:
         error = gap["standard_error"]
         value = f"{100 * gap['value']:.0f}%" + (f" ± {100 * error:.0f}" if error is not None else "")
@@ -144,56 +148,50 @@ def _facts(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    head = [
-        "",
-        "accuracy",
-        "errors",
-        "NLL",
-        "Brier",
-        "ECE",
-        "parameters",
-        "size",
-        "ms at 1",
-        "ms at 32",
-    ]
+    columns = measures_of(report.get("target")).columns
+    head = ["", *(column.title for column in columns), "parameters", "size", "ms at 1", "ms at 32"]
     teachers = [s for s in report["systems"] if s["role"] == "teacher"]
     shown = [s for s in report["systems"] if s["role"] != "teacher"]
     rows = []
     if teachers:
         rows.append(_mean_row("teacher", report))
     for i, system in enumerate(shown):
-        rows.append(_system_row(system, report["shipped"]))
+        rows.append(_system_row(system, report["shipped"], columns))
         role = system["role"]
         last = i + 1 == len(shown) or shown[i + 1]["role"] != role
         if last and report["summary"][role]["n"] > 1:
             rows.append(_mean_row(role, report))
     text = "<h2>Results on the test rows</h2>" + table(head, rows)
+    units = "NLL in nats; Brier summed over classes, ECE over 15 bins"
+    if report.get("target"):
+        units = "R² is the share of the test labels' variance explained; MSE and MAE in the label's units"
     text += (
-        "<p class=quiet>Mean ± standard error over members or seeds. NLL in nats; Brier summed over classes, "
-        "ECE over 15 bins, ms for one forward pass at batch size 1 and 32. The ensemble's parameters, size "
-        "and ms are those of all members.</p>"
+        f"<p class=quiet>Mean ± standard error over members or seeds. {units}, ms for one forward pass at "
+        "batch size 1 and 32. The ensemble's parameters, size and ms are those of all members.</p>"
     )
     if report["excluded"]:
         text += f"<p>Left out of the ensemble: {_escape('; '.join(report['excluded']))}.</p>"
     if teachers:
-        inner = table(head, [_system_row(system, report["shipped"]) for system in teachers])
+        inner = table(head, [_system_row(system, report["shipped"], columns) for system in teachers])
         opened = " open" if len(teachers) <= MANY_TEACHERS else ""
         title = "The teacher" if len(teachers) == 1 else f"Each of the {len(teachers)} teachers"
         text += f"<details{opened}><summary>{title}</summary>{inner}</details>"
     return f"<section>{text}</section>"
 
 
-def _system_row(system: dict[str, Any], shipped: str) -> tuple[str, list[str]]:
+def _cell(value: float | None, column: Column) -> str:
+    if value is None:
+        return "–"
+    return f"{column.scale * value:,.{column.places(value)}f}{'%' if column.scale == 100 else ''}"
+
+
+def _system_row(system: dict[str, Any], shipped: str, columns: tuple[Column, ...]) -> tuple[str, list[str]]:
     name = system["name"] + (" (shipped)" if system["name"] == shipped else "")
     return (
         ' class="shipped"' if system["name"] == shipped else "",
         [
             _dot(system["role"]) + _escape(name),
-            f"{100 * system['accuracy']:.2f}%",
-            f"{system['errors']:,}",
-            rounded(system["nll"]),
-            rounded(system["brier"]),
-            rounded(system["ece"]),
+            *(_cell(system[column.key], column) for column in columns),
             "–" if system["parameters"] is None else f"{system['parameters']:,}",
             _size(system["bytes"]),
             rounded(system["latency_ms_batch_1"], 2),
@@ -205,9 +203,11 @@ def _system_row(system: dict[str, Any], shipped: str) -> tuple[str, list[str]]:
 def _mean_row(role: str, report: dict[str, Any]) -> tuple[str, list[str]]:
     entry = report["summary"][role]
     name = f"{ROLES[role]}, mean of {entry['n']}" if entry["n"] > 1 else ROLES[role]
-    cells = [_dot(role) + _escape(name), _percent(entry["accuracy"]), _mean(entry["errors"], 1)]
+    first, second, *others = measures_of(report.get("target")).columns
+    digits = 1 if second.key == "errors" else second.places(entry[second.key]["mean"])
+    cells = [_dot(role) + _escape(name), _percent(entry[first.key]), _mean(entry[second.key], digits)]
     # The errors of these three are in report.json; here they would push the table off the page.
-    return "", cells + [rounded(entry[key]["mean"]) for key in ("nll", "brier", "ece")] + [""] * 4
+    return "", cells + [_cell(entry[column.key]["mean"], column) for column in others] + [""] * 4
 
 
 def _reference(report: dict[str, Any]) -> str:
@@ -311,6 +311,11 @@ def _share(value: float | None) -> str:
 
 def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) -> str:
     text = ""
+    if arrays.get("values"):
+        text += titled_plot(
+            f"Predictions of the shipped student, {report['shipped']}", scatter_plot(arrays["values"])
+        )
+        text += "<p class=quiet>A dot is a test row; on the dashed line a prediction is right.</p>"
     if arrays.get("reliability"):
         text += titled_plot("Calibration", reliability_diagram(arrays["reliability"]))
         text += (
@@ -337,6 +342,8 @@ def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) ->
 
 
 def _per_class(report: dict[str, Any]) -> str:
+    if report.get("target"):
+        return ""
     accuracy: dict[str, list[float | None]] = {}
     for role in ("hard", "distilled", "ensemble"):
         rows = [s["per_class_accuracy"] for s in report["systems"] if s["role"] == role]

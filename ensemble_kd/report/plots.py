@@ -65,6 +65,10 @@ def plot_arrays(inputs: ReportInputs) -> dict[str, Any]:
     """What the plots need beyond the report: `confusion` (C, C), `reliability` bins per role, the `sweep`."""
     arrays: dict[str, Any] = {"reliability": {}}
     shipped = shipped_system(inputs)
+    if inputs.info.get("target"):
+        if shipped is not None:
+            arrays["values"] = {"true": inputs.labels, "predicted": shipped.logits[:, 0]}
+        return arrays | ({"sweep": inputs.sweep} if inputs.sweep else {})
     if shipped is not None:
         num_classes = len(inputs.info["class_names"])
         arrays["confusion"] = confusion_matrix(shipped.logits.argmax(axis=1), inputs.labels, num_classes)
@@ -142,6 +146,7 @@ def training_curves(histories: dict[str, list[dict[str, Any]]]) -> str:
         ("train_loss", "Training loss"),
         ("validation_loss", "Validation loss"),
         ("validation_accuracy", "Validation accuracy"),
+        ("validation_pearson", "Validation, Pearson's r"),
     ]
     panels = [p for p in panels if any(p[0] in entry for h in histories.values() for entry in h)]
     if not panels:
@@ -189,6 +194,26 @@ def reliability_diagram(bins: dict[str, dict[str, list[Any]]]) -> str:
         axes.set_ylabel("accuracy")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
         return svg(figure, "Reliability diagram: accuracy against confidence")
+
+
+MOST_POINTS = 3000
+
+
+def scatter_plot(values: dict[str, np.ndarray]) -> str:
+    """Predicted against true values of test rows, at most `MOST_POINTS` of them; the diagonal is right."""
+    true, predicted = values["true"], values["predicted"]
+    step = -(-len(true) // MOST_POINTS)
+    low, high = (float(f(true)) for f in (np.min, np.max))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
+        axes.scatter(
+            true[::step], predicted[::step], s=9, color=COLOURS["distilled"], alpha=0.5, linewidths=0
+        )
+        frame(axes, "", "true")
+        axes.set_ylabel("predicted")
+        return svg(figure, "Predicted against true values of the shipped student")
 
 
 def confusion_plot(matrix: np.ndarray, names: list[str]) -> str:

@@ -136,9 +136,15 @@ def _noted(title: str, plot: str, note: str, size: str = "") -> str:
     return titled_plot(title, plot, size) + (f"<p class=quiet>{note}</p>" if plot else "")
 
 
+def _other(value: float | None, metric: str) -> str:
+    return rounded(value) if metric == "validation_loss" else metric_text(value, metric)
+
+
 def _trials(section: dict[str, Any], names: dict[str, str]) -> str:
     metric = section["metric"]
-    other = "validation_accuracy" if lower_is_better(metric) else "validation_loss"
+    other: str | None = "validation_accuracy" if lower_is_better(metric) else "validation_loss"
+    if all(trial.get(other) is None for trial in section["trials"]):  # labels are values
+        other = None
     paths = list(dict.fromkeys(path for t in section["trials"] for path in t.get("parameters") or {}))
     paths = [path for path in section["space"] if path in paths]
     columns = paths if len(paths) <= MANY_SETTINGS else []
@@ -150,14 +156,14 @@ def _trials(section: dict[str, Any], names: dict[str, str]) -> str:
             _name(trial, section),
             *(settings if columns else [_escape(settings_text(trial, names)) or "–"]),
             metric_text(trial.get("value"), metric, trial.get("standard_error")),
-            rounded(trial.get(other)) if other == "validation_loss" else metric_text(trial.get(other), other),
+            *([] if other is None else [_other(trial.get(other), other)]),
             text_of(trial.get("epochs")),
             _escape(_state(trial)),
         ]
         is_winner = section["winner"] is not None and trial["name"] == section["winner"]["name"]
         rows.append((' class="shipped"' if is_winner else "", cells))
     head = ["trial", *([names[p] for p in columns] or ["settings"])]
-    head += [metric.replace("_", " "), other.replace("_", " "), "epochs", "state"]
+    head += [name.replace("_", " ") for name in (metric, other) if name] + ["epochs", "state"]
     css_class = "trials" if columns else "trials together"
     text = "<h2>Trials, best first</h2>" + table(head, rows[:MANY_TRIALS], css_class)
     if len(rows) > MANY_TRIALS:

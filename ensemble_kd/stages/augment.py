@@ -68,6 +68,8 @@ def plan(config: Config, run: Any) -> StagePlan:
         if (path := settings.pop(name)) is not None:
             inputs[name] = _content(Path(path).expanduser())
     kept = data.model_dump(mode="json", include=READ_WITH)
+    if data.target == "value":  # rows are held out by class, where there are classes
+        kept["target"] = data.target
     if isinstance(data.class_names, list):  # a file is among the source's content
         kept["class_names"] = data.class_names
     return StagePlan.of(run, "augment", {"text_augment": settings, "data": kept, "seed": config.seed}, inputs)

@@ -18,6 +18,8 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings.pop("text_augment")  # its texts are among the unlabelled ones
     settings.pop("path")  # the content counts, not where it lies
     settings["text"].pop("source")
+    if settings["target"] == "class":
+        settings.pop("target")
     for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
         if isinstance(settings[name], str):
             settings.pop(name)

@@ -119,6 +119,8 @@ def follow(
             note = f"{task.name}: loss {entry['train_loss']:.4f}"
             if "validation_accuracy" in entry:
                 note += f", validation {100 * entry['validation_accuracy']:.2f}%"
+            elif "validation_loss" in entry:
+                note += f", validation {entry['validation_loss']:.4f}"
             context.console.progress(stage, sum(standing.values()), total, note)
         elif event["kind"] == "warning":
             context.console.warning(f"{task.name}: {event['text']}")

@@ -38,7 +38,7 @@ def plan(
     sweep: str | None = None,
     forms: str | None = None,
 ) -> StagePlan:
-    settings = {"name": config.name, "mean": config.student.mean, **config.report.model_dump(mode="json")}
+    settings = {"name": config.name, "mean": config.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
     inputs = {"teachers": teachers, "student": student}
     inputs |= {"sweep": sweep} if sweep else {}
@@ -105,7 +105,7 @@ def run(
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])
             members = torch.from_numpy(np.stack([system.logits for system in systems], 1))  # (N, M, C)
-            ensemble = mean_logits(members, 1.0, config.student.mean, weights).numpy()
+            ensemble = mean_logits(members, 1.0, config.mean, weights).numpy()
         context.console.progress("report", 1, 3, "drawing")
         inputs = ReportInputs(
             name=config.name,
@@ -119,7 +119,7 @@ def run(
             temperature=config.student.temperature,
             alpha=config.student.alpha,
             objective=_objective(config.student),
-            mean=config.student.mean,
+            mean=config.mean,
             settings=config.model_dump(mode="json", exclude={"report"}),
             lineage=lineage,
             excluded=teachers.summary["excluded"],

@@ -52,7 +52,8 @@ def layout_of(config: Config, info: dict[str, Any], members: int) -> StoreLayout
             "lower it, or set it to null"
         )
     views, classes = config.soft_targets.views, info["num_classes"]
-    return StoreLayout(views, members, classes, top_k, kept_of(config, info))
+    values = info.get("target") is not None
+    return StoreLayout(views, members, classes, top_k, kept_of(config, info), values)
 
 
 class Labeller:

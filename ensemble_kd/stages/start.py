@@ -261,7 +261,7 @@ def _phase(
         alpha=phase.alpha,
         objective=phase.objective_fields if soft else None,
         temperature=phase.temperature,
-        mean=config.student.mean if soft else "arithmetic",
+        mean=(config if phase.task == "classify" else config.student).mean if soft else "arithmetic",
         weights=weights if reads else None,
         initial=initial,
         terms=phase.terms,

@@ -16,7 +16,7 @@ from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
-from ensemble_kd.objectives.base import build_objective
+from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
@@ -41,6 +41,7 @@ from ensemble_kd.stages.start import (
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
+from ensemble_kd.train.validation import preference
 
 STORED = frozenset({"logits"})
 """What the store can give to an objective."""
@@ -60,7 +61,10 @@ def objective_problems(config: Config) -> list[str]:
         else:
             problems += _soft_problems(config, path, block, fields)
         try:
-            build_terms(block.terms, block.temperature, f"{path}.terms")
+            terms = build_terms(block.terms, block.temperature, f"{path}.terms")
+            if _of_values(config, block):
+                for k, term in enumerate(terms):
+                    problems += value_problems(term.objective, block.terms[k]["name"], term.path)
         except ConfigError as error:
             problems += error.problems
     return problems
@@ -68,10 +72,12 @@ def objective_problems(config: Config) -> list[str]:
 
 def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]) -> list[str]:
     try:
-        wanted = build_objective(fields, block.temperature, f"{path}.objective").needs
+        objective = build_objective(fields, block.temperature, f"{path}.objective")
     except ConfigError as error:
         return error.problems
-    name = fields["name"]
+    name, wanted = fields["name"], objective.needs
+    if _of_values(config, block) and (problems := value_problems(objective, name, f"{path}.objective")):
+        return problems
     if missing := sorted(wanted - STORED):
         return [
             f"{path}.objective: {name!r} needs the teacher's {', '.join(missing)}; the soft targets hold "
@@ -80,6 +86,11 @@ def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]
     if config.soft_targets.top_k is not None and name == "mse" and not block.online.logits:
         return [f"{path}.objective: 'mse' needs every logit; set soft_targets.top_k=null or use 'kl'"]
     return []
+
+
+def _of_values(config: Config, block: Any) -> bool:
+    """Whether a block's losses read values: not where words are guessed."""
+    return config.data.target == "value" and getattr(block, "task", "classify") == "classify"
 
 
 def bias_problems(config: Config, info: dict[str, Any]) -> list[str]:
@@ -125,7 +136,9 @@ def tasks(
         roles.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
     roles.append("hard")
     roles += ["plain"] if config.soft_targets.views > 1 else []
-    roles += ["pseudo"] if counts["transfer"] > counts["labelled"] else []
+    # Of values the ensemble's answer is the soft target itself: there are no harder ones.
+    unlabelled = counts["transfer"] > counts["labelled"]
+    roles += ["pseudo"] if unlabelled and config.data.target == "class" else []
     return [
         task(config, role, seed, data, store, counts, basis, weights, combined)
         for seed in range(config.student.seeds)
@@ -179,8 +192,8 @@ def task(
         views=views,
         alpha=student.alpha if soft else 0.0,
         objective=student.objective_fields if soft else None,
-        temperature=student.temperature if soft else 1.0,
-        mean=student.mean,
+        temperature=student.temperature if soft and config.data.target == "class" else 1.0,
+        mean=config.mean,
         weights=None if online and online["logits"] else _weights(learned, weights),
         pseudo_labels=role == "pseudo",
         targets=learned,
@@ -343,7 +356,7 @@ def run(
         )
     entries = [member_summary(task, members) for task in wanted]
     distilled = [entry for entry in entries if entry["role"] == "distilled"]
-    shipped = min(distilled, key=lambda entry: (-entry["validation_accuracy"], entry["validation_loss"]))
+    shipped = min(distilled, key=preference)
     if context.config.sweep is not None and context.config.sweep.refit != "none":
         seed = distilled.index(shipped)
         entries.append(_refit(context, wanted, seed, shipped["best_epoch"], data, info, (store, receipt)))

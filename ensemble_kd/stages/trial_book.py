@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ensemble_kd import space as spaces
 from ensemble_kd.artifacts import canonical, read_json, write_json
 from ensemble_kd.config import StudentConfig, SweepConfig
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.prepared import load_info, load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages.context import Context
@@ -68,6 +68,10 @@ class TrialBook:
         self._recall()
         if not any(trial.kind == "hard" for trial in self.trials.values()):
             self._enter(self._hard(context.config.student))
+
+    @property
+    def _of_values(self) -> bool:
+        return self.context.config.data.target == "value"
 
     # ------------------------------------------------------------------------------------- making trials
 
@@ -288,7 +292,9 @@ class TrialBook:
 
     def _shown(self, values: dict[str, float]) -> str:
         value = values[self.settings.metric]
-        return f"{100 * value:.2f}%" if self.settings.metric.endswith("accuracy") else f"{value:.4f} nats"
+        if self.settings.metric.endswith("accuracy"):
+            return f"{100 * value:.2f}%"
+        return f"{value:.4f}" if self._of_values else f"{value:.4f} nats"
 
     def summary(self, data: Path) -> dict[str, Any]:
         winner, baseline = self.winner(), self.baseline()
@@ -309,7 +315,7 @@ class TrialBook:
             "baseline": baseline.name,
             "student": student,
             "importances": importances(trials, self.space, self.settings.metric, sign(self.settings)),
-            "verdict": self._verdict(winner, baseline, load_labels(data, "validation")),
+            "verdict": self._verdict(winner, baseline, data),
         }
 
     def _described(self, trial: Trial) -> dict[str, Any]:
@@ -336,22 +342,27 @@ class TrialBook:
             "history": [{key: entry[key] for key in keys if key in entry} for entry in history],
         }
 
-    def _verdict(self, winner: Trial, baseline: Trial, labels: np.ndarray) -> dict[str, Any]:
+    def _verdict(self, winner: Trial, baseline: Trial, data: Path) -> dict[str, Any]:
         """Winner against baseline, paired on the validation rows and over seeds."""
         loss = self.settings.metric.endswith("loss")
+        labels, target = load_labels(data, "validation"), load_info(data).target
 
         def scores(trial: Trial) -> list[np.ndarray]:
-            """Per seed what each row adds: right or wrong, or log-likelihood."""
+            """Per seed what each row adds: right or wrong, log-likelihood, or less the squared error."""
             found = []
             for task in trial.tasks:
                 logits = load_logits(task.folder(self.members), "validation").numpy()
+                if target is not None:
+                    found.append(-(((logits[:, 0] - labels) / target["std"]) ** 2))
+                    continue
                 log_probs = log_softmax(logits)[np.arange(len(labels)), labels]
                 found.append(log_probs if loss else (logits.argmax(1) == labels).astype(np.float64))
             return found
 
         tried = sum(trial.over for trial in self.seen.values())
-        difference = combined_interval(scores(winner), scores(baseline), comparisons=tried)
-        scale, unit = (0.01, "nats") if loss else (1.0, "points of accuracy")
+        counts = target is None
+        difference = combined_interval(scores(winner), scores(baseline), comparisons=tried, counts=counts)
+        scale, unit = (0.01, "nats" if counts else "of loss") if loss else (1.0, "points of accuracy")
         low, high, mean = (scale * x for x in (difference.low, difference.high, difference.points))
         count = f"{len(labels):,} validation rows"
         over = f"{len(winner.tasks)} seeds, {count}" if len(winner.tasks) > 1 else f"one seed, {count}"

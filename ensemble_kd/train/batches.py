@@ -41,7 +41,7 @@ class Block:
     inputs: Tensor
     """(B, ...) raw inputs."""
     labels: Tensor
-    """(B,) int64, -1 where unlabelled."""
+    """(B,) int64, -1 where unlabelled; or float32 values, NaN where unlabelled."""
     member_logits: Tensor | None = None
     """(B, M, C) the members' logits, for the view that `views` names."""
     views: Tensor | None = None

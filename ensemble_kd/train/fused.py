@@ -46,6 +46,7 @@ from ensemble_kd.train.member import (
 )
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
+from ensemble_kd.train.validation import validation_metrics
 
 Entry = dict[str, float]
 
@@ -127,7 +128,7 @@ class Fleet:
     def __init__(
         self, tasks: list[MemberTask], data: TrainingData, device: torch.device, brief: bool = False
     ) -> None:
-        self.device = device
+        self.device, self.target = device, data.info.get("target")
         self.members = [Member(task, TrainingConfig.model_validate(task.training)) for task in tasks]
         self.training = self.members[0].training
         self.reader = Reader(tasks, data, self.training, device, brief)
@@ -144,7 +145,7 @@ class Fleet:
     def _arrange(self, state: dict[str, Any] | None) -> None:
         """Loss and optimiser of the members in the stack; `state` of the optimiser, where it has stepped."""
         members = [self.members[i] for i in self.stack.numbers]
-        self.loss = StackedLoss([loss_of(m.task, m.training) for m in members], self.device)
+        self.loss = StackedLoss([loss_of(m.task, m.training, self.target) for m in members], self.device)
         self.optimizer = StackedOptimizer(self.stack, [m.training for m in members])
         if state is not None:
             self.optimizer.inner.load_state_dict(state)
@@ -204,8 +205,10 @@ class Fleet:
         return learning_rate(self.unit, step, self.total_steps)
 
     def _judge(self) -> list[Entry]:
-        """Validation loss and accuracy of each row of the stack."""
+        """`validation_metrics` of each row of the stack."""
         logits = self.stack.predict(self.validation, self.device, self.training.precision)  # (n, N, C)
+        if self.target is not None:
+            return [validation_metrics(row, self.validation_labels, self.target) for row in logits]
         losses = cross_entropy(logits, self.validation_labels).mean(1)
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)
         return [
@@ -323,7 +326,7 @@ def measure(
     # At temperatures of their own, since so they would be.
     tasks = [replace(task, temperature=task.temperature * (1 - 0.01 * i / n)) for i in range(n)]
     fleet = Fleet(tasks, data, device, brief=True)
-    network, loss = copy.deepcopy(fleet.network).train(), loss_of(task, fleet.training)
+    network, loss = copy.deepcopy(fleet.network).train(), loss_of(task, fleet.training, fleet.target)
     optimizer = make_optimizer(network, fleet.training)
     alone = make_batches(task, data, fleet.training, device)
     alone.at_once = 1

@@ -65,7 +65,10 @@ def load_initial(network: Network, initial: dict[str, Any], run: Path | None, in
     body = network.body
     if "source" in initial:
         assert isinstance(body, Transformer)
-        transplant_(body, pretrained_body(initial, body), initial)
+        source = pretrained_body(initial, body)
+        transplant_(body, source, initial)
+        if source.has_head:
+            network.standardise_head_()
         return
     donor = load_member(run, initial, info)
     if isinstance(body, Transformer) and isinstance(donor.body, Transformer):

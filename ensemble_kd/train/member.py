@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
+from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network, build, made_up_inputs
@@ -26,7 +27,7 @@ from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
-from ensemble_kd.objectives.hard import cross_entropy
+from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import (
     Batches,
@@ -55,6 +56,7 @@ from ensemble_kd.train.online import Beside, Online
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 from ensemble_kd.train.stored_states import KeptStates, StoredStates
+from ensemble_kd.train.validation import validation_metrics
 
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
@@ -254,7 +256,7 @@ def member_epochs(
     if network.quantiser is not None:
         network.quantiser.group = replicas.group
     batches = make_batches(task, data, training, device, replicas)
-    loss = loss_of(task, training)
+    loss = loss_of(task, training, data.info.get("target"))
     online, learned = beside(task, data, network, loss, batches, training.precision)
     validation = as_tensor(data.validation.inputs)
     validation_labels = as_tensor(data.validation.labels)
@@ -265,10 +267,7 @@ def member_epochs(
         logits = predict(network, validation, device, precision=training.precision)
         if judge is not None:
             return judge(judge.specialty.logits(logits))
-        return {
-            "validation_loss": float(cross_entropy(logits, validation_labels).mean()),
-            "validation_accuracy": float((logits.argmax(1) == validation_labels).float().mean()),
-        }
+        return validation_metrics(logits, validation_labels, data.info.get("target"))
 
     try:
         progress = yield from train_epochs(
@@ -312,12 +311,17 @@ def initial_network(task: MemberTask, data: TrainingData) -> Network:
     return network
 
 
-def loss_of(task: MemberTask, training: TrainingConfig) -> DistillationLoss:
-    """What a task minimises."""
+def loss_of(
+    task: MemberTask, training: TrainingConfig, target: dict[str, float] | None = None
+) -> DistillationLoss:
+    """What a task minimises; `target` as in DataInfo."""
+    of_labels: dict[str, Any] = {}
+    if target is not None and not task.masked_lm:
+        of_labels = {"hard": squared_error, "unit": target["std"]}
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
-    return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares)
+    return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares, **of_labels)
 
 
 def beside(
@@ -435,10 +439,7 @@ def finish_member(
         special["class_bias"] = bias.tolist()
     logits = {name: predict(network, part, device) for name, part in inputs.items()}
     if judge is None:
-        measured = {
-            "validation_loss": float(cross_entropy(logits["validation"], labels).mean()),
-            "validation_accuracy": float((logits["validation"].argmax(1) == labels).float().mean()),
-        }
+        measured = validation_metrics(logits["validation"], labels, data.info.get("target"))
     else:
         logits = {name: judge.specialty.logits(part) for name, part in logits.items()}
         measured = judge(logits["validation"][judge.rows], corrected=True)
@@ -575,7 +576,7 @@ def _resident(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 
 def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
     """(n,) row numbers that the member draws its examples from."""
-    rows = (labels >= 0).nonzero()[:, 0] if task.rows["labelled"] else torch.arange(len(labels))
+    rows = labelled(labels).nonzero()[:, 0] if task.rows["labelled"] else torch.arange(len(labels))
     if without := task.rows.get("without"):
         rows = rows[~torch.isin(labels[rows], torch.tensor(without))]
     generator = torch.Generator().manual_seed(mix(task.seed, 17))
@@ -597,7 +598,11 @@ def _filtered(
     specialty = Specialty(**task.specialist) if task.specialist else None
     inside = specialty.inside(info["num_classes"]) if specialty else None
     for block in blocks:
-        keep = block.labels >= 0 if task.rows["labelled"] else torch.ones_like(block.labels, dtype=torch.bool)
+        keep = (
+            labelled(block.labels)
+            if task.rows["labelled"]
+            else torch.ones_like(block.labels, dtype=torch.bool)
+        )
         if without := task.rows.get("without"):
             keep &= ~torch.isin(block.labels, torch.tensor(without))
         rows = block.rows.numpy().astype(np.uint64)

@@ -1,4 +1,4 @@
-"""How good a classifier's distributions are on labelled rows. numpy only.
+"""How good a classifier's distributions, or a regressor's values, are on labelled rows. numpy and scipy only.
 
 N examples, C classes; `log_probs` are log-softmax rows, shape (N, C).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import pearsonr, rankdata
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -42,6 +43,36 @@ def classification_metrics(log_probs: np.ndarray, labels: np.ndarray) -> dict[st
         "per_class_accuracy": [float(r / n) if n else None for r, n in zip(right, seen, strict=True)],
         "count": count,
     }
+
+
+def regression_metrics(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """r2, mse, mae, pearson, spearman and count of (N,) `values` against (N,) `labels`, both in one unit.
+
+    r2 = 1 - mse / var(labels), below 0 for what is worse than the mean of these labels. The correlations are
+    0 where one side is constant, r2 is NaN where the labels are.
+    """
+    if values.shape != labels.shape or values.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"values (N,) and labels (N,), N >= 1; got {values.shape}, {labels.shape}")
+    values, labels = values.astype(np.float64), labels.astype(np.float64)
+    if np.isnan(labels).any():
+        raise ValueError("labels hold NaN; leave unlabelled rows out")
+    error = values - labels
+    mse, variance = float((error**2).mean()), float(labels.var())
+    return {
+        "r2": 1 - mse / variance if variance else float("nan"),
+        "mse": mse,
+        "mae": float(np.abs(error).mean()),
+        "pearson": _correlation(values, labels),
+        "spearman": _correlation(rankdata(values), rankdata(labels)),
+        "count": len(labels),
+    }
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's r, 0 where one side is constant or not finite."""
+    if not np.isfinite(a).all() or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(pearsonr(a, b).statistic)
 
 
 def reliability_bins(log_probs: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> dict[str, list[Any]]:

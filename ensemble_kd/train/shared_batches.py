@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ensemble_kd.artifacts import canonical
 from ensemble_kd.config import TrainingConfig
+from ensemble_kd.data.labels import labelled
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.train.batches import Batches, MemberLogits, Targets, TensorSource, pad_alike
@@ -160,7 +161,7 @@ def _kept(
 def _same_examples(tasks: list[MemberTask], data: TrainingData) -> list[list[int]]:
     """Members by what they read; one without a teacher goes with those that see its rows in its order."""
     # Where every row has a label, it makes no difference whether a member wants labelled rows only.
-    whole = data.transfer is not None and bool((data.transfer.labels >= 0).all())
+    whole = data.transfer is not None and bool(labelled(data.transfer.labels).all())
     groups: dict[tuple[int, bool, str | None], list[int]] = {}
     for i in sorted(range(len(tasks)), key=lambda i: not tasks[i].reads_teacher):
         task = tasks[i]

@@ -35,8 +35,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), error
 
 
-def paired_interval(a: np.ndarray, b: np.ndarray, comparisons: int = 1) -> Interval:
-    """95% interval of accuracy(a) - accuracy(b), from correctness per example on the same N rows.
+def paired_interval(a: np.ndarray, b: np.ndarray, comparisons: int = 1, counts: bool = True) -> Interval:
+    """95% interval of accuracy(a) - accuracy(b), from correctness per example on the same N rows; or of
+    another mean over rows from its parts, without the correction for `counts`.
 
     `comparisons`: of how many candidates `a` was found the best on these rows; all their intervals then
     hold at once with 95% (Bonferroni).
@@ -47,7 +48,8 @@ def paired_interval(a: np.ndarray, b: np.ndarray, comparisons: int = 1) -> Inter
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     count = len(difference)
-    half = float(ndtri(1 - 0.025 / comparisons)) * float(difference.std()) / math.sqrt(count) + 1 / count
+    half = float(ndtri(1 - 0.025 / comparisons)) * float(difference.std()) / math.sqrt(count)
+    half += 1 / count if counts else 0.0
     mean = float(difference.mean())
     return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), f"{count:,} test examples")
 
@@ -62,15 +64,17 @@ def seed_interval(differences: Sequence[float]) -> Interval:
     return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), f"{len(differences)} seeds")
 
 
-def combined_interval(a: Sequence[np.ndarray], b: Sequence[np.ndarray], comparisons: int = 1) -> Interval:
+def combined_interval(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], comparisons: int = 1, counts: bool = True
+) -> Interval:
     """Interval of the mean difference of n seeds, pair i being correctness per example of a[i] and b[i].
 
     One seed: over test examples. More: the wider of the intervals over seeds and over test examples, since
-    seeds that happen to agree on a small test set show nothing about other examples. `comparisons` as in
-    `paired_interval`, for the interval over examples alone: with a few seeds the other is wide enough.
+    seeds that happen to agree on a small test set show nothing about other examples. `comparisons`, `counts`
+    as in `paired_interval`, for the interval over examples alone: with a few seeds the other is wide enough.
     """
     count = len(a[0])
-    over_examples = paired_interval(np.mean(a, axis=0), np.mean(b, axis=0), comparisons)
+    over_examples = paired_interval(np.mean(a, axis=0), np.mean(b, axis=0), comparisons, counts)
     if len(a) == 1:
         over, widest = "one seed", over_examples
     else:
@@ -115,19 +119,21 @@ def verdict(
     no_gap_reason: str | None = None,
     over_pseudo_labels: Interval | None = None,
     gap_within_noise: bool | None = None,
+    noun: str = "accuracy",
 ) -> str:
-    """A plain sentence or three: did distillation help, by how much, and is that more than noise?"""
+    """A plain sentence or three: did distillation help, by how much, and is that more than noise? `noun` is
+    what the points are of."""
     points = _points(abs(difference.points))
     told = f"(95% interval {_interval(difference)}; {difference.over})"
     if difference.outcome == "helped":
-        text = f"Distillation helped: {points} more accuracy than the same student on hard labels {told}."
+        text = f"Distillation helped: {points} more {noun} than the same student on hard labels {told}."
     elif difference.outcome == "hurt":
         text = (
-            f"Distillation did not help here: it cost {points} of accuracy "
+            f"Distillation did not help here: it cost {points} of {noun} "
             f"against the same student on hard labels {told}."
         )
     else:
-        change = f"{points} {'more' if difference.points >= 0 else 'less'} accuracy"
+        change = f"{points} {'more' if difference.points >= 0 else 'less'} {noun}"
         text = (
             f"Distillation did not help here, as far as this run can show: {change} than the same student "
             f"on hard labels is within the noise {told}."

@@ -20,7 +20,7 @@ from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished,
 Epochs = Generator[Entry, None, bool]
 
 JUDGED = ("validation_accuracy", "validation_loss")
-"""What an evaluation produces, so what a sweep can choose by."""
+"""What an evaluation produces, of values the loss alone, so what a sweep can choose by."""
 
 
 @dataclass
@@ -215,7 +215,8 @@ class Packet:
 def values_of(tasks: list[MemberTask], members: Path) -> dict[str, float]:
     """`JUDGED` of finished students, mean over them."""
     summaries = [manifest.summary for task in tasks if (manifest := finished(task, members))]
-    return {key: math.fsum(s[key] for s in summaries) / len(summaries) for key in JUDGED}
+    known = [key for key in JUDGED if all(key in summary for summary in summaries)]
+    return {key: math.fsum(s[key] for s in summaries) / len(summaries) for key in known}
 
 
 def mean_entry(entries: list[Entry]) -> Entry | None:
