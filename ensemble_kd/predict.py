@@ -102,13 +102,21 @@ def wanted_columns(piece: FilePiece, predictor: Predictor) -> list[str]:
 def result(
     table: pa.Table, answers: Answers, predictor: Predictor, first: int, keep_bad: bool = False
 ) -> pa.Table:
-    """What is written of the rows of a table, of which `first` is the number of the first."""
+    """What is written of a table's rows, of which `first` is the number of the first.
+
+    Of a regressor it is the value alone.
+    """
     key = predictor.id_column
     ids = table[key] if key in table.column_names else pa.array(range(first, first + table.num_rows))
     rows = np.arange(table.num_rows) if keep_bad else answers.good
     bad = np.array([answers.problems[i] is not None for i in rows], bool)
     probabilities = answers.probabilities[rows].astype(float)
     probabilities[bad] = 0.0
+    if predictor.info.target is not None:
+        columns = {"id": ids.take(pa.array(rows)), "value": pa.array(probabilities[:, 0], mask=bad)}
+        if keep_bad:
+            columns["problem"] = pa.array([answers.problems[i] for i in rows], pa.string())
+        return pa.table(columns)
     best = probabilities.argmax(axis=1) if len(rows) else np.empty(0, np.int64)
     top = probabilities[np.arange(len(rows)), best]
     names = pa.array([predictor.class_names[i] for i in best], pa.string())
@@ -188,7 +196,7 @@ class FileWriter:
             self.writer = self.writer or self.partial.open("w", encoding="utf-8")
             self.writer.writelines(f"{line}\n" for line in _lines(table))
             return
-        if self.output.suffix == ".csv":
+        if self.output.suffix == ".csv" and "probabilities" in table.column_names:
             table = self._flat(table)
         if self.writer is None:
             make = pq.ParquetWriter if self.output.suffix == ".parquet" else pc.CSVWriter

@@ -96,12 +96,19 @@ def info_of(kind: str, **columns: Any) -> dict[str, Any]:
 
 
 def package(
-    folder: Path, kind: str, model: dict[str, Any] | None = None, seed: int = 0, **columns: Any
+    folder: Path,
+    kind: str,
+    model: dict[str, Any] | None = None,
+    calibration: dict[str, Any] | None = None,
+    target: dict[str, float] | None = None,
+    **columns: Any,
 ) -> tuple[Path, Network]:
-    """The folder of an untrained model, and its network."""
+    """The folder of an untrained model, and its network; with `target` of a regressor."""
     info = info_of(kind, **columns)
+    if target is not None:
+        info |= {"target": target, "num_classes": 1, "class_names": []}
     model = model or {"text": {"name": "bag", "embedding": 8}}.get(kind, {"name": "mlp", "hidden": [8]})
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()
     with torch.no_grad():  # initial weights of transformers are so small that all classes look alike
         for parameter in network.parameters():
@@ -110,7 +117,7 @@ def package(
     if kind == "pieces":
         tokenizer = to_json(write_tokenizer(folder / "tokenizer")) / "tokenizer.json"
         _plain(tokenizer)
-    save_package(folder / "model", network, model, info, "# card", tokenizer, {"student": "s"})
+    save_package(folder / "model", network, model, info, "# card", tokenizer, {"student": "s"}, calibration)
     return folder / "model", network
 
 

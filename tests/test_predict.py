@@ -13,43 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pydantic import TypeAdapter
+from model_cases import NAMES, package
 
-from ensemble_kd.config import ModelConfig, TextConfig
 from ensemble_kd.data.prepared import DataInfo, Preprocessor
 from ensemble_kd.errors import InputError
-from ensemble_kd.models.build import Network, build
-from ensemble_kd.models.package import save_package
+from ensemble_kd.models.build import Network
 from ensemble_kd.predict import predict_file
-
-NAMES = ["cat", "dog", "eel"]
-
-
-def package(folder: Path, kind: str, **columns: Any) -> tuple[Path, Network]:
-    """The folder of an untrained model, and its network."""
-    shape = {"numeric": [4], "image": [5, 4, 3], "text": [12]}[kind]
-    preprocess: dict[str, Any] = {"columns": {"input": "input", "label": "label", "id": None, **columns}}
-    if kind == "image":
-        preprocess["image"] = {"shape": shape}
-    if kind == "text":
-        preprocess["text"] = TextConfig(vocabulary_size=64).model_dump(mode="json")
-    channels = {"numeric": 4, "image": 3, "text": 0}[kind]
-    info = DataInfo(
-        kind=kind,
-        input_shape=shape,
-        num_classes=3,
-        class_names=NAMES,
-        mean=[0.4] * channels,
-        std=[0.3] * channels,
-        vocabulary_size=65 if kind == "text" else 0,
-        preprocess=preprocess,
-        counts={"train": 9, "validation": 3, "test": 3, "transfer": 9, "labelled": 9},
-    ).to_dict()
-    model = {"name": "bag", "embedding": 8} if kind == "text" else {"name": "mlp", "hidden": [8]}
-    torch.manual_seed(0)
-    network = build(TypeAdapter(ModelConfig).validate_python(model), info).eval()
-    save_package(folder / "model", network, model, info, "# card", None, {})
-    return folder / "model", network
 
 
 def probabilities(network: Network, inputs: np.ndarray) -> np.ndarray:
@@ -86,7 +55,7 @@ def write_numbers(folder: Path, suffix: str, values: Any, ids: list[Any] | None 
     return path
 
 
-COLUMNS = {"input": ["f0", "f1", "f2", "f3"], "id": "key"}
+COLUMNS: dict[str, Any] = {"input": ["f0", "f1", "f2", "f3"], "id": "key"}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
@@ -236,3 +205,76 @@ def test_an_output_folder_that_is_not_there(tmp_path: Path) -> None:
     source = write_numbers(tmp_path, ".csv", numbers().tolist())
     with pytest.raises(InputError, match=r"--output: .*no such folder"):
         predict_file(model, str(source), tmp_path / "missing" / "out.csv", 10, print)
+
+
+# ---------------------------------------------------------------------------------- what becomes of rows
+
+
+def test_bad_rows_by_choice(tmp_path: Path) -> None:
+    model, network = package(tmp_path, "numeric", **COLUMNS)
+    values = numbers(4)
+    rows: list[Any] = values.tolist()
+    rows[2][1] = ""
+    source = write_numbers(tmp_path, ".csv", rows, list("abcd"))
+    expected = probabilities(network, values)
+    target = tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match=r"row 2: column 'f1' is missing.*\n.*--on-bad-row skip or null"):
+        predict_file(model, str(source), target, 10, print, on_bad_row="error")
+    assert not target.exists() and not list(tmp_path.glob(".*.tmp"))
+    for suffix in (".jsonl", ".parquet", ".csv"):
+        target = tmp_path / f"out{suffix}"
+        problems = predict_file(model, str(source), target, 3, print, on_bad_row="null")
+        assert problems == ["row 2: column 'f1' is missing or NaN"]
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in found] == list("abcd")
+    assert found[2]["label"] is None and found[2]["probabilities"] is None and found[2]["problem"]
+    assert found[3]["label"] == expected[3].argmax() and found[3]["problem"] is None
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == found
+    flat = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert flat[2]["label"] == "" and float(flat[3]["probability_1"]) == pytest.approx(expected[3, 1])
+
+
+def test_long_texts_are_cut_only_when_told(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "text")
+    path = tmp_path / "rows.jsonl"
+    texts = ["a", "eleven different words make more numbers than a model takes here"]
+    path.write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
+    shown: list[str] = []
+    (problem,) = predict_file(model, str(path), None, 10, shown.append)
+    assert problem.startswith("row 1: a text of ") and "the model takes 12, the rest would be cut" in problem
+    assert len(shown) == 1
+    assert predict_file(model, str(path), None, 10, shown.append, truncate=True) == [] and len(shown) == 3
+
+
+def test_a_threshold_says_which_rows_are_answered(tmp_path: Path) -> None:
+    model, network = package(
+        tmp_path, "numeric", calibration={"temperature": 2.0, "threshold": 0.5}, **COLUMNS
+    )
+    values = numbers(8)
+    found, _ = lines(model, write_numbers(tmp_path, ".csv", values.tolist(), list(range(8))))
+    with torch.no_grad():
+        expected = torch.softmax(network(torch.from_numpy(values)).logits / 2, 1).numpy()
+    np.testing.assert_allclose([row["probabilities"] for row in found], expected, rtol=1e-5)
+    assert [row["answered"] for row in found] == (expected.max(1) >= 0.5).tolist()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_regressor_gives_values(tmp_path: Path, suffix: str) -> None:
+    model, network = package(tmp_path, "numeric", target={"mean": 40.0, "std": 9.0}, **COLUMNS)
+    values = numbers(5)
+    rows: list[Any] = values.tolist()
+    rows[3][0] = "x"
+    target = tmp_path / f"out{suffix}"
+    source = write_numbers(tmp_path, ".csv", rows, list("abcde"))
+    assert len(predict_file(model, str(source), target, 3, print, on_bad_row="null")) == 1
+    with torch.no_grad():
+        expected = network(torch.from_numpy(values)).logits[:, 0].numpy()
+    assert abs(expected - 40).max() < 40  # in the labels' units
+    if suffix == ".csv":
+        found: list[Any] = list(csv.DictReader(target.open()))
+        assert found[3]["value"] == ""
+    else:
+        found = [json.loads(line) for line in target.read_text().splitlines()]
+        assert found[3]["value"] is None and list(found[0]) == ["id", "value", "problem"]
+    kept = [0, 1, 2, 4]
+    np.testing.assert_allclose([float(found[i]["value"]) for i in kept], expected[kept], rtol=1e-5)

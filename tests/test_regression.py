@@ -41,6 +41,7 @@ from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.logits import LogitMSE
 from ensemble_kd.objectives.mixture import DistillationLoss, StackedLoss
+from ensemble_kd.predict import predict_file
 from ensemble_kd.report import ReportInputs, System, build_report
 from ensemble_kd.report.card import model_card
 from ensemble_kd.report.page import render
@@ -546,3 +547,7 @@ def test_a_run_with_a_sweep_on_numbers(tmp_path: Path, ray_session: None) -> Non
     values = predict(package.network, torch.from_numpy(test.inputs), torch.device("cpu"))[:, 0].numpy()
     assert regression_metrics(values, test.labels)["mse"] == pytest.approx(shipped["mse"], rel=1e-4)
     assert manifests["data"].summary["info"]["target"] == package.info["target"]
+    out = tmp_path / "values.jsonl"
+    assert predict_file(tmp_path / "run" / "model", str(tmp_path / "diabetes.parquet"), out, 100, print) == []
+    told = np.array([json.loads(line)["value"] for line in out.read_text().splitlines()])
+    assert len(told) == 442 and np.corrcoef(told, bunch.target)[0, 1] > 0.4

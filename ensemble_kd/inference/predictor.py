@@ -28,7 +28,7 @@ class Answers:
     """What a model says of N rows."""
 
     probabilities: np.ndarray
-    """(N, C) float32; a bad row's are NaN."""
+    """(N, C) float32; a bad row's are NaN. Of a regressor its values (N, 1), in the labels' units."""
     problems: list[str | None]
     """What is wrong with each row, None where nothing is."""
 
@@ -130,7 +130,8 @@ class Predictor:
         good = Answers(probabilities, problems).good
         if len(good):
             # `inputs` has a row for every row of the table, with a placeholder where it is bad.
-            probabilities[good] = softmax(self.logits(inputs[good], batch_size))
+            found = self.logits(inputs[good], batch_size)
+            probabilities[good] = softmax(found) if self.info.target is None else found
         return Answers(probabilities, problems)
 
 
