@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks import (  # noqa: F401 - each enters its benchmarks
     demo,
+    export,
     fused,
     soft_targets,
     specialists,

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected = {"demo", "loop", "ensemble", "targets", "store", "precompute", "memory"}
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
-    expected |= {"cached", "online", "buckets", "finetune"}
+    expected |= {"cached", "online", "buckets", "finetune", "latency", "int8"}
     assert expected <= set(BENCHMARKS)
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound > 0 and entry.unit
