@@ -68,8 +68,9 @@ def test_onnx_and_int8_of_an_mlp(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_form_of_every_kind(tmp_path: Path, name: str) -> None:
     model, _ = case(tmp_path, name)
-    made = export(model)
-    assert set(made) == set(available(load_package(model)))
+    forms = [form for form in available(load_package(model)) if form != "mlflow"]  # runs the ONNX graph
+    made = export(model, *forms)
+    assert list(made) == forms
     for form, entry in made.items():
         if form != "int8":
             assert entry["logit_difference"] < 1e-4, form
