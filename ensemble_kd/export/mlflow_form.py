@@ -32,9 +32,10 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
 
     Raises ExportError.
     """
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+    with _quiet():  # importing it warns
+        import mlflow.pyfunc
+        from mlflow.models import ModelSignature
+        from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     files = [path.name for path in graph.iterdir()]
     finish(graph, "export", "", {"form": "onnx"}, {}, files, {})
@@ -107,9 +108,9 @@ def _frame(columns: dict[str, list[Any]]) -> Any:
 
 def load_mlflow(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """(B, ...) inputs as the data stage writes them -> (B, C) logits of the model inside."""
-    import mlflow.pyfunc
-
     with _quiet():
+        import mlflow.pyfunc
+
         model = mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
     return lambda inputs: model.predictor.logits(inputs)
 
