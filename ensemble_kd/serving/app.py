@@ -132,7 +132,7 @@ def create_app(
         if reply.batch:
             counted.batch(*reply.batch)
         if reply.body is None:
-            raise RefusedError(422, schema.row_problems(reply.bad))
+            raise RefusedError(422, schema.row_problems(reply.bad, table.num_rows))
         counted.seconds.observe(time.perf_counter() - begin)
         return JSON(reply.body)
 

@@ -128,13 +128,15 @@ class RequestSchema:
                 arrays.append(pa.array(cells, pa.binary()))
         return pa.table(arrays, names=self.columns), request.get("on_bad_row") == "null", bad
 
-    def row_problems(self, bad: dict[int, str]) -> list[str]:
+    def row_problems(self, bad: dict[int, str], rows: int) -> list[str]:
         """`rows.3.text: what is wrong`, and how to go on without these rows."""
         column = f".{self.columns[0]}" if len(self.columns) == 1 else ""
         found = _cut([f"rows.{i}{column}: {text}" for i, text in sorted(bad.items())])
         if any("would be cut off" in text for text in bad.values()):
             found.append("shorten long texts, or start the server with --truncate to have them cut")
-        return [*found, 'send "on_bad_row": "null" to have the other rows answered']
+        if len(bad) < rows:
+            found.append('send "on_bad_row": "null" to have the other rows answered')
+        return found
 
     def _refused(self, error: ValidationError) -> RefusedError:
         found = error.errors(include_url=False)

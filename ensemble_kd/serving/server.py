@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,8 +68,8 @@ def serve_model(
                 _run(app, listener, lambda: write(f"serving {folder} ({model.form}) on {url}{note}"))
                 write("stopped")
             finally:
-                # Ray reports the actors that it ends here as failures.
-                with _ignored(), nullcontext() if verbose else quiet_stderr():
+                # Ray reports the actors that it ends here as failures, by way of standard output.
+                with _ignored(), nullcontext() if verbose else quiet_stderr(), redirect_stdout(StringIO()):
                     on_ray.stop()
                     runtime.__exit__()
 
