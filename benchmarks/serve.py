@@ -117,7 +117,9 @@ def _save(
 
 
 @contextmanager
-def served(model: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
+def served(
+    model: Path, *options: str, env: dict[str, str] | None = None, stop: signal.Signals = signal.SIGTERM
+) -> Iterator[tuple[str, int]]:
     """Host and port of `ensemble-kd serve MODEL` in a process of its own, which must end with exit code 0."""
     command = [sys.executable, "-m", "ensemble_kd", "serve", str(model), "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as errors:
@@ -138,7 +140,7 @@ def served(model: Path, *options: str, env: dict[str, str] | None = None) -> Ite
         finally:
             watch.cancel()
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(stop)
             rest, _ = process.communicate(timeout=60)
         errors.seek(0)
         if process.returncode != 0:
