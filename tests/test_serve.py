@@ -36,6 +36,7 @@ from benchmarks.serve import served
 from ensemble_kd.serving import page
 from ensemble_kd.serving.answers import Question, Reply, Responder
 from ensemble_kd.serving.app import Description, Limits, UnavailableError, create_app, read_body
+from ensemble_kd.serving.gather import Gatherer
 from ensemble_kd.serving.schema import RefusedError, RequestSchema
 
 JSON = {"Content-Type": "application/json"}
@@ -139,6 +140,28 @@ def test_requests_are_answered_together_each_with_its_own_rows(tmp_path: Path) -
     assert_same(json.loads(third.body)["rows"], alone[2:])
     found = np.array([row["probabilities"] for row in json.loads(first.body)["rows"]], np.float32)
     assert (found == predictor.answer(pa.table({"input": texts[:2]})).probabilities).all()  # to the bit
+
+
+def test_questions_travel_together_while_replicas_are_busy() -> None:
+    sent: list[list[int]] = []
+
+    async def send(questions: list[Question]) -> list[Reply]:
+        sent.append([question.table.num_rows for question in questions])
+        await asyncio.sleep(0.01)
+        if sent[-1] == [7]:
+            raise UnavailableError("gone")
+        return [Reply(str(question.table.num_rows).encode(), {}) for question in questions]
+
+    async def main() -> list[Any]:
+        gather = Gatherer(send, messages=1, max_rows=4)
+        sizes = [1, 2, 2, 1, 7, 3]
+        asked = [gather(Question(pa.table({"input": ["x"] * size}))) for size in sizes]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(main())
+    assert sent == [[1], [2, 2], [1], [7], [3]]  # a question of seven rows goes alone, and fails alone
+    assert [reply.body for i, reply in enumerate(found) if i != 4] == [b"1", b"2", b"2", b"1", b"3"]
+    assert isinstance(found[4], UnavailableError)
 
 
 def test_the_threshold_says_what_is_better_not_answered(tmp_path: Path) -> None:

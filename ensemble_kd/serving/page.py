@@ -38,8 +38,8 @@ button:disabled { opacity: .6; cursor: wait; }
 #label { font-size: 1.3rem; font-weight: 700; overflow-wrap: anywhere; }
 table { width: 100%; border-collapse: collapse; margin-top: .6rem; }
 th, td { padding: .2rem 0; text-align: left; font-weight: 400; }
-th { width: 35%; padding-right: .8rem; overflow-wrap: anywhere; }
-td:last-child { width: 4.2rem; text-align: right; font-variant-numeric: tabular-nums; }
+th { width: 30%; padding-right: .8rem; overflow-wrap: anywhere; }
+td:last-child { width: 4.8rem; text-align: right; font-variant-numeric: tabular-nums; }
 .track { height: .75rem; background: var(--track); border-radius: .4rem; overflow: hidden; }
 .bar { height: 100%; background: var(--mark); }
 .wrong { color: var(--wrong); }

@@ -14,19 +14,24 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.predict import load_predictor
 from ensemble_kd.serving.answers import Question, Reply, Responder
 from ensemble_kd.serving.app import Answer, Limits, UnavailableError
+from ensemble_kd.serving.gather import Gatherer
 
 NAME = "ensemble-kd"
 
 
-class Weighed(NamedTuple):
-    """A question, and how much of a batch it is; a larger one than a batch is a batch of its own."""
+MESSAGES = 2
+"""Under way to one replica: the next one is there when it has answered the last."""
 
-    question: Question
+
+class Message(NamedTuple):
+    """Questions that came together, and how much of a batch they are: at most a whole one."""
+
+    questions: list[Question]
     rows: int
 
 
-def _rows(waiting: list[Weighed]) -> int:
-    return sum(one.rows for one in waiting)
+def _rows(waiting: list[Message]) -> int:
+    return sum(message.rows for message in waiting)
 
 
 class Replica:
@@ -39,15 +44,17 @@ class Replica:
         self._batched.set_max_batch_size(limits.max_batch)
         self._batched.set_batch_wait_timeout_s(limits.max_wait_ms / 1000)
 
-    async def __call__(self, question: Question) -> Reply:
-        rows = min(question.table.num_rows, self.limits.max_batch)
-        reply: Reply = await self._batched(Weighed(question, rows))
-        return reply
+    async def __call__(self, questions: list[Question]) -> list[Reply]:
+        rows = sum(question.table.num_rows for question in questions)
+        replies: list[Reply] = await self._batched(Message(questions, min(rows, self.limits.max_batch)))
+        return replies
 
     @serve.batch(batch_size_fn=_rows)
-    async def _batched(self, waiting: list[Weighed]) -> list[Reply]:
-        # In a thread: the next requests are received meanwhile, and health checks answered.
-        return await asyncio.to_thread(self.responder, [one.question for one in waiting])
+    async def _batched(self, waiting: list[Message]) -> list[list[Reply]]:
+        # In a thread: the next message arrives meanwhile, and health checks are answered.
+        questions = [question for message in waiting for question in message.questions]
+        replies = iter(await asyncio.to_thread(self.responder, questions))
+        return [[next(replies) for _ in message.questions] for message in waiting]
 
 
 def deploy(folder: Path, form: str, limits: Limits, replicas: int) -> Answer:
@@ -60,7 +67,7 @@ def deploy(folder: Path, form: str, limits: Limits, replicas: int) -> Answer:
     deployment = serve.deployment(
         name="model",
         num_replicas=replicas,
-        max_ongoing_requests=limits.max_in_flight,
+        max_ongoing_requests=limits.max_batch,  # as Serve wants; there are fewer messages
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": 1},  # from which Ray sets OMP_NUM_THREADS
@@ -71,16 +78,16 @@ def deploy(folder: Path, form: str, limits: Limits, replicas: int) -> Answer:
     except (RuntimeError, RayServeException) as error:
         raise EnsembleKDError(f"the replicas did not start: {error}") from error
 
-    async def answer(question: Question) -> Reply:
+    async def send(questions: list[Question]) -> list[Reply]:
         try:
-            reply: Reply = await handle.remote(question)
+            replies: list[Reply] = await handle.remote(questions)
         except RayTaskError:  # our own failure inside a replica
             raise
         except (RayError, RayServeException) as error:
             raise UnavailableError("the replica that was to answer is gone; try again") from error
-        return reply
+        return replies
 
-    return answer
+    return Gatherer(send, MESSAGES * replicas, limits.max_batch)
 
 
 def stop() -> None:

@@ -56,6 +56,8 @@ def serve_model(
             if replicas > cpus:
                 raise InputError(f"--replicas: {replicas}, but there are {cpus} CPUs; each replica takes one")
 
+            # Whatever Serve is told elsewhere: its router must outlive the HTTP side's event loop.
+            os.environ["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] = "1"
             from ensemble_kd.serving import replicas as on_ray
 
             if not verbose:  # after the import, which sets the level itself
