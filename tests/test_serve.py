@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_predict import COLUMNS, NAMES, package, probabilities
+from model_cases import NAMES, package
+from test_predict import COLUMNS, probabilities
 from typer.testing import CliRunner
 
 from ensemble_kd.cli import app as commands
@@ -387,11 +388,30 @@ def test_pairs_have_a_text_each() -> None:
     assert schema.row_problems({1: "bad"}, 2)[0] == "rows.1: bad"
 
 
+def test_a_regressor_gives_its_value(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", target={"mean": 400.0, "std": 9.0})
+    rows = [{"input": [1.0, 2.0, 3.0, 4.0]}, {"input": [1.0, 2.0, 3.0, 1e300]}]
+    http = client(model)
+    answer = http.post("/predict", json={"rows": rows, "on_bad_row": "null"})
+    expected = Predictor(model).answer(pa.table({"input": [rows[0]["input"]]})).probabilities
+    good, bad = answer.json()["rows"]
+    assert good == {"value": pytest.approx(float(expected[0, 0]), rel=1e-6), "problem": None}
+    assert bad["value"] is None and "too large" in bad["problem"]
+    schema = http.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]["content"]
+    assert set(schema["application/json"]["schema"]["properties"]["rows"]["items"]["required"]) == {"value"}
+    assert http.get("/metadata").json()["target"] == {"mean": 400.0, "std": 9.0}
+    assert "gives a number" in http.get("/").text
+
+
 def test_metadata(tmp_path: Path) -> None:
     model, _ = package(tmp_path, "numeric", **COLUMNS)
     found = client(model, Limits(max_rows=9)).get("/metadata").json()
     assert found["columns"] == COLUMNS["input"] and found["class_names"] == NAMES
-    assert found["form"] == "pytorch" and found["limits"]["max_rows"] == 9 and found["lineage"] == {}
+    assert (
+        found["form"] == "pytorch"
+        and found["limits"]["max_rows"] == 9
+        and found["lineage"] == {"student": "s"}
+    )
 
 
 def test_the_page_is_self_contained_and_escapes(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Responder:
     def __init__(self, predictor: Predictor, truncate: bool, batch_size: int) -> None:
         self.predictor, self.truncate, self.batch_size = predictor, truncate, batch_size
         self._threshold = predictor.threshold
+        self._value = predictor.info.target is not None
         self._names = [json.dumps(name) for name in predictor.class_names]
         # Numbers of nine digits are float32 to the bit; one format string a row is several times faster
         # than json.dumps of its numbers.
@@ -50,6 +51,9 @@ class Responder:
         self._null = '{"label":null,"label_name":null,"probability":null,"probabilities":null' + (
             "" if self._threshold is None else ',"answered":null'
         )
+
+        if self._value:
+            self._row, self._null = '{"value":%.9g', '{"value":null'
 
     def __call__(self, questions: list[Question]) -> list[Reply]:
         """A reply for each, in their order."""
@@ -75,7 +79,7 @@ class Responder:
         return replies
 
     def _body(self, probabilities: np.ndarray, bad: dict[int, str], with_problems: bool) -> bytes:
-        """JSON of (N, C) float32 probabilities."""
+        """JSON of (N, C) float32 probabilities, or of a regressor's values (N, 1)."""
         best = np.nan_to_num(probabilities).argmax(axis=1)
         top = probabilities[np.arange(len(best)), best]
         rows = []
@@ -85,7 +89,7 @@ class Responder:
             if i in bad:
                 rows.append(f'{self._null},"problem":{json.dumps(bad[i])}}}')
                 continue
-            values = (label, self._names[label], highest, *all_)
+            values = tuple(all_) if self._value else (label, self._names[label], highest, *all_)
             if self._threshold is not None:
                 values += ("true" if highest >= self._threshold else "false",)
             rows.append(self._row % values + (',"problem":null}' if with_problems else "}"))

@@ -114,7 +114,7 @@ def create_app(
 
     @app.post("/predict", openapi_extra=_body_schema(schema), responses=_responses(model, token))
     async def predict(request: Request) -> Response:
-        """Label and probabilities of every row, in the rows' order."""
+        """Label and probabilities of every row, in the rows' order; of a regressor its value."""
         begin = time.perf_counter()
         check_token(request)
         if counted.in_flight._value.get() >= limits.max_in_flight:
@@ -256,6 +256,7 @@ def _metadata(model: Description, limits: Limits, replicas: int) -> dict[str, An
         "columns": model.columns,
         "input_shape": info.input_shape,
         "class_names": model.class_names,
+        "target": info.target,
         "threshold": model.threshold,
         "model": model.model,
         "calibration": model.calibration,
@@ -297,6 +298,19 @@ def _refusals(token: str | None, *more: int) -> dict[int | str, dict[str, Any]]:
 
 def _responses(model: Description, token: str | None) -> dict[int | str, dict[str, Any]]:
     null = "null"
+    properties: dict[str, Any] = {"value": {"type": ["number", null], "description": "in the labels' units"}}
+    if model.info.target is None:
+        properties = _classified(model)
+    required = list(properties)
+    properties["problem"] = {"type": ["string", null], "description": "with on_bad_row null"}
+    row = {"type": "object", "required": required, "properties": properties}
+    rows = {"type": "object", "required": ["rows"], "properties": {"rows": {"type": "array", "items": row}}}
+    found = _refusals(token, 400, 408, 413, 415, 422, 503)
+    return {200: {"description": "Answers", "content": {"application/json": {"schema": rows}}}} | found
+
+
+def _classified(model: Description) -> dict[str, Any]:
+    null = "null"
     properties: dict[str, Any] = {
         "label": {"type": ["integer", null], "description": "number of the class"},
         "label_name": {"type": ["string", null]},
@@ -310,9 +324,4 @@ def _responses(model: Description, token: str | None) -> dict[int | str, dict[st
     if model.threshold is not None:
         text = "whether the probability reaches the model's threshold"
         properties["answered"] = {"type": ["boolean", null], "description": text}
-    required = list(properties)
-    properties["problem"] = {"type": ["string", null], "description": "with on_bad_row null"}
-    row = {"type": "object", "required": required, "properties": properties}
-    rows = {"type": "object", "required": ["rows"], "properties": {"rows": {"type": "array", "items": row}}}
-    found = _refusals(token, 400, 408, 413, 415, 422, 503)
-    return {200: {"description": "Answers", "content": {"application/json": {"schema": rows}}}} | found
+    return properties

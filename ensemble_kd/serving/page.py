@@ -113,6 +113,7 @@ function read(url) {
 }
 
 function show(found, classes) {
+  if ("value" in found) { at("label").textContent = found.value.toPrecision(6); return; }
   at("label").textContent = found.label_name;
   at("sure").textContent = (100 * found.probability).toFixed(1) + " % sure" +
     (found.answered === false ? "; below the model's threshold, so better not answered" : "");
@@ -138,7 +139,7 @@ async function run() {
     const body = JSON.stringify({rows: [row()]});
     const asked = ask("predict", {method: "POST", headers: {"Content-Type": "application/json"}, body});
     const found = (await asked).rows[0];
-    names = names || (await ask("metadata")).class_names;
+    if (!model.value) names = names || (await ask("metadata")).class_names;
     show(found, names);
     at("answer").hidden = false;
   } catch (error) {
@@ -205,6 +206,7 @@ def render(schema: RequestSchema, needs_token: bool) -> bytes:
         "numbers": size,
         "listed": schema.listed,
         "token": needs_token,
+        "value": info.target is not None,
     }
     token = '<div class="field"><label for="token">Token</label><input id="token" type="password"></div>'
     data = json.dumps(model).replace("<", "\\u003c")
@@ -275,7 +277,8 @@ def _about(schema: RequestSchema, size: int) -> str:
         "numeric": f"{size} numbers",
         "image": f"an image, scaled to {'x'.join(map(str, info.input_shape))} (height, width, channels)",
     }[info.kind]
-    return f"It takes {takes}, and chooses among {info.num_classes} classes."
+    gives = f"chooses among {info.num_classes} classes" if info.target is None else "gives a number"
+    return f"It takes {takes}, and {gives}."
 
 
 def _curl(schema: RequestSchema, needs_token: bool) -> str:
