@@ -1,4 +1,4 @@
-"""python -m benchmarks [NAME] [--quick] [--threads N] [--data FOLDER] [--json]"""
+"""python -m benchmarks [NAME] [--quick] [--threads N] [--data FOLDER] [--seconds N] [--json]"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     demo,
     export,
     fused,
+    serve,
     soft_targets,
     specialists,
     sweep,
@@ -43,6 +44,9 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Folder of a prepared data set, in place of texts that are made up.")
     ] = None,
+    seconds: Annotated[
+        int | None, typer.Option(min=1, help="How long each side is measured, where that is a choice.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Run one benchmark: ours, the reference, the ratio and the bound, all from one run.
@@ -57,7 +61,7 @@ def main(
         close = difflib.get_close_matches(name, BENCHMARKS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BENCHMARKS)}"
         raise typer.BadParameter(f"no benchmark {name!r}; {hint}")
-    result = run(_with_options(BENCHMARKS[name], threads=threads, data=data), quick)
+    result = run(_with_options(BENCHMARKS[name], threads=threads, data=data, seconds=seconds), quick)
     if as_json:
         print(json.dumps(result))
     else:

@@ -28,7 +28,7 @@ from ensemble_kd.config import (
     recipe_paths,
     space_paths,
 )
-from ensemble_kd.errors import ConfigError, EnsembleKDError, ProblemsError
+from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 
 if TYPE_CHECKING:
     from ensemble_kd.train.measures import Column
@@ -333,6 +333,58 @@ def predict(
             err.print(f"[yellow]{how}:[/] {escape(problem)}")
         if len(problems) > 10:
             err.print(f"[yellow]{how}:[/] and {len(problems) - 10} more rows")
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A model folder, for example runs/digits/model.")],
+    form: Annotated[
+        str, typer.Option(help="auto, pytorch, onnx or int8; auto takes ONNX where it was exported.")
+    ] = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that answer, one CPU each.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass, of all requests.")] = 64,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=10_000, help="How long a request waits for others.")
+    ] = 5.0,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request's body.")] = 4_000_000,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="Environment variable that holds the bearer token to ask for."),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long; otherwise they are bad rows.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer HTTP requests with a model folder, on Ray Serve, until Ctrl-C."""
+    with reported(verbose):
+        from ensemble_kd.inference.predictor import FORMS
+        from ensemble_kd.serving.server import serve_model
+
+        if form not in FORMS:
+            raise InputError(f"--form: {form!r}; use {', '.join(FORMS)}")
+        serve_model(
+            model,
+            {
+                "max_rows": max_rows,
+                "max_bytes": max_bytes,
+                "max_batch": max_batch,
+                "max_wait_ms": max_wait_ms,
+                "truncate": truncate,
+            },
+            lambda text: print(text, flush=True),
+            form=form,
+            host=host,
+            port=port,
+            replicas=replicas,
+            token_variable=token,
+            verbose=verbose,
+        )
 
 
 def version(show: bool) -> None:

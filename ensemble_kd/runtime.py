@@ -71,9 +71,10 @@ class Runtime:
             ray.shutdown()
             self.started = False
 
-    def start(self) -> None:
+    def start(self, libraries: bool = True) -> None:
         """Start Ray, or connect to the cluster at `address`; the second call does nothing.
 
+        Without `libraries` those for data and training are not loaded, which takes seconds.
         Raises EnsembleKDError where the cluster cannot be reached.
         """
         if self.started:
@@ -88,8 +89,10 @@ class Runtime:
         if not self.verbose:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
-        import ray.data
-        import ray.train
+
+        if libraries:
+            import ray.data
+            import ray.train
 
         if not self.verbose:  # after the imports, which set these levels themselves
             for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -110,6 +113,8 @@ class Runtime:
                     "check --address, or leave it out to run on this machine"
                 ) from error
             self.started = True
+        if not libraries:
+            return
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = self.verbose
         context.enable_operator_progress_bars = self.verbose

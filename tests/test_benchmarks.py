@@ -24,6 +24,7 @@ def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
     expected |= {"cached", "online", "buckets", "finetune", "latency", "int8"}
     assert expected <= set(BENCHMARKS)
+    expected |= {"serve"}
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound > 0 and entry.unit
         assert entry.text and "\n" not in entry.text
@@ -133,6 +134,14 @@ def test_transformers_are_compared_over_the_same_texts(name: str) -> None:
     detail = found["detail"]
     assert detail["threads"] == 1 and len(detail["ratios"]) == 2
     assert "problem" not in detail  # of `online`: the bare loop computes the same loss
+
+
+@pytest.mark.slow
+def test_served_rows_are_compared_and_none_fails() -> None:
+    pytest.importorskip("fastapi")
+    detail = _quick("serve", "--seconds", "3")["detail"]
+    assert "problem" not in detail and detail["failed"] == 0
+    assert detail["requests"] > 0 and detail["p99 (ms)"] >= detail["p50 (ms)"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "ensemble_kd"
 LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli"},
-    {"pipeline", "predict", "serve"},
+    {"serving"},
+    {"pipeline", "predict"},
     {"stages"},
     {"tuner", "export"},
     {"inference", "workers", "streaming", "tracking", "report", "search"},

@@ -1,0 +1,191 @@
+"""`ensemble-kd serve`: check everything, start Ray and the replicas, serve until a signal comes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ensemble_kd.config import ComputeConfig
+from ensemble_kd.errors import InputError
+from ensemble_kd.predict import load_predictor
+from ensemble_kd.runtime import Runtime, quiet_stderr
+
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "starlette")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve_model(
+    folder: Path,
+    limits: dict[str, Any],
+    write: Callable[[str], None],
+    *,
+    form: str = "auto",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    token_variable: str | None = None,
+    verbose: bool = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then return. `limits` are app.Limits' fields; port 0 takes a free one.
+
+    Raises InputError before Ray starts: the extra is missing, no such token, an unusable model folder, a
+    port that is taken, more replicas than CPUs.
+    """
+    _check_extra()
+    token = _token(token_variable)
+    with _listener(host, port) as listener:
+        predictor = load_predictor(folder, form, threads=1)
+
+        from ensemble_kd.serving.app import Description, Limits, create_app
+
+        model, chosen = Description.of(predictor), Limits(**limits)
+        del predictor  # the replicas have their own
+        with _stoppable(), Runtime(ComputeConfig(), verbose=verbose) as runtime:
+            runtime.start(libraries=False)
+            cpus = int(runtime.resources()[0])
+            if replicas > cpus:
+                raise InputError(f"--replicas: {replicas}, but there are {cpus} CPUs; each replica takes one")
+
+            # Whatever Serve is told elsewhere: its router must outlive the HTTP side's event loop.
+            os.environ["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] = "1"
+            from ensemble_kd.serving import replicas as on_ray
+
+            if not verbose:  # after the import, which sets the level itself
+                logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            try:
+                answer = on_ray.deploy(folder, model.form, chosen, replicas)
+                app = create_app(model, answer, chosen, token, replicas)
+                url = _url(host, listener.getsockname()[1])
+                note = "" if token or _is_local(host) else "; open to the network, without a token"
+                _run(app, listener, lambda: write(f"serving {folder} ({model.form}) on {url}{note}"))
+                write("stopped")
+            finally:
+                # Ray reports the actors that it ends here as failures, by way of standard output.
+                with _ignored(), nullcontext() if verbose else quiet_stderr(), redirect_stdout(StringIO()):
+                    on_ray.stop()
+                    runtime.__exit__()
+
+
+def _check_extra() -> None:
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(f"serving needs {', '.join(missing)}; pip install 'ensemble-kd[serve]'")
+
+
+def _token(variable: str | None) -> str | None:
+    """The token is never an argument: other users of a machine can read those."""
+    if variable is None:
+        return None
+    value = os.environ.get(variable, "")
+    if not value:
+        raise InputError(
+            f"--token: no environment variable {variable!r}, or it is empty; "
+            f"export {variable}=... with the token, or leave --token out"
+        )
+    if not value.isascii() or any(c.isspace() or not c.isprintable() for c in value):
+        raise InputError(f"--token: the value of {variable} holds spaces or other than ASCII characters")
+    return value
+
+
+@contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket. Raises InputError where there is none to be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+    except OSError as error:
+        raise InputError(f"--host: {host}: {error.strerror}; try 127.0.0.1, or 0.0.0.0 for all") from error
+    with found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(address)
+            found.listen(1024)  # from now on it is ours; clients wait until the model is there
+        except OSError as error:
+            fix = {
+                errno.EADDRINUSE: "it is taken; choose another --port, or stop what listens there",
+                errno.EACCES: "not allowed; choose a --port above 1023",
+                errno.EADDRNOTAVAIL: "this machine has no such address; try --host 127.0.0.1",
+            }.get(error.errno or 0, str(error.strerror))
+            raise InputError(f"--port: {port} on {host}: {fix}") from error
+        yield found
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_local(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A signal while things are starting ends that quietly, as it does later."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Ray has a handler of its own, which exits
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _ignored() -> Iterator[None]:
+    """A second signal does not leave half of Ray behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(app: Any, listener: socket.socket, started: Callable[[], None]) -> None:
+    """Serve until a signal; requests that are being answered then have ten seconds."""
+    import asyncio
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started()
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """uvicorn's own would raise the signal again at the end, which is then the exit code."""
+            loop = asyncio.get_running_loop()
+            for number in SIGNALS:
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+            yield
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=32_768,
+    )
+    Server(config).run(sockets=[listener])
