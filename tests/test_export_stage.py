@@ -54,6 +54,9 @@ def test_the_report_says_what_you_ship(finished: Path) -> None:
         assert entry["accuracy"] == shipped["accuracy"]  # calibration changes no answer
     assert ships["systems"][1]["model_bytes"] > 2 * ships["systems"][2]["model_bytes"]
     assert "<h2>What you ship</h2>" in (finished / "report.html").read_text()
+    card = (finished / "model" / "README.md").read_text()
+    assert "## Forms" in card and "| student, ONNX int8 (" in card
+    assert "Logits are divided by" in card
 
 
 @pytest.mark.slow

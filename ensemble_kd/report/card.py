@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ensemble_kd.report.build import ROLES
+from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
 from ensemble_kd.report.sweep import metric_text, settings_text
 from ensemble_kd.train.measures import measures_of
 
@@ -40,6 +41,7 @@ def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, A
         "## Teachers\n\n" + _teachers(report, config),
         "## Recipe\n\n" + _recipe(report, config),
         "## Results\n\n" + _results(report),
+        *(["## Forms\n\n" + _forms(report["ships"])] if report.get("ships") else []),
         "## Limits\n\n" + _limits(report),
     ]
     return "\n\n".join(sections) + "\n"
@@ -181,6 +183,18 @@ def _results(report: dict[str, Any]) -> str:
     else:
         text += f" Gap recovered: not defined, {_text(gap['reason'])}."
     return text
+
+
+def _forms(section: dict[str, Any]) -> str:
+    """What lies in export/, beside what it comes from."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row) + " |" for row in ship_rows(section)]
+    text = "\n".join(lines) + (
+        "\n\nIn `export/`, a folder each. Milliseconds of one forward pass, and examples per second, on one "
+        "thread of the machine that exported; `agrees` is the share of validation rows with the student's label."
+    )
+    fitted = calibration_text(section)
+    return f"{text}\n\n{fitted}" if fitted else text
 
 
 def _limits(report: dict[str, Any]) -> str:
