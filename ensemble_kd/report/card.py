@@ -191,7 +191,7 @@ def _forms(section: dict[str, Any]) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in ship_rows(section)]
     text = "\n".join(lines) + (
         "\n\nIn `export/`, a folder each. Milliseconds of one forward pass, and examples per second, on one "
-        "thread of the machine that exported; `agrees` is the share of validation rows with the student's label."
+        "thread of the machine that exported; `agrees` is the share of validation rows that agree."
     )
     fitted = calibration_text(section)
     return f"{text}\n\n{fitted}" if fitted else text
