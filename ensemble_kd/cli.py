@@ -312,22 +312,32 @@ def predict(
         bool, typer.Option("--truncate", help="Cut texts that are longer than the model takes.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the forward pass.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict the files of a folder side by side on Ray, into a folder."),
+    ] = None,
+    address: Address = None,
 ) -> None:
     """Predict every row of a file with a model folder alone."""
     with reported(False):
         from ensemble_kd.predict import predict_file
 
-        problems = predict_file(
-            model,
-            input_,
-            output,
-            batch_size,
-            write=lambda text: print(text),
-            form=form,
-            on_bad_row=on_bad_row,
-            truncate=truncate,
-            threads=threads,
-        )
+        if workers is not None or address is not None:
+            problems = _predict_files(
+                model, input_, output, workers or 1, address, (batch_size, form, on_bad_row, truncate)
+            )
+        else:
+            problems = predict_file(
+                model,
+                input_,
+                output,
+                batch_size,
+                write=lambda text: print(text),
+                form=form,
+                on_bad_row=on_bad_row,
+                truncate=truncate,
+                threads=threads,
+            )
         how = "skipped" if on_bad_row == "skip" else "no answer"
         for problem in problems[:10]:
             err.print(f"[yellow]{how}:[/] {escape(problem)}")
@@ -385,6 +395,29 @@ def serve(
             token_variable=token,
             verbose=verbose,
         )
+
+
+def _predict_files(
+    model: Path,
+    source: str,
+    output: Path | None,
+    workers: int,
+    address: str | None,
+    choices: tuple[int, str, str, bool],
+) -> list[str]:
+    from ensemble_kd.predict_files import Options, predict_files
+
+    if output is None or output.suffix:
+        raise ConfigError("--output: with --workers or --address, name the folder for the predictions")
+    return predict_files(
+        model,
+        source,
+        output,
+        workers,
+        Options(*choices),
+        address=address,
+        done=lambda text: out.print(escape(text)),
+    )
 
 
 def version(show: bool) -> None:

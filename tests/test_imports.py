@@ -18,6 +18,7 @@ LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli"},
     {"serving"},
+    {"predict_files"},
     {"pipeline", "predict"},
     {"stages"},
     {"tuner", "export"},

@@ -19,6 +19,7 @@ from ensemble_kd.data.prepared import DataInfo, Preprocessor
 from ensemble_kd.errors import InputError
 from ensemble_kd.models.build import Network
 from ensemble_kd.predict import predict_file
+from ensemble_kd.predict_files import Options, predict_files
 
 
 def probabilities(network: Network, inputs: np.ndarray) -> np.ndarray:
@@ -278,3 +279,44 @@ def test_a_regressor_gives_values(tmp_path: Path, suffix: str) -> None:
         assert found[3]["value"] is None and list(found[0]) == ["id", "value", "problem"]
     kept = [0, 1, 2, 4]
     np.testing.assert_allclose([float(found[i]["value"]) for i in kept], expected[kept], rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ many files
+
+
+@pytest.mark.slow
+def test_many_files_side_by_side(tmp_path: Path, ray_session: None) -> None:
+    model, network = package(tmp_path, "numeric", input=COLUMNS["input"])
+    values = numbers(30)
+    folder, output = tmp_path / "in", tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    for i, place in enumerate((folder / "a", folder / "b", folder / "deep")):
+        place.mkdir(exist_ok=True)
+        write_numbers(place, ".csv", values[i * 10 : i * 10 + 10].tolist())
+    (folder / "b" / "rows.csv").write_text("f0,f1,f2,f3\n1,2,3,4\n,,,\n")
+    said: list[str] = []
+    problems = predict_files(model, str(folder), output, 2, Options(), done=said.append)
+    assert problems == ["rows.csv: row 1: column 'f0' is missing or NaN"] and len(said) == 3
+    found = pq.read_table(output / "deep" / "rows.parquet")
+    expected = probabilities(network, values[20:])
+    np.testing.assert_allclose(found["probabilities"].to_pylist(), expected, rtol=1e-5)
+    assert found["id"].to_pylist() == list(range(10))
+    assert pq.read_table(output / "b" / "rows.parquet").num_rows == 1
+    (output / "a" / "rows.parquet").unlink()
+    before = (output / "deep" / "rows.parquet").stat().st_mtime_ns
+    predict_files(model, str(folder), output, 2, Options(), done=said.append)
+    assert "2 of 3 files are there already" in said
+    assert (output / "a" / "rows.parquet").exists()
+    assert (output / "deep" / "rows.parquet").stat().st_mtime_ns == before
+
+
+def test_files_that_lack_a_column_are_told_before_ray_starts(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "numeric", input=COLUMNS["input"])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.csv").write_text("f0,f1\n1,2\n")
+    with pytest.raises(InputError, match=r"INPUT: no column 'f2' in x.csv"):
+        predict_files(model, str(tmp_path / "in"), tmp_path / "out", 2, Options())
+    (tmp_path / "in" / "x.csv").write_text("f0,f1,f2,f3\n1,2,3,4\n")
+    (tmp_path / "in" / "x.jsonl").write_text('{"f0": 1, "f1": 1, "f2": 1, "f3": 1}\n')
+    with pytest.raises(InputError, match="differ in their ending only"):
+        predict_files(model, str(tmp_path / "in"), tmp_path / "out", 2, Options())
