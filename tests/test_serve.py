@@ -523,11 +523,12 @@ def test_a_real_server_refuses_readably(server: Any) -> None:
 
 
 @pytest.mark.slow
-def test_generated_requests_never_end_in_a_server_error(server: Any) -> None:
+def test_generated_requests_never_end_in_a_server_error(server: Any, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"http://{server[0]}:{server[1]}/openapi.json"]
         + ["--checks", "not_a_server_error", "--max-examples", "60", "--seed", "0", "--no-color"],
+        cwd=tmp_path,  # where it keeps what it found
         capture_output=True,
         text=True,
         timeout=300,

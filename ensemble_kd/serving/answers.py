@@ -35,11 +35,16 @@ class Reply:
     """Rows and requests of the forward pass; the first of its requests carries them, so each counts once."""
 
 
+TEXTS = 16
+"""Texts of one step, of about one length: 64 at once, padded to the longest of them, took twice as long."""
+
+
 class Responder:
     """Answers questions together."""
 
     def __init__(self, predictor: Predictor, truncate: bool, batch_size: int) -> None:
-        self.predictor, self.truncate, self.batch_size = predictor, truncate, batch_size
+        self.predictor, self.truncate = predictor, truncate
+        self.batch_size = min(TEXTS, batch_size) if predictor.info.kind == "text" else batch_size
         self._threshold = predictor.threshold
         self._value = predictor.info.target is not None
         self._names = [json.dumps(name) for name in predictor.class_names]
