@@ -27,8 +27,8 @@ from ensemble_kd.train.member import load_network
 
 BYTES_AT_ONCE = 2**27
 """Of states and scores in memory, before they are written."""
-TOKENS_AT_ONCE = 4096
-"""Of a forward pass that returns states and scores of all layers."""
+STATES_AT_ONCE = {"cpu": 512, "cuda": 4096}
+"""Tokens of a forward pass that returns states and scores of all layers, by kind of device."""
 
 
 def plan(config: Config, run: Path, data: str, teachers: dict[str, str]) -> StagePlan:
@@ -130,8 +130,9 @@ class Labeller:
             for name, (shape, _) in kept.columns(1, members).items()
         }
         wants = {name: True for name in columns}
+        tokens = STATES_AT_ONCE["cpu" if self.device.type == "cpu" else "cuda"]
         for m, (network, precision) in enumerate(self.networks):
-            for rows, part in text_batches(inputs, self.batch_size, TOKENS_AT_ONCE):
+            for rows, part in text_batches(inputs, self.batch_size, tokens):
                 with autocast(self.device, precision):
                     outputs = network(part.to(self.device), **wants)
                 logits[rows, 0, m] = outputs.logits.float().cpu()

@@ -309,8 +309,12 @@ def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
         yield batch[begin : begin + size]
 
 
-TOKENS_AT_ONCE = 32_768
-"""Tokens of one forward pass in `predict`, where texts differ in length."""
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}
+"""Tokens of one forward pass in `predict`, where texts differ in length, by kind of device.
+
+On a CPU so many that activations stay in its caches: a BERT of six blocks, 384 wide, gave 43 texts/s at 32,768,
+143 at 4,096, 203 at 1,024, 214 at 512.
+"""
 
 
 @torch.no_grad()
@@ -335,7 +339,8 @@ def _predict_texts(
     network: Network, inputs: Tensor, device: torch.device, batch_size: int, precision: str
 ) -> Tensor:
     order, found = [], []
-    for rows, part in text_batches(inputs, batch_size, TOKENS_AT_ONCE):
+    tokens = TOKENS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
+    for rows, part in text_batches(inputs, batch_size, tokens):
         with autocast(device, precision):
             logits = network(part.to(device)).logits
         order.append(rows)

@@ -356,7 +356,7 @@ def test_an_epoch_of_batches_by_length(replicas: int) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1024])
 def test_predictions_of_texts_of_all_lengths(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble_kd.train.loop.TOKENS_AT_ONCE", 40)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 40)
     torch.manual_seed(0)
     network = build(TransformerConfig(architecture=BERT), INFO)
     with torch.no_grad():
@@ -377,4 +377,4 @@ def test_predictions_of_texts_of_all_lengths(batch_size: int, monkeypatch: pytes
     assert all(rows * width <= 40 for rows, width in passes)
     widths = [width for _, width in passes]
     assert widths == sorted(widths) and widths[-1] == LENGTH and (batch_size > 1 or widths[0] == 1)
-    assert TOKENS_AT_ONCE > 1000 and predict(network, inputs[:0], CPU).shape == (0, 0)
+    assert predict(network, inputs[:0], CPU).shape == (0, 0)
