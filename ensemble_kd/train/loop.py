@@ -312,8 +312,8 @@ def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
 TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}
 """Tokens of one forward pass in `predict`, where texts differ in length, by kind of device.
 
-On a CPU so many that activations stay in its caches: a BERT of six blocks, 384 wide, gave 43 texts/s at 32,768,
-143 at 4,096, 203 at 1,024, 214 at 512.
+On a CPU so many that activations stay in its caches: a BERT of six blocks, 384 wide, gave 43 texts/s at
+32,768, 143 at 4,096, 203 at 1,024, 214 at 512.
 """
 
 
