@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_atomic, write_json
+from ensemble_kd.artifacts import Manifest, checksum, fingerprint, finish, write_atomic, write_json
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.model_folder import CARD, CONFIG, EXPORT, PACKAGE_FORMAT, TOKENIZER, checked_folder
@@ -59,7 +59,8 @@ def save_package(
 ) -> Manifest:
     """Write the model folder beside `folder`, then put it in its place: it is there whole or not at all.
 
-    `forms` is a folder of exported forms that travel with it.
+    `forms` is a folder of exported forms that travel with it. Others that were exported from the very same
+    weights stay.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +86,11 @@ def save_package(
         manifest = finish(
             new, "model", fingerprint("model", config), model_config, {}, files, {"lineage": lineage}
         )
-        if forms is not None:
-            shutil.copytree(forms, new / EXPORT, copy_function=_link)
+        kept = folder / EXPORT if _same(folder / WEIGHTS, new / WEIGHTS) else None
+        for source in (forms, kept):
+            for form in source.glob("[!.]*/") if source is not None else ():
+                if not (new / EXPORT / form.name).exists():
+                    shutil.copytree(form, new / EXPORT / form.name, copy_function=_link)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -128,6 +132,10 @@ def load_package(folder: Path) -> Package:
         config.get("calibration", {}),
         quantization,
     )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and checksum(one) == checksum(other)
 
 
 def _link(source: str, target: str) -> None:

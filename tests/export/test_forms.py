@@ -24,7 +24,7 @@ from ensemble_kd.export.graph import Graph, OnnxBiLSTM, UnrolledBiLSTM
 from ensemble_kd.inference.feed import by_length, feed
 from ensemble_kd.inference.onnx_model import load_onnx
 from ensemble_kd.inference.predictor import Predictor
-from ensemble_kd.models.package import Package, load_package
+from ensemble_kd.models.package import Package, load_package, save_package
 from ensemble_kd.train.loop import predict
 
 
@@ -273,8 +273,6 @@ def test_a_form_of_another_student_is_not_used(tmp_path: Path) -> None:
     config = json.loads((model / "export" / "onnx" / "config.json").read_text())
     assert config["lineage"] == {"student": "s"}
     other = load_package(model)
-    from ensemble_kd.models.package import save_package
-
     save_package(
         tmp_path / "two",
         other.network,
@@ -301,6 +299,19 @@ def test_a_second_export_keeps_what_is_there(tmp_path: Path) -> None:
     assert (model / "export" / "onnx" / "manifest.json").stat().st_mtime_ns == before
     export(model, "onnx", tolerance=1e-2)
     assert (model / "export" / "onnx" / "manifest.json").stat().st_mtime_ns > before
+
+
+def test_forms_of_the_same_weights_outlive_the_folder(tmp_path: Path) -> None:
+    model, network = case(tmp_path, "numbers")
+    export(model, "onnx")
+    source = load_package(model)
+    save_package(model, network, source.model, source.info, "# another card", None, source.lineage)
+    assert (model / "export" / "onnx" / "model.onnx").exists()
+    assert Predictor(model).form == "onnx"
+    with torch.no_grad():
+        next(network.parameters()).add_(1.0)
+    save_package(model, network, source.model, source.info, "# card", None, {"student": "t"})
+    assert not (model / "export").exists() and Predictor(model).form == "pytorch"
 
 
 def test_a_folder_away_from_its_run_needs_rows(tmp_path: Path) -> None:
