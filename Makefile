@@ -1,12 +1,13 @@
 # make demo    environment, then the whole pipeline on the embedded data
 # make test    environment, lint, types, tests
+# make test-all adds tests of more than half a minute each: benchmarks, kills, every kind of student
 # make test-fast leaves out what starts Ray
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint types install clean
+.PHONY: demo test test-all test-fast lint types install clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +30,9 @@ types: install
 	$(BIN)/mypy
 
 test: lint types
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: lint types
 	$(BIN)/python -m pytest
 
 test-fast: lint types

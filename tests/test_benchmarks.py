@@ -116,6 +116,7 @@ def test_planted_clusters_are_found_in_little_memory() -> None:
     assert found["detail"]["planted_pairs_together"] > 0.9
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["loop", "precompute", "specialists"])
 def test_inside_ray_they_run_to_a_result(name: str) -> None:
@@ -124,6 +125,7 @@ def test_inside_ray_they_run_to_a_result(name: str) -> None:
     assert found["ours"] > 0 and found["reference"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cached", "online", "buckets", "finetune"])
 def test_transformers_are_compared_over_the_same_texts(name: str) -> None:
@@ -136,6 +138,7 @@ def test_transformers_are_compared_over_the_same_texts(name: str) -> None:
     assert "problem" not in detail  # of `online`: the bare loop computes the same loss
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_served_rows_are_compared_and_none_fails() -> None:
     pytest.importorskip("fastapi")
@@ -144,6 +147,7 @@ def test_served_rows_are_compared_and_none_fails() -> None:
     assert detail["requests"] > 0 and detail["p99 (ms)"] >= detail["p50 (ms)"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_memory_of_trials_is_found_in_their_processes() -> None:
     """Hardly any transfer set: what a trial adds is not asked. `sweep` drives the stage as this does."""

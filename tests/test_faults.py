@@ -94,6 +94,7 @@ def test_driver_killed_in_the_middle_of_every_stage(undisturbed: Path, tmp_path:
     assert outcome(folder) == outcome(undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["teachers", "specialists"])
 def test_worker_killed_costs_at_most_one_epoch(undisturbed: Path, tmp_path: Path, stage: str) -> None:
     folder = tmp_path / "run"
@@ -143,6 +144,7 @@ def finished_trials(folder: Path) -> dict[str, dict[str, Any]]:
     return {record["name"]: record for record in records if record["state"] == "finished"}
 
 
+@pytest.mark.long
 def test_a_trial_s_process_and_then_the_driver_killed_in_the_middle_of_a_sweep(tmp_path: Path) -> None:
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
     subprocess.run(sweep_command(undisturbed), check=True, capture_output=True, timeout=400)

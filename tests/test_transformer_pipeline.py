@@ -192,6 +192,7 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
 
 
+@pytest.mark.long
 def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for finished in (0, 2):  # phases done before the kill
@@ -214,6 +215,7 @@ def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, 
         assert wanted and wanted == {str(p.relative_to(run)): p.read_bytes() for p in run.glob(pattern)}
 
 
+@pytest.mark.long
 def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, tmp_path: Path) -> None:
     space = "sweep={space: {terms.0.weight: [1, 100], temperature: [2]}, search: grid, scheduler: none}"
     manifests = pipeline.run(configuration(folder, space), tmp_path / "run", until="student")
@@ -256,6 +258,7 @@ KEEP = [
 ]
 
 
+@pytest.mark.long
 def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp_path: Path) -> None:
     """The student stage finds no weights of a teacher, and its losses are nearly those beside them."""
     run = tmp_path / "run"

@@ -50,6 +50,10 @@ def table(name: str) -> pa.Table:
     return pa.table({"input": [v.tobytes() if kind == "image" else v.tolist() for v in values]})
 
 
+OFTEN = ("resnet", "bilstm", "pieces")
+"""Kinds whose forms are made in every test run; the others in `make test-all`."""
+
+
 @pytest.mark.parametrize("name", ["numbers", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_onnx_and_int8_of_an_mlp(tmp_path: Path, name: str) -> None:
     model, _ = case(tmp_path, name)
@@ -65,7 +69,9 @@ def test_onnx_and_int8_of_an_mlp(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
+)
 def test_every_form_of_every_kind(tmp_path: Path, name: str) -> None:
     model, _ = case(tmp_path, name)
     forms = [form for form in available(load_package(model)) if form != "mlflow"]  # runs the ONNX graph
