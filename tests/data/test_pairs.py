@@ -158,5 +158,5 @@ def test_predicting_pairs(tmp_path: Path) -> None:
     found = np.array([json.loads(line)["probabilities"] for line in shown])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     pq.write_table(pa.table({"premise": ["a"]}), tmp_path / "half.parquet")
-    with pytest.raises(InputError, match="has no column 'hypothesis'; it has premise"):
+    with pytest.raises(InputError, match="no column 'hypothesis' in half.parquet; it has 'premise'"):
         predict_file(tmp_path / "model", str(tmp_path / "half.parquet"), None, 2, shown.append)
