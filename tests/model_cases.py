@@ -17,11 +17,12 @@ from ensemble_kd.models.package import save_package
 
 NAMES = ["cat", "dog", "eel"]
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-SIZES = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 16}
+# So wide that untrained rows differ.
+SIZES = {"initializer_range": 0.5, "vocab_size": len(VOCABULARY), "max_position_embeddings": 16}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("image", {"name": "mlp", "hidden": [8]}),
     "numbers": ("numeric", {"name": "mlp", "hidden": [8]}),
-    "resnet": ("image", {"name": "resnet", "width": 4, "blocks": [1, 1]}),
+    "resnet": ("image", {"name": "resnet", "width": 4, "blocks": 1}),
     "bag": ("text", {"name": "bag", "embedding": 8}),
     "bilstm": ("text", {"name": "bilstm", "embedding": 8, "hidden": 6, "layers": 2, "classifier_hidden": 5}),
     "bert": ("pieces", {"name": "transformer", "architecture": {"model_type": "bert", **BERT, **SIZES}}),
@@ -62,7 +63,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vit": (
         "image",
-        {"name": "transformer", "architecture": {"model_type": "vit", **BERT, "patch_size": 1}},
+        {
+            "name": "transformer",
+            "architecture": {"model_type": "vit", **BERT, "patch_size": 1, "initializer_range": 0.5},
+        },
     ),
 }
 

@@ -202,20 +202,30 @@ def _int8(
     info = source.info
     methods = INT8_METHODS if options.int8 == "auto" else (options.int8,)
     tried: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
     for method in methods:
         path = folder / f"{method}.onnx"
         # One step per tensor, as it was trained, gives that student's very integers.
         per_channel = source.quantization is None
-        write_int8(plain, info, rows.inputs[: options.calibration_rows], method, path, per_channel)
-        run = OnnxGraph(path, info)
-        logits = run.logits(rows.inputs)
+        try:
+            write_int8(plain, info, rows.inputs[: options.calibration_rows], method, path, per_channel)
+            run = OnnxGraph(path, info)
+            logits = run.logits(rows.inputs)
+        except (ExportError, ArtifactError) as error:  # the other method may do
+            failed.append(str(error))
+            continue
+        if not np.isfinite(logits).all():
+            failed.append(f"int8 ({method}): gives logits that are not finite")
+            continue
         tried[method] = {
             "points_lost": _points_lost(logits, expected, rows.labels),
             "latency_ms": latency(run, rows.inputs, info["kind"] == "text"),
         }
-    good = [m for m in methods if tried[m]["points_lost"] <= options.max_accuracy_loss]
+    if not tried:
+        raise ExportError(failed)
+    good = [m for m in tried if tried[m]["points_lost"] <= options.max_accuracy_loss]
     if not good:
-        lost = ", ".join(f"{m} loses {tried[m]['points_lost']:.2f}" for m in methods)
+        lost = ", ".join(f"{m} loses {entry['points_lost']:.2f}" for m, entry in tried.items())
         raise ExportError(
             f"int8: {lost} points of accuracy on {len(rows.inputs):,} validation rows, allowed are "
             f"{options.max_accuracy_loss:g} (export.max_accuracy_loss)"
@@ -223,7 +233,7 @@ def _int8(
     best = min(good, key=lambda m: tried[m]["latency_ms"]["batch_32"]["p50"])
     for method in methods:
         path = folder / f"{method}.onnx"
-        path.rename(folder / GRAPH) if method == best else path.unlink()
+        path.rename(folder / GRAPH) if method == best else path.unlink(missing_ok=True)
     return Made(OnnxGraph(folder / GRAPH, info), {"method": best, "tried": tried})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def write_int8(
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # the quantiser writes to the root logger
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # ranges of what is masked with -inf
             prepared = Path(scratch) / "prepared.onnx"
             # The exporter notes shapes of values that the quantiser transposes; it finds them anew.
             model = onnx.load(source)

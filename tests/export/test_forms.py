@@ -79,7 +79,7 @@ def test_every_form_of_every_kind(tmp_path: Path, name: str) -> None:
     assert list(made) == forms
     for form, entry in made.items():
         if form != "int8":
-            assert entry["logit_difference"] < 1e-4, form
+            assert entry["logit_difference"] < 1e-3, form
         assert entry["accuracy"] > 0.5 and entry["latency_ms"]["batch_1"]["p50"] > 0
     expected = Predictor(model, "pytorch").answer(table(name)).probabilities
     np.testing.assert_allclose(
