@@ -114,9 +114,10 @@ def package(
     model = model or {"text": {"name": "bag", "embedding": 8}}.get(kind, {"name": "mlp", "hidden": [8]})
     torch.manual_seed(0)
     network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()
-    with torch.no_grad():  # initial weights of transformers are so small that all classes look alike
-        for parameter in network.parameters():
-            parameter.mul_(2.0)
+    if model["name"] != "resnet":  # initial weights are so small that all classes look alike
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(2.0)
     tokenizer = None
     if kind == "pieces":
         tokenizer = to_json(write_tokenizer(folder / "tokenizer")) / "tokenizer.json"

@@ -205,10 +205,9 @@ def _int8(
     failed: list[str] = []
     for method in methods:
         path = folder / f"{method}.onnx"
-        # One step per tensor, as it was trained, gives that student's very integers.
-        per_channel = source.quantization is None
+        trained = source.quantization is not None
         try:
-            write_int8(plain, info, rows.inputs[: options.calibration_rows], method, path, per_channel)
+            write_int8(plain, info, rows.inputs[: options.calibration_rows], method, path, trained)
             run = OnnxGraph(path, info)
             logits = run.logits(rows.inputs)
         except (ExportError, ArtifactError) as error:  # the other method may do
