@@ -51,7 +51,10 @@ ConfigPath = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated.")
 ]
-RunDir = Annotated[Path | None, typer.Option(help="Folder of this run; by default runs/NAME.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option(help="Folder of this run, on disk or in a store (s3://BUCKET/PATH); by default runs/NAME."),
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo a stage that is done; with run, all of them.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
@@ -100,12 +103,14 @@ class Screen:
 def _pipeline(
     until: str,
     settings: Config,
-    run_dir: Path | None,
+    run_dir: str | None,
     address: str | None,
     fresh: set[str],
     verbose: bool,
 ) -> Path:
+    """Run it; returns the run folder, or this node's copy of it."""
     from ensemble_kd import pipeline
+    from ensemble_kd.mirror import Mirror, is_remote
     from ensemble_kd.stages.context import Console
 
     folder = run_dir or Path("runs") / settings.name
@@ -119,7 +124,7 @@ def _pipeline(
         verbose=verbose,
         console=Console(screen.line, screen.warning, screen.progress),
     )
-    return folder
+    return Mirror.of(str(folder), settings.compute.scratch).root if is_remote(folder) else Path(folder)
 
 
 def _stage_command(name: str, until: str, text: str) -> None:
@@ -232,7 +237,7 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
         settings = load_config(config, set_)
         from ensemble_kd import pipeline  # torch loads only once the settings are known to be good
 
-        folder = run_dir or Path("runs") / settings.name
+        folder = pipeline.copied(settings, run_dir or Path("runs") / settings.name)
         table = Table(
             "stage",
             "state",

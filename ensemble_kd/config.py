@@ -658,8 +658,9 @@ class SweepConfig(Block):
 class ComputeConfig(Block):
     """What the run may use of the cluster."""
 
-    num_workers: int | Literal["auto"] = "auto"
-    """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work."""
+    num_workers: int | tuple[int, int] | Literal["auto"] = "auto"
+    """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work.
+    `[min, max]`: elastic, the group grows and shrinks with the cluster's nodes."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs of one training worker, and torch threads of it when they are whole."""
     gpus_per_worker: float | Literal["auto"] = "auto"
@@ -668,6 +669,13 @@ class ComputeConfig(Block):
     """Times a worker group is restarted at its last checkpoints after a worker or node died."""
     memory_budget: float = Field(4.0, gt=0)
     """GB of inputs and soft targets that may be held per node; a larger transfer set is streamed."""
+    placement_timeout: float = Field(60.0, ge=0)
+    """Seconds for which workers that a cluster has no room for yet are waited for."""
+    grace: float = Field(20.0, ge=0)
+    """Seconds that members have, after SIGTERM, to save where they stand."""
+    scratch: str | None = None
+    """Folder, the same on every node, for copies of a run folder in a store (s3://...); null for
+    `ensemble-kd` in the temporary folder."""
 
 
 class TrackingConfig(Block):
@@ -1304,13 +1312,20 @@ def cross_field_problems(config: Config) -> list[str]:
                 f"{block.gradient_accumulation} accumulated parts"
             )
         workers = config.compute.num_workers
-        if workers != "auto" and workers % replicas:
+        if isinstance(workers, tuple) and replicas > 1:
+            problems.append(
+                f"{path}.replicas_per_member: {replicas}, but with compute.num_workers = {list(workers)} the "
+                "group grows and shrinks one worker at a time; set one of them to a number"
+            )
+        elif isinstance(workers, int) and workers % replicas:
             problems.append(
                 f"{path}.replicas_per_member: {replicas} does not divide compute.num_workers = {workers}"
             )
     workers = config.compute.num_workers
-    if workers != "auto" and workers < 1:
+    if isinstance(workers, int) and workers < 1:
         problems.append(f"compute.num_workers: at least 1, or auto; got {workers}")
+    if isinstance(workers, tuple) and not 1 <= workers[0] <= workers[1]:
+        problems.append(f"compute.num_workers: [min, max] with 1 <= min <= max; got {list(workers)}")
     actors = config.soft_targets.num_actors
     if actors != "auto" and actors < 1:
         problems.append(f"soft_targets.num_actors: at least 1, or auto; got {actors}")

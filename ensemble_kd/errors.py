@@ -40,3 +40,9 @@ class TrainingError(EnsembleKDError):
 
 class ExportError(ProblemsError):
     """A form of the model could not be made, or does not give what the student gives."""
+
+
+class StoppedError(EnsembleKDError):
+    """The run was asked to leave (SIGTERM); the same command goes on where it stands. Exit code 143."""
+
+    exit_code = 143

@@ -8,9 +8,9 @@ it is skipped, if not it says why and runs. Stages hand over manifests and folde
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -23,7 +23,9 @@ from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
-from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
+from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.lease import leased, locked
+from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import augment as augment_stage
@@ -44,6 +46,7 @@ from ensemble_kd.stages.members import intact, members_folder, prefixed
 from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.stages.start import student_problems, teacher_problems
 from ensemble_kd.stages.training_data import bytes_in_memory, states_fit
+from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.measures import measures_of
 from ensemble_kd.train.member import PREDICTIONS
@@ -51,7 +54,7 @@ from ensemble_kd.train.member import PREDICTIONS
 
 def run(
     config: Config,
-    folder: Path,
+    folder: Path | str,
     *,
     until: str = "report",
     address: str | None = None,
@@ -61,6 +64,7 @@ def run(
 ) -> dict[str, Any]:
     """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
 
+    `folder` is one that all nodes see, or a URL in a store (s3://...): see `ensemble_kd.mirror`.
     Stages named in `fresh` are redone even so.
     Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then.
     """
@@ -73,12 +77,11 @@ def run(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"
         )
-    folder = folder.absolute()  # workers run in folders of their own
-    prepare_folder(folder)
-    with locked(folder):
+    termination = Termination()
+    with termination.handled(), opened(config, folder, console, termination) as folder:
         write_json(folder / "resolved.json", config.model_dump(mode="json"))
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning)
-        runtime = Runtime(config.compute, address, verbose)
+        runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
         context = Context(config, folder, runtime, tracker, console)
         tracker.start("", config.model_dump(mode="json"), {"version": __version__, "folder": str(folder)})
         good = False
@@ -90,6 +93,44 @@ def run(
         finally:
             tracker.end("", good)
             tracker.close()
+
+
+def copied(config: Config, folder: Path | str) -> Path:
+    """A folder to look into: of a run in a store, this node's copy, brought up to date."""
+    if not is_remote(folder):
+        return Path(folder)
+    mirror = Mirror.of(str(folder), config.compute.scratch)
+    mirror.pull()
+    return mirror.root
+
+
+@contextmanager
+def opened(config: Config, folder: Path | str, console: Console, termination: Termination) -> Iterator[Path]:
+    """The run folder, locked against a second run; for one in a store, this node's copy of it."""
+    if not is_remote(folder):
+        folder = Path(folder).absolute()  # workers run in folders of their own
+        prepare_folder(folder)
+        attach(None)
+        with locked(folder):
+            yield folder
+        return
+    mirror = Mirror.of(str(folder), config.compute.scratch)
+    mirror.warn = console.warning
+    prepare_folder(mirror.root)
+
+    def lost() -> None:
+        termination.reason = f"another run, which took over {mirror.shown}"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with locked(mirror.root), leased(mirror, lost):
+        attach(mirror)
+        try:
+            mirror.pull()
+            console.line(f"{mirror.shown}: copied to and from {mirror.root}")
+            with mirror.kept_sent():
+                yield mirror.root
+        finally:
+            attach(None)
 
 
 def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, Any]:
@@ -366,6 +407,8 @@ def stage(context: Context, name: str, plan: StagePlan, fresh: Collection[str]) 
         if step.fresh:
             discard(context, plan)
         yield step
+        if (mirror := attached()) is not None and not step.skipped:
+            mirror.push(context.folder, check=True)  # the next stage's workers read it from there
         good = True
     finally:
         context.tracker.end(key, good)
@@ -484,19 +527,6 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(
             f"--run-dir: {folder} cannot be written ({error.strerror}); choose another"
         ) from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Refuse a second run in one folder; the lock goes with the process, however it ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise EnsembleKDError(
-                f"{folder}: another run is at work here; wait for it or choose another --run-dir"
-            ) from error
-        yield
 
 
 # -------------------------------------------------------------------------------------------------- check

@@ -7,13 +7,14 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import ConfigError, EnsembleKDError
+from ensemble_kd.termination import Termination
 
 SETTINGS = {
     # Ray's local workers run at niceness 15, and starve beside anything else that computes.
@@ -60,6 +61,9 @@ class Runtime:
     """`auto` or `HOST:PORT`; None starts Ray on this machine."""
     verbose: bool = False
     started: bool = False
+    termination: Termination = field(default_factory=Termination)
+    warn: Callable[[str], None] = lambda text: None
+    """Where it says what it waits for."""
 
     def __enter__(self) -> Runtime:
         return self
@@ -113,6 +117,8 @@ class Runtime:
                     "check --address, or leave it out to run on this machine"
                 ) from error
             self.started = True
+            if self.termination.active:
+                self.termination.install()
         if not libraries:
             return
         context = ray.data.DataContext.get_current()
@@ -121,41 +127,111 @@ class Runtime:
 
     def resources(self) -> tuple[float, float]:
         """CPUs and GPUs of the whole cluster."""
+        nodes = self.nodes()
+        return sum(node.get("CPU", 0.0) for node in nodes), sum(node.get("GPU", 0.0) for node in nodes)
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each living node has, whether it is in use or not."""
         self.start()
         import ray
 
-        total: dict[str, Any] = ray.cluster_resources()
-        return float(total.get("CPU", 0)), float(total.get("GPU", 0))
+        return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
     def gpus_per_worker(self) -> float:
         wanted = self.compute.gpus_per_worker
         return (1.0 if self.resources()[1] >= 1 else 0.0) if wanted == "auto" else float(wanted)
 
+    def bundle(self) -> dict[str, float]:
+        """What one training worker claims."""
+        gpus = self.gpus_per_worker()
+        return {"CPU": self.compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
+
     def capacity(self) -> int:
-        """Training workers that fit the cluster at once."""
-        cpus, gpus = self.resources()
-        fits = math.floor(cpus / self.compute.cpus_per_worker + 1e-9)
-        if self.gpus_per_worker() > 0:
-            fits = min(fits, math.floor(gpus / self.gpus_per_worker() + 1e-9))
-        return fits
+        """Training workers that fit the cluster at once, each whole on one node."""
+        return fit(self.bundle(), self.nodes())
 
     def group_size(self, members: int, replicas: int, path: str) -> int:
         """Workers for `members` with `replicas` workers each.
 
-        Raises ConfigError where the cluster is too small, before anything waits for resources that will
-        never come.
+        A cluster that may still grow or become free is waited for, at most `compute.placement_timeout`
+        seconds and not without saying so. Raises ConfigError where the cluster stays too small, before
+        anything waits for resources that will never come.
         """
+        wanted = self.compute.num_workers
+        least = replicas
+        if wanted != "auto":
+            low = wanted[0] if isinstance(wanted, tuple) else wanted
+            least = max(least, min(low, members * replicas) if isinstance(wanted, tuple) else low)
+        if self.capacity() < least:
+            self._await(least, lambda: self.capacity() >= least, "the cluster is too small")
         capacity = self.capacity()
-        cpus, gpus = self.resources()
-        has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, room for {capacity} workers"
         if capacity < replicas:
             raise ConfigError(
-                f"{path}.replicas_per_member: {replicas} workers per member, but {has}; "
+                f"{path}.replicas_per_member: {replicas} workers per member, but {self.has()}; "
                 "lower it, or compute.cpus_per_worker or compute.gpus_per_worker"
             )
-        wanted = self.compute.num_workers
-        if wanted != "auto" and wanted > capacity:
-            raise ConfigError(f"compute.num_workers: {wanted}, but {has}; lower it, or set it to auto")
-        limit = capacity if wanted == "auto" else wanted
+        if capacity < least:
+            told = list(wanted) if isinstance(wanted, tuple) else wanted
+            raise ConfigError(f"compute.num_workers: {told}, but {self.has()}; lower it, or set it to auto")
+        most = wanted[1] if isinstance(wanted, tuple) else wanted
+        limit = capacity if most == "auto" else min(most, capacity)
         groups = max(1, min(limit // replicas, members))
-        return groups * replicas
+        size = groups * replicas
+        self._await(size, lambda: self.free() >= size, "its resources are in use")
+        if (free := self.free()) < size:
+            if free // replicas and wanted == "auto":  # rather fewer workers than none
+                return free // replicas * replicas
+            raise EnsembleKDError(
+                f"{path}: room for {free} of {size} workers of {_words(self.bundle())} each: the rest of the "
+                "cluster is in use by other jobs; wait for them, set compute.num_workers to at most "
+                f"{free}, or raise compute.placement_timeout"
+            )
+        return size
+
+    def free(self) -> int:
+        """Training workers that fit into what nobody uses now."""
+        self.start()
+        import ray
+
+        available = ray._private.state.available_resources_per_node()
+        return fit(self.bundle(), list(available.values()))
+
+    def has(self) -> str:
+        cpus, gpus = self.resources()
+        nodes = self.nodes()
+        where = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
+        return f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs{where}, room for {self.capacity()} workers"
+
+    def _await(self, size: int, there: Callable[[], bool], why: str) -> None:
+        """Wait until `there`, at most `placement_timeout` seconds, on a cluster, which is asked to grow."""
+        if there() or self.address is None:
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[self.bundle()] * size)
+        end, told = time.monotonic() + self.compute.placement_timeout, time.monotonic() + 5
+        try:
+            while not there() and time.monotonic() < end:
+                if time.monotonic() > told:
+                    self.warn(
+                        f"waiting for {size} workers of {_words(self.bundle())} each: {why} "
+                        f"({self.has()}, {self.free()} of them free now); giving up after "
+                        f"{self.compute.placement_timeout:g} s"
+                    )
+                    told = math.inf
+                time.sleep(0.5)
+        finally:
+            request_resources(bundles=[])
+
+
+def fit(bundle: dict[str, float], nodes: list[dict[str, float]]) -> int:
+    """How many bundles fit the nodes, each whole on one of them."""
+    rooms = (
+        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in bundle.items())
+        for node in nodes
+    )
+    return sum(rooms)
+
+
+def _words(bundle: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}{'s' if amount != 1 else ''}" for name, amount in bundle.items())

@@ -22,6 +22,7 @@ from ensemble_kd.data.prepared import DataInfo, read_shard
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.train.batches import Block, join_blocks, mix, slice_block
 from ensemble_kd.train.stored import restore
 
@@ -63,7 +64,7 @@ def open_stream(
         _read,
         batch_size=1,
         num_cpus=CLAIM,
-        fn_kwargs={"info": info, "layouts": layouts, "views": views},
+        fn_kwargs={"info": info, "layouts": layouts, "views": views, "mirror": attached_spec()},
     )
     window: list[Block] = []
     mixed = 0
@@ -84,9 +85,15 @@ def _mixed(window: list[Block], seed: int) -> Block:
 
 
 def _read(
-    batch: dict[str, Any], info: dict[str, Any], layouts: list[StoreLayout], views: int
+    batch: dict[str, Any],
+    info: dict[str, Any],
+    layouts: list[StoreLayout],
+    views: int,
+    mirror: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     path = Path(batch["shard"][0])
+    if (node := attach(mirror)) is not None:
+        node.ensure_all([path, json.loads(batch["parts"][0])])
     arrays = read_shard(path, DataInfo.from_dict(info))
     generator = np.random.default_rng(int(batch["seed"][0]))
     order = generator.permutation(len(arrays.labels))

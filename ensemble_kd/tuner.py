@@ -26,7 +26,8 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.errors import ConfigError, StoppedError, TrainingError
+from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.trials import JUDGED, Entry, Epochs, Packet, Trial
@@ -53,6 +54,7 @@ class Students(tune.Trainable):
 
         torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
         self.shared = shared
+        self.mirror = attach(shared["mirror"])
         self.replicas: list[Any] = []
         self.data = None
         if shared["replicas"] == 1:
@@ -70,6 +72,10 @@ class Students(tune.Trainable):
         self.kept = work["kept"]
         trials = [[MemberTask(**fields) for fields in tasks] for tasks in work["trials"]]
         members, folder = Path(self.shared["members"]), Path(self.shared["folder"])
+        self.written = [folder, *(task.folder(members) for tasks in trials for task in tasks)]
+        if self.mirror is not None:
+            for path in self.written:
+                self.mirror.pull(path)
         if self.data is None:
             self.packet = Packet(trials, None, members, start=self._together)  # type: ignore[arg-type]
             return
@@ -90,6 +96,11 @@ class Students(tune.Trainable):
                 break
         for entries, standing in zip(kept, standings, strict=True):
             standing["entries"] = entries
+        if self.mirror is not None:
+            for path in self.written:
+                self.mirror.push_soon(path)
+            if self.packet.done:
+                self.mirror.flush()
         metric, sign = self.shared["metric"], self.shared["sign"]
         values = [
             (s.get("values") or s["entry"] or {}).get(metric) for s in standings if s["state"] != "failed"
@@ -154,6 +165,7 @@ class _Replica:
         import torch
 
         torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+        self.mirror = attach(shared["mirror"])
         self.rank, self.size, self.shared = rank, size, shared
         self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self.data = _load(shared)
@@ -179,10 +191,13 @@ class _Replica:
         from ensemble_kd.train.loop import Replicas
         from ensemble_kd.train.member import member_epochs
 
+        task, members = MemberTask(**fields), Path(self.shared["members"])
+        if self.mirror is not None:
+            self.mirror.pull(task.folder(members))
         self.epochs = member_epochs(
-            MemberTask(**fields),
+            task,
             self.data,
-            Path(self.shared["members"]),
+            members,
             device=self.device,
             replicas=Replicas(self.rank, self.size, dist.group.WORLD),
         )
@@ -440,6 +455,7 @@ def run_trials(
         "metric": metric,
         "sign": sign,
         "rungs": _rungs(asha, epochs),
+        "mirror": attached_spec(),
     }
     (folder / "fused").mkdir(parents=True, exist_ok=True)
     each = {"CPU": compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
@@ -485,12 +501,16 @@ def run_trials(
     )
     try:
         tuner.fit()
+    except StoppedError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever Tune raises, what is finished is kept
         raise TrainingError(
             f"sweep: Ray Tune failed: {error}; finished trials are kept, run again to go on (-v shows more)"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if (mirror := attached()) is not None:
+            mirror.pull(members)
 
 
 def _rungs(asha: tuple[int, float] | None, epochs: int) -> list[int]:
@@ -528,7 +548,8 @@ def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
 def concurrency(runtime: Runtime, wanted: int | str, replicas: int) -> int:
     """Trials at a time. Raises ConfigError where more are wanted than fit the cluster."""
     capacity, workers = runtime.capacity(), runtime.compute.num_workers
-    fits = (capacity if workers == "auto" else min(capacity, workers)) // replicas
+    most = workers[1] if isinstance(workers, tuple) else workers
+    fits = (capacity if most == "auto" else min(capacity, most)) // replicas
     cpus, gpus = runtime.resources()
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
     each = "each" if replicas == 1 else f"each of {replicas} workers"

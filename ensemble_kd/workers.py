@@ -11,6 +11,7 @@ the others go on at their last epoch.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.errors import TrainingError
+from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
+from ensemble_kd.train.loop import Interrupted, Replicas
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, train_member
 
 Event = dict[str, Any]
@@ -31,6 +34,10 @@ LoadData = Callable[[dict[str, Any]], TrainingData]
 
 WAIT = -1
 SECONDS_BETWEEN_CLAIMS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.5
+"""How often a worker asks whether it is to stop."""
+SECONDS_BETWEEN_RESIZES = 15.0
+"""How often an elastic group looks for nodes that came."""
 
 
 class Board:
@@ -39,6 +46,7 @@ class Board:
     def __init__(self, tasks: list[int], after: dict[int, int]) -> None:
         """`after` names, for a member that starts from another of them, that other."""
         self.tasks, self.after, self.attempt = tasks, after, ""
+        self.stopping = False
         self.queue: list[int] = []
         self.done: set[int] = set()
         self.lost: set[int] = set()
@@ -49,6 +57,8 @@ class Board:
 
         WAIT where those that are left start from one that is still being trained; None at the end.
         """
+        if self.stopping:
+            return None
         if attempt != self.attempt:
             self.attempt, self.queue = attempt, list(self.tasks)
         for i in list(self.queue):
@@ -65,6 +75,13 @@ class Board:
         if event["kind"] in ("done", "failed"):
             (self.done if event["kind"] == "done" else self.lost).add(event["member"])
         self.events.append(event)
+
+    def stop(self) -> None:
+        """Hand out no more; those that train save where they stand and leave."""
+        self.stopping = True
+
+    def is_stopping(self) -> bool:
+        return self.stopping
 
     def skip(self, member: int) -> None:
         """One that was finished already."""
@@ -85,8 +102,6 @@ def _worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
     from torch.distributed.device_mesh import init_device_mesh
 
-    from ensemble_kd.train.loop import Replicas
-
     torch.set_num_threads(max(1, int(config["cpus_per_worker"])))
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -100,6 +115,9 @@ def _worker(config: dict[str, Any]) -> None:
             device.type, (world // per_member, per_member), mesh_dim_names=("member", "replica")
         )
         replicas = Replicas(mesh["replica"].get_local_rank(), per_member, mesh["replica"].get_group())
+    mirror = attach(config["mirror"])
+    stop = threading.Event()
+    threading.Thread(target=_look, args=(board, stop), name="stop", daemon=True).start()
     arrays = {name: ray.get(reference) for name, reference in config["references"].items()}
     data = config["load_data"](arrays)
     tasks = [MemberTask(**fields) for fields in config["tasks"]]
@@ -114,6 +132,8 @@ def _worker(config: dict[str, Any]) -> None:
             time.sleep(SECONDS_BETWEEN_CLAIMS)
             continue
         task = tasks[claimed[0]]
+        if mirror is not None:
+            _fetch(mirror, task.folder(members), replicas)
         if finished(task, members) is not None:
             if replicas.rank == 0:
                 board.skip.remote(claimed[0])
@@ -124,17 +144,63 @@ def _worker(config: dict[str, Any]) -> None:
 
         if replicas.rank == 0:
             report("start", pid=os.getpid())
-        good = train_member(
-            task,
-            data,
-            members,
-            device=device,
-            replicas=replicas,
-            on_epoch=lambda entry: report("epoch", entry=entry),  # noqa: B023 - called before the next turn
-            on_warning=lambda text: report("warning", text=text),  # noqa: B023
-        )
+
+        def on_epoch(entry: dict[str, float], task: MemberTask = task) -> None:
+            if mirror is not None:
+                mirror.push_soon(task.folder(members))
+            report("epoch", entry=entry)  # noqa: B023 - called before the next turn
+
+        try:
+            good = train_member(
+                task,
+                data,
+                members,
+                device=device,
+                replicas=replicas,
+                on_epoch=on_epoch,
+                on_warning=lambda text: report("warning", text=text),  # noqa: B023
+                stop=stop.is_set,
+            )
+        except Interrupted:
+            if replicas.rank == 0:
+                if mirror is not None:
+                    mirror.push_soon(task.folder(members))
+                    mirror.flush()
+                report("stopped")
+            return
         if replicas.rank == 0:
+            if mirror is not None:
+                mirror.push_soon(task.folder(members))
+                mirror.flush()
             report("done" if good else "failed")
+
+
+def _look(board: Any, stop: threading.Event) -> None:
+    """Until the board says that the workers are to stop."""
+    import ray
+
+    while True:
+        try:
+            if ray.get(board.is_stopping.remote()):
+                stop.set()
+                return
+        except ray.exceptions.RayError:  # the driver is gone
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _fetch(mirror: Mirror, folder: Path, replicas: Replicas) -> None:
+    """Bring a member's folder up to date; replicas get the very state that their first one has."""
+    import torch.distributed as dist
+
+    if replicas.rank == 0:
+        mirror.pull(folder)
+        if replicas.size > 1:
+            mirror.push(folder)
+    if replicas.size > 1:
+        dist.barrier(group=replicas.group)
+        if replicas.rank:
+            mirror.pull(folder)
 
 
 def train_members(
@@ -160,16 +226,17 @@ def train_members(
     for task in open_tasks:
         (task.folder(members) / FAILED).unlink(missing_ok=True)
     size = runtime.group_size(len(open_tasks), replicas, path)
+    wanted = runtime.compute.num_workers
+    elastic = (wanted[0], min(wanted[1], len(open_tasks))) if isinstance(wanted, tuple) else None
+    if elastic is not None:
+        elastic = (min(elastic), elastic[1])
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     references = {name: ray.put(array) for name, array in arrays().items()}
     board = ray.remote(num_cpus=0)(Board).remote(list(range(len(open_tasks))), _after(open_tasks))
-    resources = {"CPU": runtime.compute.cpus_per_worker}
-    gpus = runtime.gpus_per_worker()
-    if gpus:
-        resources["GPU"] = gpus
+    resources = runtime.bundle()
     scratch = members.parent / ".ray"
     trainer = TorchTrainer(
         _worker,
@@ -181,8 +248,14 @@ def train_members(
             "load_data": load_data,
             "board": board,
             "cpus_per_worker": runtime.compute.cpus_per_worker,
+            "mirror": attached_spec(),
         },
-        scaling_config=ScalingConfig(num_workers=size, use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=elastic or size,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
+        ),
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=str(scratch.resolve()),
@@ -200,14 +273,21 @@ def train_members(
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    while True:
-        thread.join(timeout=0.3)
-        alive = thread.is_alive()
-        for event in ray.get(board.drain.remote()):
-            on_event(open_tasks[event["member"]], event)
-        if not alive:
-            break
+    leave = math.inf
+    with runtime.termination.graceful():
+        while True:
+            thread.join(timeout=0.3)
+            alive = thread.is_alive()
+            for event in ray.get(board.drain.remote()):
+                on_event(open_tasks[event["member"]], event)
+            if not alive or time.monotonic() > leave:
+                break
+            if runtime.termination.asked.is_set() and leave == math.inf:
+                board.stop.remote()
+                leave = time.monotonic() + runtime.compute.grace
     ray.kill(board)
+    if runtime.termination.asked.is_set():
+        raise runtime.termination.error()
     shutil.rmtree(scratch, ignore_errors=True)
     if outcome[0] is not None:
         raise TrainingError(

@@ -22,6 +22,7 @@ from ensemble_kd.config import DataConfig
 from ensemble_kd.data.pieces import SPLIT_NAMES, Source, slices
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.errors import InputError
+from ensemble_kd.mirror import remote_system
 
 FORMATS = {
     ".parquet": "parquet",
@@ -147,13 +148,7 @@ def file_system(path: str) -> tuple[Any, str]:
         return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     if path.startswith("file://"):
         return pafs.LocalFileSystem(), path.removeprefix("file://")
-    try:
-        return pafs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a kind of URL that only fsspec knows
-        import fsspec
-
-        system, inside = fsspec.core.url_to_fs(path)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(system)), inside
+    return remote_system(path)
 
 
 def is_glob(path: str) -> bool:

@@ -38,6 +38,7 @@ from ensemble_kd.data.text_augment import TextAugmenter, Unseen, words_of
 from ensemble_kd.data.word_candidates import Candidates, MaskedWords, WordVectors
 from ensemble_kd.data.word_classes import WordClasses, learn_word_classes
 from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.mirror import attach, attached, attached_spec, ensure
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 
 TEXTS = "texts"
@@ -278,8 +279,18 @@ def _receipt(folder: Path, name: str) -> dict[str, Any] | None:
 class _Maker:
     """Makes the copies of one part after another; Ray Data keeps one per actor."""
 
-    def __init__(self, folder: str, settings: dict[str, Any], seed: int, use_gpu: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        settings: dict[str, Any],
+        seed: int,
+        use_gpu: bool = False,
+        mirror: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = Path(folder)
+        self.mirror = attach(mirror)
+        if self.mirror is not None:
+            self.mirror.pull(self.folder)
         self.settings = TextAugmentConfig(**settings)
         classes = candidates = None
         if self.settings.pos_probability:
@@ -308,7 +319,10 @@ class _Maker:
         return name
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"name": np.array([self.make(str(name)) for name in batch["name"]], dtype=object)}
+        names = [self.make(str(name)) for name in batch["name"]]
+        if self.mirror is not None:
+            self.mirror.push(*(self.folder / MADE / name for name in names))
+        return {"name": np.array(names, dtype=object)}
 
 
 def _in_process(context: Context, todo: list[str], arguments: dict[str, Any]) -> Iterator[str]:
@@ -321,6 +335,9 @@ def _in_actors(context: Context, todo: list[str], arguments: dict[str, Any]) -> 
     """Yields the names of parts as they are made, in any order."""
     runtime = context.runtime
     gpus = runtime.gpus_per_worker() if _settings(context.config).masked_lm is not None else 0.0
+    folder = Path(arguments["folder"])
+    if (mirror := attached()) is not None:
+        mirror.push(folder)
     import ray.data
 
     dataset = ray.data.from_items(
@@ -331,7 +348,8 @@ def _in_actors(context: Context, todo: list[str], arguments: dict[str, Any]) -> 
         compute=ray.data.ActorPoolStrategy(size=max(1, min(runtime.capacity(), len(todo)))),
         num_cpus=context.config.compute.cpus_per_worker,
         num_gpus=gpus or None,
-        fn_constructor_kwargs={**arguments, "use_gpu": gpus > 0},
+        fn_constructor_kwargs={**arguments, "use_gpu": gpus > 0, "mirror": attached_spec()},
     )
     for row in dataset.iter_rows():
+        ensure(folder / MADE / str(row["name"]))
         yield str(row["name"])

@@ -18,6 +18,7 @@ from ensemble_kd.artifacts import (
 )
 from ensemble_kd.config import Config
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.mirror import forget
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.tracking import Tracker
 
@@ -82,6 +83,7 @@ class StagePlan:
         except ArtifactError as error:
             console.warning(f"{self.stage}: {error}; this stage is redone")
             (self.folder / MANIFEST).unlink()
+            forget(self.folder / MANIFEST)
             return None
         if manifest is None:
             return None
@@ -94,7 +96,9 @@ class StagePlan:
             path = Path(name)
             if path.is_file() and path.resolve().is_relative_to(self.folder.resolve()):
                 path.unlink()
+                forget(path)
         (self.folder / MANIFEST).replace(self.folder / DAMAGED)
+        forget(self.folder / MANIFEST)
         return None
 
     def why(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
 from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.train.member import MemberTask, finished
 from ensemble_kd.workers import LoadData, train_members
@@ -67,6 +68,7 @@ def all_intact(folders: list[Path], console: Console) -> bool:
                 console.warning(f"{problem}; this member is trained again")
             if (folder / MANIFEST).exists():  # without one it is unfinished, and its checkpoint is of use
                 shutil.rmtree(folder, ignore_errors=True)
+                forget(folder)
     return good
 
 
@@ -172,6 +174,8 @@ def train_and_follow(
             on_event=on_event,
         )
     finally:
+        if (mirror := attached()) is not None:
+            mirror.pull(members)
         close()
     return [task for task in tasks if finished(task, members) is not None]
 

@@ -21,6 +21,7 @@ from ensemble_kd.data.prepared import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
+from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 
 FLOAT16_LIMIT = 65504.0
@@ -70,6 +71,8 @@ def fill(
     context.console.progress(title, len(entries), len(work), "starting actors" if todo else "")
     try:
         for target, entry in make(todo) if todo else []:
+            if (mirror := attached()) is not None:
+                mirror.ensure(target)  # made on another node
             write_json(receipt_path(target), entry)
             entries[target.name] = entry
             context.console.progress(title, len(entries), len(work), f"{entry['rows']} rows")
@@ -125,7 +128,11 @@ def in_actors(
         compute=ray.data.ActorPoolStrategy(size=max(1, min(actors, len(items)))),
         num_cpus=context.config.compute.cpus_per_worker,
         num_gpus=gpus or None,
-        fn_constructor_kwargs={"actor": actor, "arguments": {**arguments, "use_gpu": gpus > 0}},
+        fn_constructor_kwargs={
+            "actor": actor,
+            "arguments": {**arguments, "use_gpu": gpus > 0},
+            "mirror": attached_spec(),
+        },
     )
     for row in dataset.iter_rows():
         yield Path(row["target"]), json.loads(row["entry"])
@@ -134,14 +141,23 @@ def in_actors(
 class _Pool:
     """What Ray Data keeps one of per actor."""
 
-    def __init__(self, actor: type, arguments: dict[str, Any]) -> None:
+    def __init__(self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None) -> None:
         torch.set_num_threads(1)
+        self.mirror = attach(mirror)
+        if self.mirror is not None:
+            self.mirror.ensure_all(arguments)
         self.actor = actor(**arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         items = [json.loads(text) for text in batch["item"]]
-        entries = [json.dumps(self.actor.make(item)) for item in items]
         targets = [item["target"] for item in items]
+        if self.mirror is not None:
+            self.mirror.ensure_all([[item["source"], item["beside"]] for item in items])
+            for target in targets:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+        entries = [json.dumps(self.actor.make(item)) for item in items]
+        if self.mirror is not None:
+            self.mirror.push(*map(Path, targets))
         return {"target": np.array(targets, dtype=object), "entry": np.array(entries, dtype=object)}
 
 

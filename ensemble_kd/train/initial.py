@@ -13,6 +13,7 @@ from torch import nn
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.specialist import specialise
@@ -35,6 +36,7 @@ def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Pa
         )
     if task_settings.get("quantization"):
         quantise_(network, Quantiser(**task_settings["quantization"], hard=True))
+    ensure(folder)
     load_weights(network, folder / WEIGHTS)
     return network.eval()
 
@@ -48,6 +50,7 @@ def member_folder(run: Path | None, place: dict[str, Any]) -> Path:
 def load_member(run: Path | None, place: dict[str, Any], info: dict[str, Any]) -> Network:
     """The network of the member that `place` names. Raises ArtifactError where it is not finished."""
     folder = member_folder(run, place)
+    ensure(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         raise ArtifactError(f"{folder}: this member is not finished; run the {place['stage']} stage again")
@@ -87,6 +90,7 @@ def load_learned(learned: nn.Module, initial: dict[str, Any] | None, run: Path |
     if initial is None or "member" not in initial:
         return
     path = member_folder(run, initial) / LEARNED
+    ensure(path.parent)
     if path.exists():
         found = load_file(path)
         own = learned.state_dict()

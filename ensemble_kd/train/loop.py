@@ -40,6 +40,10 @@ class NotFiniteError(Exception):
         self.epoch = epoch
 
 
+class Interrupted(Exception):
+    """Training was asked to stop; what it reached is in the checkpoint, and the same call goes on there."""
+
+
 @dataclass(frozen=True)
 class Replicas:
     """The workers that train one member together; by default one."""
@@ -77,6 +81,12 @@ class Progress:
     stopped: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per epoch: epoch, train_loss, validation_loss, validation_accuracy, seconds, ..."""
+    step: int = 0
+    """Steps of the next epoch that are done: 0 but where training was stopped in the middle of one."""
+    partial_loss: float = 0.0
+    """The sum of these steps' losses."""
+    rng: str | None = None
+    """State of the random numbers (dropout) after them, in hexadecimal digits."""
 
     def add(self, entry: dict[str, float], patience: int | None) -> bool:
         """Note a finished epoch; True where early stopping is to keep its weights.
@@ -189,11 +199,13 @@ def train_epochs(
     replicas: Replicas | None = None,
     on_warning: Callable[[str], None] = lambda text: None,
     on_step: Callable[[float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Generator[dict[str, float], None, Progress]:
     """`train`, one epoch at each `next`: whoever holds several of these can train them side by side.
 
     `online` are the teachers beside the student, `learned` what the loss trains along (`loss.prepare`).
-    `on_step` is told, before each step, which share of them is done.
+    `on_step` is told, before each step, which share of them is done. `stop` is asked after each step (where
+    replicas train together, after each epoch); once it says yes, the state is saved and Interrupted raised.
     Yields each epoch's entry of the history once its checkpoint is written.
     """
     replicas = replicas or Replicas()
@@ -224,13 +236,29 @@ def train_epochs(
         torch.manual_seed(mix(seed, epoch, replicas.rank, 7))
         model.train()
         total = torch.zeros((), device=device)
-        for step, batch in enumerate(batches.epoch(epoch), start=epoch * batches.steps_per_epoch):
+        first = epoch * batches.steps_per_epoch
+        skipped = first + progress.step
+        if progress.rng is not None:  # stopped in the middle of this epoch, whose first steps are done
+            total += progress.partial_loss
+            set_rng_state(progress.rng, device)
+            progress.step, progress.partial_loss, progress.rng = 0, 0.0, None
+        for step, batch in enumerate(batches.epoch(epoch), start=first):
+            if step < skipped:
+                continue
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, step, total_steps)
             batch.progress = step / total_steps
             if on_step is not None:
                 on_step(batch.progress)
             total += train_step(model, network, optimizer, batch, loss, training, device, online)
+            # Not after the last step: what an epoch ends with is below.
+            middle = step + 1 < first + batches.steps_per_epoch
+            if stop is not None and replicas.size == 1 and middle and stop():
+                if checkpoint is not None:
+                    progress.step, progress.partial_loss = step + 1 - first, float(total)
+                    progress.rng = rng_state(device)
+                    save_state(checkpoint, trained, optimizer, best, progress.__dict__)
+                raise Interrupted
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
@@ -255,9 +283,25 @@ def train_epochs(
         if checkpoint is not None and replicas.rank == 0:
             save_state(checkpoint, trained, optimizer, best, progress.__dict__)
         yield entry
+        if stop is not None and replicas.agree(stop(), device) and progress.epoch < training.epochs:
+            raise Interrupted
     if best is not None:
         network.load_state_dict(best)
     return progress
+
+
+def rng_state(device: torch.device) -> str:
+    """The state of the device's random numbers as text; a GPU's dropout draws from the GPU's own."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return state.numpy().tobytes().hex()
+
+
+def set_rng_state(text: str, device: torch.device) -> None:
+    state = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def train_step(

@@ -21,6 +21,7 @@ from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
 from ensemble_kd.models.specialist import correct_dustbin_
@@ -212,13 +213,17 @@ def train_member(
     replicas: Replicas | None = None,
     on_epoch: Callable[[dict[str, float]], None] = lambda entry: None,
     on_warning: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] | None = None,
 ) -> bool:
     """Train one member, or go on where its checkpoint stands, and finish its folder.
 
     The folder then holds the weights, the logits on validation and test rows, and the manifest with the
     history. Returns False, after writing `failed.json`, for a member whose loss became NaN or infinite.
+    Raises Interrupted, the state saved, once `stop` says yes.
     """
-    epochs = member_epochs(task, data, members, device=device, replicas=replicas, on_warning=on_warning)
+    epochs = member_epochs(
+        task, data, members, device=device, replicas=replicas, on_warning=on_warning, stop=stop
+    )
     while True:
         try:
             entry = next(epochs)
@@ -236,6 +241,7 @@ def member_epochs(
     device: torch.device | None = None,
     replicas: Replicas | None = None,
     on_warning: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] | None = None,
 ) -> Generator[dict[str, float], None, bool]:
     """`train_member`, one epoch at each `next`, yielding its entry of the history."""
     device = device or torch.device("cpu")
@@ -283,6 +289,7 @@ def member_epochs(
             replicas=replicas,
             on_warning=on_warning,
             on_step=network.quantiser.at if network.quantiser else None,
+            stop=stop,
         )
     except NotFiniteError as error:
         if replicas.rank == 0:
@@ -402,6 +409,7 @@ def _specialist(task: MemberTask, data: TrainingData) -> tuple[Network, Judge]:
     assert task.specialist is not None and data.generalists is not None
     specialty = Specialty(**task.specialist)
     folder = data.generalists / specialty.generalist
+    ensure(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         raise ArtifactError(
@@ -634,6 +642,7 @@ def _chances(specialty: Specialty, task: MemberTask, info: dict[str, Any]) -> tu
 
 def load_logits(folder: Path, split: str) -> Tensor:
     """A finished member's logits on the `validation` or `test` rows; the others are not read."""
+    ensure(folder)
     with safe_open(folder / PREDICTIONS, framework="pt") as file:
         logits: Tensor = file.get_tensor(split)
     return logits

@@ -51,7 +51,7 @@ TEXT = {
 CASES: list[tuple[Any, dict[str, Any], set[str]]] = [
     (MLPConfig(hidden=[7, 6]), IMAGE, {"layer_1", "layer_2"}),
     (MLPConfig(hidden=[]), NUMERIC, set()),
-    (ResNetConfig(width=4), IMAGE, {"stage_1", "stage_2", "stage_3", "pooled"}),
+    (ResNetConfig(width=8), IMAGE, {"stage_1", "stage_2", "stage_3", "pooled"}),
     (BagConfig(embedding=6, hidden=[5]), TEXT, {"pooled", "layer_1"}),
     (BiLSTMConfig(embedding=6, hidden=5, layers=2, dropout=0.1), TEXT, {"pooled", "classifier"}),
 ]
