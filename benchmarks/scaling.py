@@ -206,7 +206,7 @@ def _many_members(name: str, members: int) -> dict[str, Any]:
 
         train(*args, on_event=see, **options)
 
-    ray_torch.TorchTrainer = Counted  # type: ignore[misc]
+    ray_torch.TorchTrainer = Counted
     helpers.train_members = watched  # type: ignore[assignment]
     config = generated.config(
         data={"source": "digits", "kind": "image"},

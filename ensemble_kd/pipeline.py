@@ -25,6 +25,7 @@ from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.model_folder import EXPORT
+from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import augment as augment_stage
 from ensemble_kd.stages import clusters as clusters_stage
@@ -76,7 +77,7 @@ def run(
     folder = folder.absolute()  # workers run in folders of their own
     prepare_folder(folder)
     with locked(folder):
-        write_json(folder / "resolved.json", config.model_dump(mode="json"))
+        write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning)
         runtime = Runtime(config.compute, address, verbose)
         context = Context(config, folder, runtime, tracker, console)
