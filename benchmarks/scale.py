@@ -1,4 +1,4 @@
-"""scale: a thousandth of 1,000,000,000 examples x 10 teachers x 1,000 classes, and what it says of the rest."""
+"""scale: a thousandth of 1,000,000,000 examples x 10 teachers x 1,000 classes, from which the rest follows."""
 
 from __future__ import annotations
 
