@@ -1,4 +1,4 @@
-"""scale: a thousandth of 1,000,000,000 examples x 10 teachers x 1,000 classes, from which the rest follows."""
+"""scale: a thousandth of 1,000,000,000 examples x 10 teachers x 1,000 classes, with what all of it takes."""
 
 from __future__ import annotations
 
