@@ -28,6 +28,8 @@ def _config(source: Path) -> Any:
             "path": str(source),
             "kind": "numeric",
             "columns": {"input": "x", "label": "y"},
+            "validation_fraction": 0.01,
+            "test_fraction": 0.01,
         },
         soft_targets={"top_k": KEPT, "num_actors": 2},
         compute=generated.on_cpu(2),
@@ -67,11 +69,12 @@ def _prepare(name: str) -> dict[str, Any]:
     context, before = _context(Path(name)), _peak()
     began = time.perf_counter()
     plan = stage.plan(context.config, context.folder)
-    planned = time.perf_counter()
+    planned, cpu = time.perf_counter(), time.process_time()
     manifest = stage.run(context, plan)
     return {
         "fingerprint (s)": planned - began,
         "seconds": time.perf_counter() - planned,
+        "cpu_seconds": time.process_time() - cpu,
         "memory (MB)": (_peak() - before) / 1e6,
         "folder": str(plan.folder),
         "info": manifest.summary["info"],
@@ -137,6 +140,47 @@ def _stream(data: dict[str, Any], store: dict[str, Any], shards: int) -> dict[st
     ray.shutdown()
     read = sum(Path(path).stat().st_size for path in paths + parts)
     return {"rows": rows, "seconds": seconds, "memory (MB)": (_peak() - before) / 1e6, "bytes": read}
+
+
+def _parts(name: str) -> dict[str, float]:
+    """CPU seconds that a million examples take on one core, step by step, without Ray."""
+    import torch
+
+    from ensemble_kd.artifacts import checksum
+    from ensemble_kd.data.store import ShardWriter, StoreLayout, read_shard
+    from ensemble_kd.ensemble.combine import mean_logits
+    from ensemble_kd.ensemble.top_k import TopK, restore
+    from ensemble_kd.stages.shards import encode
+    from ensemble_kd.streaming import WINDOW, _mixed
+    from ensemble_kd.train.batches import Block
+
+    torch.set_num_threads(1)
+    layout, path, size = StoreLayout(1, MEMBERS, CLASSES, KEPT), Path(name) / "one.parquet", 1024
+    logits = torch.randn(size, 1, MEMBERS, CLASSES) * 4
+    found: dict[str, float] = {}
+
+    def timed(part: str, rows: int, call: Any) -> Any:
+        call()  # the first is warm-up
+        began = time.process_time()
+        result = call()
+        found[part] = (time.process_time() - began) / rows * 1e6
+        return result
+
+    columns, _ = timed("top_k", size, lambda: encode(logits, layout))
+    writer = ShardWriter(path, layout)
+    for first in range(0, 8 * size, size):
+        writer.write(np.arange(first, first + size), **columns)
+    writer.close()
+    timed("checksum", 8 * size, lambda: checksum(path))
+    _, held = timed("read", 8 * size, lambda: read_shard(path, layout))
+    kept = TopK(*(torch.from_numpy(held[key][:, 0].copy()) for key in ("values", "indices", "rest")))
+    dense = timed("restore", 8 * size, lambda: restore(kept, CLASSES))
+    numbers = torch.zeros(8 * size, dtype=torch.int64)
+    block = Block(numbers, torch.zeros(8 * size, FEATURES), numbers, dense, numbers)
+    before = _peak()
+    timed("mix", WINDOW * 8 * size, lambda: _mixed([block] * WINDOW, 0))
+    timed("average", size, lambda: mean_logits(dense[:size], 4.0, "arithmetic", None))
+    return {**found, "window (MB)": (WINDOW - 1) * dense.nbytes / 1e6 + (_peak() - before) / 1e6}
 
 
 class _Idle:
@@ -208,9 +252,10 @@ def scale(quick: bool) -> Measured:
         data = apart(_prepare, name)
         store = apart(_fill, name, data)
         stream = apart(_stream, data, store, STREAMED)
+        parts = apart(_parts, name)
         idle = apart(_overhead, name, items)
         free = shutil.disk_usage(name).free
-    measured = {"data": data, "store": store, "stream": stream, "items": idle}
+    measured = {"data": data, "store": store, "stream": stream, "parts": parts, "items": idle}
     detail: dict[str, Any] = {
         "rows": rows,
         "members": MEMBERS,
