@@ -151,8 +151,6 @@ def _parts(name: str) -> dict[str, float]:
     from ensemble_kd.ensemble.combine import mean_logits
     from ensemble_kd.ensemble.top_k import TopK, restore
     from ensemble_kd.stages.shards import encode
-    from ensemble_kd.streaming import WINDOW, _mixed
-    from ensemble_kd.train.batches import Block
 
     torch.set_num_threads(1)
     layout, path, size = StoreLayout(1, MEMBERS, CLASSES, KEPT), Path(name) / "one.parquet", 1024
@@ -175,12 +173,28 @@ def _parts(name: str) -> dict[str, float]:
     _, held = timed("read", 8 * size, lambda: read_shard(path, layout))
     kept = TopK(*(torch.from_numpy(held[key][:, 0].copy()) for key in ("values", "indices", "rest")))
     dense = timed("restore", 8 * size, lambda: restore(kept, CLASSES))
-    numbers = torch.zeros(8 * size, dtype=torch.int64)
-    block = Block(numbers, torch.zeros(8 * size, FEATURES), numbers, dense, numbers)
-    before = _peak()
-    timed("mix", WINDOW * 8 * size, lambda: _mixed([block] * WINDOW, 0))
     timed("average", size, lambda: mean_logits(dense[:size], 4.0, "arithmetic", None))
-    return {**found, "window (MB)": (WINDOW - 1) * dense.nbytes / 1e6 + (_peak() - before) / 1e6}
+    return found
+
+
+def _window() -> dict[str, float]:
+    """Mixing the shards of a window and restoring them, as a student's worker does; CPU seconds a million."""
+    import torch
+
+    from ensemble_kd.data.store import StoreLayout
+    from ensemble_kd.streaming import WINDOW, _block, mixed_rows
+
+    torch.set_num_threads(1)
+    layout, size, generator = StoreLayout(1, MEMBERS, CLASSES, KEPT), 8192, np.random.default_rng(0)
+    numbers = np.arange(size)
+    shard = {"rows": numbers, "labels": numbers, "views": numbers}
+    shard["inputs"] = np.zeros((size, FEATURES), np.float32)
+    for name, (shape, kind) in layout.columns().items():
+        shard[f"store0/{name}"] = generator.integers(0, CLASSES, (size, *shape[1:])).astype(kind)
+    before, began = _peak(), time.process_time()
+    _block(mixed_rows([shard] * WINDOW, 0), [layout])
+    seconds = time.process_time() - began
+    return {"seconds": 1e6 * seconds / (WINDOW * size), "memory (MB)": (_peak() - before) / 1e6}
 
 
 class _Idle:
@@ -252,10 +266,17 @@ def scale(quick: bool) -> Measured:
         data = apart(_prepare, name)
         store = apart(_fill, name, data)
         stream = apart(_stream, data, store, STREAMED)
-        parts = apart(_parts, name)
+        parts, window = apart(_parts, name), apart(_window)
         idle = apart(_overhead, name, items)
         free = shutil.disk_usage(name).free
-    measured = {"data": data, "store": store, "stream": stream, "parts": parts, "items": idle}
+    measured = {
+        "data": data,
+        "store": store,
+        "stream": stream,
+        "parts": parts,
+        "window": window,
+        "items": idle,
+    }
     detail: dict[str, Any] = {
         "rows": rows,
         "members": MEMBERS,
