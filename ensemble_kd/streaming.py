@@ -27,6 +27,9 @@ from ensemble_kd.train.stored import restore
 WINDOW = 4
 """Shards that are mixed with each other: rows of one class often lie together, so one shard is not enough."""
 
+ROWS_AT_ONCE = WINDOW * 8192
+"""Rows of a block: a window of shards of the default size."""
+
 CLAIM = 0
 """CPUs that a reading task asks for: none are left to claim."""
 
@@ -69,10 +72,10 @@ def open_stream(
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
         window.append(batch)
         if len(window) == WINDOW:
-            yield _block(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
+            yield from _blocks(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
             window, mixed = [], mixed + 1
     if window:
-        yield _block(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
+        yield from _blocks(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
 
 
 def mixed_rows(window: list[dict[str, np.ndarray]], seed: int) -> dict[str, np.ndarray]:
@@ -89,6 +92,13 @@ def mixed_rows(window: list[dict[str, np.ndarray]], seed: int) -> dict[str, np.n
             parts = [np.pad(part, ((0, 0), (0, longest[0] - part.shape[1]))) for part in parts]
         whole[name] = np.concatenate(parts)[order]
     return whole
+
+
+def _blocks(batch: dict[str, Any], layouts: list[StoreLayout]) -> Iterator[Block]:
+    """Restored some thousand rows at a time, however many a shard has."""
+    for begin in range(0, len(batch["rows"]), ROWS_AT_ONCE):
+        part = slice(begin, begin + ROWS_AT_ONCE)
+        yield _block({name: column[part] for name, column in batch.items()}, layouts)
 
 
 def _read(

@@ -11,7 +11,7 @@ import torch
 
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.stages.shards import encode
-from ensemble_kd.streaming import _block, mixed_rows
+from ensemble_kd.streaming import _block, _blocks, mixed_rows
 from ensemble_kd.train.batches import join_blocks, slice_block
 
 
@@ -54,6 +54,18 @@ def test_mixing_before_restoring_gives_what_mixing_after_it_gave(
     for name in ("rows", "inputs", "labels", "member_logits", "views"):
         one, two = getattr(found, name), getattr(expected, name)
         assert (one is None and two is None) or (one.dtype == two.dtype and torch.equal(one, two)), name
+
+
+def test_large_shards_are_restored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = [StoreLayout(1, 3, 6, 2)]
+    batch = mixed_rows(shards(layouts, [4, 4, 4], text=False), 11)
+    whole = _block(batch, layouts)
+    monkeypatch.setattr("ensemble_kd.streaming.ROWS_AT_ONCE", 7)
+    parts = list(_blocks(batch, layouts))
+    assert [len(part.rows) for part in parts] == [7, 7, 4]
+    joined = reduce(join_blocks, parts)
+    for name in ("rows", "inputs", "labels", "member_logits", "views"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name)), name
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
