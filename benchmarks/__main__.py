@@ -19,6 +19,8 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     demo,
     export,
     fused,
+    scale,
+    scaling,
     serve,
     soft_targets,
     specialists,

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from ensemble_kd.config import (
     space_paths,
 )
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
+from ensemble_kd.redact import redacted
 
 if TYPE_CHECKING:
     from ensemble_kd.train.measures import Column
@@ -529,7 +531,7 @@ def reported(verbose: bool) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         err.print(
-            f"[red]error:[/] the disk is full ({escape(str(error))}); what is finished is kept, "
+            f"[red]error:[/] the disk is full ({escape(redacted(str(error)))}); what is finished is kept, "
             "free some space and run again"
         )
         raise typer.Exit(1) from error
@@ -540,4 +542,8 @@ def reported(verbose: bool) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of `ensemble-kd`."""
-    app(prog_name="ensemble-kd")
+    try:
+        app(prog_name="ensemble-kd")
+    except Exception:  # a bug: its traceback is shown, but for what libraries say of an address's password
+        sys.stderr.write(redacted(traceback.format_exc()))
+        sys.exit(1)

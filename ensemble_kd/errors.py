@@ -1,7 +1,10 @@
 """What can go wrong, in three kinds: the user's configuration or input, an artefact, a training run.
 
-Every message says what is wrong, what was found, and what to do about it.
+Every message says what is wrong, what was found, and what to do about it. What was found may be an address
+with a password in it, which the message masks.
 """
+
+from ensemble_kd.redact import redacted
 
 
 class EnsembleKDError(Exception):
@@ -9,12 +12,15 @@ class EnsembleKDError(Exception):
 
     exit_code = 1
 
+    def __init__(self, text: str = "") -> None:
+        super().__init__(redacted(text))
+
 
 class ProblemsError(EnsembleKDError):
     """Several problems found together; `problems` holds one line each."""
 
     def __init__(self, problems: str | list[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = redacted([problems] if isinstance(problems, str) else list(problems))
         super().__init__("\n".join(self.problems))
 
 

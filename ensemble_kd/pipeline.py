@@ -27,6 +27,7 @@ from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
+from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import augment as augment_stage
 from ensemble_kd.stages import clusters as clusters_stage
@@ -79,7 +80,7 @@ def run(
         )
     termination = Termination()
     with termination.handled(), opened(config, folder, console, termination) as folder:
-        write_json(folder / "resolved.json", config.model_dump(mode="json"))
+        write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning)
         runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
         context = Context(config, folder, runtime, tracker, console)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,14 @@ from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import attach, attached_spec
-from ensemble_kd.train.batches import Block, join_blocks, mix, slice_block
+from ensemble_kd.train.batches import Block, mix
 from ensemble_kd.train.stored import restore
 
 WINDOW = 4
 """Shards that are mixed with each other: rows of one class often lie together, so one shard is not enough."""
+
+ROWS_AT_ONCE = WINDOW * 8192
+"""Rows of a block: a window of shards of the default size."""
 
 CLAIM = 0
 """CPUs that a reading task asks for: none are left to claim."""
@@ -66,22 +68,38 @@ def open_stream(
         num_cpus=CLAIM,
         fn_kwargs={"info": info, "layouts": layouts, "views": views, "mirror": attached_spec()},
     )
-    window: list[Block] = []
+    window: list[dict[str, np.ndarray]] = []
     mixed = 0
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-        window.append(_block(batch, layouts))
+        window.append(batch)
         if len(window) == WINDOW:
-            yield _mixed(window, mix(seed, epoch, mixed, 3))
+            yield from _blocks(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
             window, mixed = [], mixed + 1
     if window:
-        yield _mixed(window, mix(seed, epoch, mixed, 3))
+        yield from _blocks(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
 
 
-def _mixed(window: list[Block], seed: int) -> Block:
-    """The rows of several shards in one random order."""
-    block = reduce(join_blocks, window)
-    order = torch.randperm(len(block.rows), generator=torch.Generator().manual_seed(seed))
-    return slice_block(block, order)
+def mixed_rows(window: list[dict[str, np.ndarray]], seed: int) -> dict[str, np.ndarray]:
+    """The rows of several shards in one random order, as they are stored: restored, they may be fifty times
+    as large."""
+    longest = max(batch["inputs"].shape[1:] for batch in window)
+    order = torch.randperm(
+        sum(len(batch["rows"]) for batch in window), generator=torch.Generator().manual_seed(seed)
+    ).numpy()
+    whole = {}
+    for name in window[0]:
+        parts = [batch[name] for batch in window]
+        if name == "inputs" and parts[0].ndim == 2:  # texts of a shard are padded to its longest
+            parts = [np.pad(part, ((0, 0), (0, longest[0] - part.shape[1]))) for part in parts]
+        whole[name] = np.concatenate(parts)[order]
+    return whole
+
+
+def _blocks(batch: dict[str, Any], layouts: list[StoreLayout]) -> Iterator[Block]:
+    """Restored some thousand rows at a time, however many a shard has."""
+    for begin in range(0, len(batch["rows"]), ROWS_AT_ONCE):
+        part = slice(begin, begin + ROWS_AT_ONCE)
+        yield _block({name: column[part] for name, column in batch.items()}, layouts)
 
 
 def _read(
@@ -118,15 +136,15 @@ def _block(batch: dict[str, Any], layouts: list[StoreLayout]) -> Block:
     for number, layout in enumerate(layouts):
         prefix = f"store{number}/"
         columns = {
-            name.removeprefix(prefix): torch.from_numpy(column.copy())
+            name.removeprefix(prefix): torch.from_numpy(column)
             for name, column in batch.items()
             if name.startswith(prefix)
         }
         members.append(restore(columns, layout))
     return Block(
-        torch.from_numpy(batch["rows"].copy()),
-        torch.from_numpy(batch["inputs"].copy()),
-        torch.from_numpy(batch["labels"].copy()),
-        torch.cat(members, 1) if members else None,
-        torch.from_numpy(batch["views"].copy()),
+        torch.from_numpy(batch["rows"]),
+        torch.from_numpy(batch["inputs"]),
+        torch.from_numpy(batch["labels"]),
+        (torch.cat(members, 1) if len(members) > 1 else members[0]) if members else None,
+        torch.from_numpy(batch["views"]),
     )

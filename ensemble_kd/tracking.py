@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.config import TrackingConfig
+from ensemble_kd.redact import redacted
 
 STOP = object()
 
@@ -24,7 +25,8 @@ class Tracker:
 
     def __init__(self, config: TrackingConfig, runs: Path, name: str, warn: Callable[[str], None]) -> None:
         """`runs` is the folder that holds the run folders; the default database stands beside them."""
-        self.config, self.name, self.warn = config, name, warn
+        self.config, self.name = config, name
+        self.warn: Callable[[str], None] = lambda text: warn(redacted(text))
         self.uri = config.uri or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
         self.artifacts = None if config.uri else (runs / "mlartifacts").resolve().as_uri()
         self.ids: dict[str, str] = {}
@@ -45,7 +47,8 @@ class Tracker:
     ) -> None:
         """Open the run `key`; the part before its last slash is the parent."""
         self.asked.add(key)
-        self._put(lambda client: self._start(client, key, parameters or {}, tags or {}))
+        shown, marked = redacted(parameters or {}), redacted(tags or {})
+        self._put(lambda client: self._start(client, key, shown, marked))
 
     def metrics(self, key: str, values: dict[str, Any], step: int = 0) -> None:
         self._put(lambda client: self._metrics(client, key, values, step))
@@ -55,7 +58,8 @@ class Tracker:
         self._put(lambda client: self._history(client, key, entries))
 
     def tags(self, key: str, values: dict[str, str]) -> None:
-        self._put(lambda client: [client.set_tag(self.ids[key], k, v) for k, v in values.items()])
+        shown = redacted(values)
+        self._put(lambda client: [client.set_tag(self.ids[key], k, v) for k, v in shown.items()])
 
     def file(self, key: str, path: Path) -> None:
         """Attach a file or a folder."""

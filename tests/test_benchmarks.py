@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.harness import BENCHMARKS, Benchmark, Measured, run
+from benchmarks.scaling import expected as expected_seconds
 from benchmarks.transformers import finetune, texts
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
     expected |= {"cached", "online", "buckets", "finetune", "latency", "int8"}
     assert expected <= set(BENCHMARKS)
-    expected |= {"serve"}
+    expected |= {"serve", "scaling", "members", "scale"}
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound > 0 and entry.unit
         assert entry.text and "\n" not in entry.text
@@ -155,6 +156,32 @@ def test_the_memory_of_trials_is_found_in_their_processes() -> None:
     size = detail["transfer_set (MB)"]
     assert all(held >= size for held in detail["shared (MB)"].values())
     assert all(own and min(own) > 50 for own in detail["own_of_each_trial (MB)"].values())
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_many_members_take_one_worker_group() -> None:
+    detail = _quick("members")["detail"]
+    assert "problem" not in detail and detail["members"] == 20 and detail["worker_groups"] == 1
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scaling", "scale"])
+def test_the_benchmarks_of_scale_run_to_a_result(name: str) -> None:
+    found = _quick(name)
+    assert found["ours"] > 0 and found["reference"] > 0
+    if name == "scale":
+        assert found["holds"] and found["detail"]["store"]["shards"] > 1
+
+
+def test_the_cost_model_of_scaling() -> None:
+    """Rounds of items, and no more cores than there are."""
+    assert expected_seconds(3.0, 4, 1, cores=2) == 12.0
+    assert expected_seconds(3.0, 4, 2, cores=2) == 6.0
+    assert expected_seconds(3.0, 4, 4, cores=2) == 6.0
+    assert expected_seconds(3.0, 5, 2, cores=2) == 9.0  # the last worker waits
+    assert expected_seconds(3.0, 4, 4, cores=8) == 3.0
 
 
 def _quick(name: str, *options: str) -> Any:

@@ -30,6 +30,7 @@ LEVELS = [
     {"config", "artifacts"},
     {"space"},
     {"errors"},
+    {"redact"},
 ]
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""

@@ -148,11 +148,16 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 # ------------------------------------------------------------------------------------------- reading
 
 
+def in_order(name: str) -> tuple[int, str]:
+    """What shards' names are sorted by: their numbers, which have more than five digits from 100,000 on."""
+    return len(name), name
+
+
 def shard_paths(folder: Path, split: str) -> list[Path]:
     """The files of a split in order. Raises ArtifactError where there are none."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r}; prepared data has {', '.join(SPLITS)}")
-    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    paths = sorted(folder.glob(f"{split}-*.parquet"), key=lambda path: in_order(path.name))
     if not paths:
         raise ArtifactError(f"{folder}: no {split}-*.parquet; prepare the data again")
     return paths

@@ -19,6 +19,7 @@ from ensemble_kd.artifacts import (
 from ensemble_kd.config import Config
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import forget
+from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.tracking import Tracker
 
@@ -40,6 +41,11 @@ class Console:
     warning: Callable[[str], None] = lambda text: None
     progress: Callable[[str, float, float, str], None] = lambda task, done, total, note: None
     """(task, done, total, note); total 0 ends the bar."""
+
+    def __post_init__(self) -> None:
+        line, warning = self.line, self.warning
+        self.line = lambda text: line(redacted(text))
+        self.warning = lambda text: warning(redacted(text))
 
 
 @dataclass
@@ -65,7 +71,8 @@ class StagePlan:
 
     @classmethod
     def of(cls, run: Path, stage: str, config: dict[str, Any], inputs: dict[str, str]) -> StagePlan:
-        return cls(stage, run / stage / fingerprint(stage, config, inputs), config, inputs)
+        """The fingerprint covers the settings as they are; what is kept and written has no secrets."""
+        return cls(stage, run / stage / fingerprint(stage, config, inputs), redacted(config), inputs)
 
     @property
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from ensemble_kd.artifacts import MANIFEST, fingerprint, read_json, write_json
 from ensemble_kd.config import Config, cross_field_problems, numbers_only_problems, text_source
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.model_folder import PICKLES
+from ensemble_kd.redact import redacted
 
 MLMODEL, PLACE = "MLmodel", "place.json"
 CODE_LOADERS = ("mlflow.pyfunc.loaders.code_model", "mlflow.pyfunc.model")
@@ -94,7 +95,9 @@ def _fetch(config: Config, index: int, run: Path | None) -> Path:
         ) from error
     folder = Path(got).absolute()
     if target is not None:
-        write_json(target / PLACE, {"uri": uri, "folder": str(folder.relative_to(target.absolute()))})
+        write_json(
+            target / PLACE, {"uri": redacted(uri), "folder": str(folder.relative_to(target.absolute()))}
+        )
     return folder
 
 

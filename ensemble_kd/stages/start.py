@@ -38,6 +38,7 @@ from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.pretrained import read_tokenizer, resolve_source, weights_digest
+from ensemble_kd.redact import redacted
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
@@ -294,7 +295,7 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
                 folder,
                 "corpus",
                 folder.name,
-                phase.corpus.model_dump(mode="json"),
+                redacted(phase.corpus.model_dump(mode="json")),
                 {"data": data.name},
                 files,
                 summary,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ensemble_kd.artifacts import Manifest
 from ensemble_kd.data.prepared import Arrays, load_split, shard_paths
+from ensemble_kd.data.records import in_order
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.streaming import open_stream
 from ensemble_kd.train.batches import Block
@@ -110,7 +111,7 @@ def arrays_and_loader(
 
 def shards_of(manifest: Manifest) -> list[str]:
     """The names of a store's shards, in order."""
-    return sorted(name for name in manifest.files if name.endswith(".parquet"))
+    return sorted((name for name in manifest.files if name.endswith(".parquet")), key=in_order)
 
 
 def load_training_data(

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ensemble_kd.artifacts import checksum
+from ensemble_kd.artifacts import Manifest, checksum
+from ensemble_kd.data.prepared import shard_paths
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout, load_columns, read_shard, shard_name
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.stages.training_data import shards_of
 
 
 def columns(layout: StoreLayout, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -205,3 +207,14 @@ def test_rows_missing_repeated_or_out_of_order(tmp_path: Path) -> None:
         load_columns(tmp_path, [shard_name(1), shard_name(0), shard_name(2)], layout, 25)
     with pytest.raises(ArtifactError, match="part-00000.parquet: holds other rows than 10 to 19"):
         load_columns(tmp_path, [shard_name(0)] * 2, layout, 25)
+
+
+def test_shards_stay_in_order_beyond_five_digits(tmp_path: Path) -> None:
+    """100,000 shards of 8,192 rows are 819 million examples."""
+    names = [f"transfer-{number}.parquet" for number in ("00009", "99999", "100000", "100001", "1000000")]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in shard_paths(tmp_path, "transfer")] == names
+    parts = [shard_name(number) for number in (9, 99_999, 100_000, 100_001, 1_000_000)]
+    manifest = Manifest("soft_targets", "0", {}, {}, {part: {} for part in [*reversed(parts), "x.json"]})
+    assert shards_of(manifest) == parts
