@@ -237,14 +237,29 @@ def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, tmp_p
         ),
         ("data.text.max_length=64", None),
         ("student.phases.0.corpus.max_length=64", r"max_position_embeddings: 32 .*64"),
+        (
+            "student.phases.1.training.batch_size=1000",
+            r"^student\.phases\.1\.training\.batch_size: 1000, but a student sees 420 rows; lower it$",
+        ),
+        (
+            "student.phases.0.corpus.rows=15",
+            r"^student\.phases\.0\.training\.batch_size: 16, but its corpus has 15 texts of 4 tokens or more",
+        ),
+        (
+            "student.phases.0.corpus.min_length=16",
+            r"^student\.phases\.0\.training\.batch_size: 16, but its corpus has 0 texts of 16 tokens",
+        ),
+        ("student.phases.0.corpus.rows=16", None),
     ],
 )
 def test_what_does_not_fit_is_told_before_training(
     folder: Path, tmp_path: Path, override: str, says: str | None
 ) -> None:
     run = tmp_path / "run"
-    if says is None:  # no text is so long
-        pipeline.run(configuration(folder, override), run, until="data")
+    if says is None:
+        config = configuration(folder, override)
+        pipeline.run(config, run, until="data")
+        pipeline.check(config, run)
         return
     with pytest.raises(ConfigError, match=says):
         pipeline.run(configuration(folder, override), run)
