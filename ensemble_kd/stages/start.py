@@ -431,8 +431,8 @@ def corpus_size_problems(config: Config, data: Path) -> list[str]:
         if found < size:
             problems.append(
                 f"{path}.training.batch_size: {size}, but its corpus has {found} texts of "
-                f"{phase.corpus.min_length} tokens or more (corpus.min_length, corpus.rows); lower it, or give "
-                "more texts"
+                f"{phase.corpus.min_length} tokens or more (corpus.min_length, corpus.rows); lower it, or "
+                "give more texts"
             )
     return problems
 
