@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,23 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")}
     pipeline.run(configuration(folder), undisturbed)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
+
+
+def test_two_replicas_learn_beside_their_teachers(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Phases, projections and running teachers on two workers: what one worker learns, but for the dropout."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "student")
+    config = configuration(folder, "student.replicas_per_member=2")
+    pipeline.run(config, run, until="student")
+    found, wanted = entries(run), entries(undisturbed)
+    assert {name: entry["fingerprint"] for name, entry in found.items()} == {
+        name: entry["fingerprint"] for name, entry in wanted.items()
+    }
+    for name, entry in found.items():
+        assert entry["files"].keys() == wanted[name]["files"].keys()
+        losses = [[h["train_loss"] for h in e["summary"]["history"]] for e in (entry, wanted[name])]
+        assert losses[0] == pytest.approx(losses[1], rel=0.1), name
 
 
 @pytest.mark.long
