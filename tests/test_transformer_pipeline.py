@@ -141,10 +141,17 @@ def entries(run: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run(command(folder, run), check=True, capture_output=True, timeout=400)
+    pipeline.run(configuration(folder), run)
     return run
+
+
+@pytest.fixture
+def taught(undisturbed: Path, tmp_path: Path) -> Path:
+    """A run whose data, teachers and soft targets are there."""
+    leave = shutil.ignore_patterns("student", "report*", "model", "corpus")
+    return Path(shutil.copytree(undisturbed, tmp_path / "run", ignore=leave))
 
 
 def command(folder: Path, run: Path) -> list[str]:
@@ -193,14 +200,11 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
 
 
-def test_two_replicas_learn_beside_their_teachers(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Phases, projections and running teachers on two workers: what one worker learns, but for the dropout."""
-    run = tmp_path / "run"
-    shutil.copytree(undisturbed, run)
-    shutil.rmtree(run / "student")
+def test_two_replicas_learn_beside_their_teachers(folder: Path, undisturbed: Path, taught: Path) -> None:
+    """Phases, projections, running teachers on two workers: what one worker learns, but for the dropout."""
     config = configuration(folder, "student.replicas_per_member=2")
-    pipeline.run(config, run, until="student")
-    found, wanted = entries(run), entries(undisturbed)
+    pipeline.run(config, taught, until="student")
+    found, wanted = entries(taught), entries(undisturbed)
     assert {name: entry["fingerprint"] for name, entry in found.items()} == {
         name: entry["fingerprint"] for name, entry in wanted.items()
     }
@@ -234,14 +238,14 @@ def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, 
 
 
 @pytest.mark.long
-def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, taught: Path) -> None:
     space = "sweep={space: {terms.0.weight: [1, 100], temperature: [2]}, search: grid, scheduler: none}"
-    manifests = pipeline.run(configuration(folder, space), tmp_path / "run", until="student")
+    manifests = pipeline.run(configuration(folder, space), taught, until="student")
     assert len(manifests["sweep"].summary["trials"]) == 3  # two points and the baseline
     students = manifests["student"].summary["members"]
     assert {member["role"] for member in students} == {"distilled", "hard"}
     for member in students:  # taken over from the sweep
-        assert read_manifest(tmp_path / "run" / "sweep" / "members" / member["fingerprint"]) is not None
+        assert read_manifest(taught / "sweep" / "members" / member["fingerprint"]) is not None
 
 
 @pytest.mark.parametrize(
@@ -292,9 +296,11 @@ KEEP = [
 
 
 @pytest.mark.long
-def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp_path: Path) -> None:
+def test_states_in_the_store_take_the_place_of_teachers_beside(
+    folder: Path, taught: Path, tmp_path: Path
+) -> None:
     """The student stage finds no weights of a teacher, and its losses are nearly those beside them."""
-    run = tmp_path / "run"
+    run = taught
     pipeline.run(configuration(folder, *KEEP), run, until="student")
     beside = entries(run)["distilled-seed-0"]
     assert "stored" not in beside["config"]["online"]
@@ -329,19 +335,19 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_specialists_start_from_pretrained_transformers(folder: Path, tmp_path: Path) -> None:
+def test_specialists_start_from_pretrained_transformers(folder: Path, taught: Path) -> None:
     overrides = [
         "clusters={num_clusters: 2, classes_per_specialist: 2}",
         "specialists={weight: 1, training: {epochs: 1}}",
     ]
-    manifests = pipeline.run(configuration(folder, *overrides), tmp_path / "run", until="combined-targets")
+    manifests = pipeline.run(configuration(folder, *overrides), taught, until="combined-targets")
     for member in manifests["specialists"].summary["members"]:
-        path = tmp_path / "run" / "specialists" / "members" / member["fingerprint"]
+        path = taught / "specialists" / "members" / member["fingerprint"]
         settings = json.loads((path / "manifest.json").read_text())["config"]
         specialist = load_network(settings, manifests["data"].summary["info"], path)
         assert specialist.head is not None and specialist.head.out_features == len(member["classes"]) == 2
     assert manifests["combined-targets"].summary["rows"] == len(
-        load_labels(tmp_path / "run" / "data" / manifests["data"].fingerprint, "transfer")
+        load_labels(taught / "data" / manifests["data"].fingerprint, "transfer")
     )
 
 
