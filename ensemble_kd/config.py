@@ -1657,6 +1657,13 @@ def _read_space(raw: dict[str, Any]) -> None:
         block["space"] = space.read_space(block["space"], _spaces())
 
 
+def _unshared(value: Any) -> Any:
+    """A copy in which YAML's anchors stand for blocks of their own, so that an override changes one alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
 def load_config(
     path: str | Path,
     overrides: list[str] | None = None,
@@ -1686,6 +1693,7 @@ def load_config(
         raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a block of settings, got {type(raw).__name__}")
+    raw = _unshared(raw)
     if search_space is not None:
         raw["sweep"] = {**(raw.get("sweep") or {}), "space": search_space}
     _read_space(raw)  # first, so that an override may change a part of it

@@ -45,7 +45,12 @@ from ensemble_kd.stages.given_teachers import predictions_of
 from ensemble_kd.stages.kept import kept_problems
 from ensemble_kd.stages.members import intact, members_folder, prefixed
 from ensemble_kd.stages.mlflow_models import with_models
-from ensemble_kd.stages.start import student_problems, teacher_problems
+from ensemble_kd.stages.start import (
+    corpus_size_problems,
+    phase_size_problems,
+    student_problems,
+    teacher_problems,
+)
 from ensemble_kd.stages.training_data import bytes_in_memory, states_fit
 from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
@@ -163,7 +168,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         return done
 
     # Teachers: every member in one worker group.
-    check_sizes(config, info)
+    check_sizes(config, info, data.folder)
     plan = teachers_stage.plan(config, folder, data.fingerprint)
     with stage(context, "teachers", plan, fresh) as step:
         step.manifest = step.kept(intact(plan, context)) or teachers_stage.run(
@@ -541,8 +546,11 @@ def check_objective(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def check_sizes(config: Config, info: dict[str, Any]) -> None:
-    """What can be held against the settings only once the data is known."""
+def check_sizes(config: Config, info: dict[str, Any], data: Path | None = None) -> None:
+    """What can be held against the settings only once the data is known.
+
+    `data` is its folder, whose tokenizer cuts the texts of the phases; without it they are not counted.
+    """
     problems = _size_problems(config, info) + kept_problems(config, info)
     of_teachers = teacher_problems(config, info)  # once: no corner of a search space changes a teacher
 
@@ -550,6 +558,8 @@ def check_sizes(config: Config, info: dict[str, Any]) -> None:
         return [] if of_teachers else student_problems(config, info)
 
     problems += of_teachers + of_student(config)
+    if data is not None:
+        problems += corpus_size_problems(config, data)
     if config.specialists is not None:  # builds teachers, and no field of the student matters to it
         problems += clusters_stage.problems(config, info["num_classes"])
         problems += specialists_stage.problems(config, info)
@@ -586,6 +596,7 @@ def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
     size, rows = config.student.training.batch_size, round(counts["transfer"] * config.student.fraction)
     if rows < size:
         problems.append(f"student.training.batch_size: {size}, but a student sees {rows} rows; lower it")
+    problems += phase_size_problems(config, rows)
     if unknown := [c for c in config.student.without_classes if c >= info["num_classes"]]:
         problems.append(
             f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
@@ -638,7 +649,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
         later = [PlannedStage(name, "to do: follows data", 0) for name in config.stages[1:]]
         return found + later
     info = manifest.summary["info"]
-    check_sizes(config, info)
+    check_sizes(config, info, plan.folder)
     data = plan.fingerprint
     plan = teachers_stage.plan(config, folder, data)
     teachers_plan, teachers = plan, plan.done()

@@ -148,6 +148,16 @@ def test_overrides_reach_lists_and_make_blocks() -> None:
     assert raw == {"student": {"model": {"hidden": [1, 7]}}, "teachers": {"model": {"name": "mlp"}}}
 
 
+def test_an_override_leaves_the_other_blocks_of_an_anchor(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "name: x\ndata: {source: digits}\n"
+        "teachers: {training: &usual {epochs: 4}}\nstudent: {training: *usual}\n"
+    )
+    config = load_config(file, ["student.training.epochs=1"])
+    assert (config.teachers.training.epochs, config.student.training.epochs) == (4, 1)
+
+
 @pytest.mark.parametrize("assignment", ["student.alpha", "=3", "name.x=1"])
 def test_malformed_override_is_refused(assignment: str) -> None:
     with pytest.raises(ConfigError, match="--set"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,10 +141,17 @@ def entries(run: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run(command(folder, run), check=True, capture_output=True, timeout=400)
+    pipeline.run(configuration(folder), run)
     return run
+
+
+@pytest.fixture
+def taught(undisturbed: Path, tmp_path: Path) -> Path:
+    """A run whose data, teachers and soft targets are there."""
+    leave = shutil.ignore_patterns("student", "report*", "model", "corpus")
+    return Path(shutil.copytree(undisturbed, tmp_path / "run", ignore=leave))
 
 
 def command(folder: Path, run: Path) -> list[str]:
@@ -192,6 +200,21 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
 
 
+def test_two_replicas_learn_beside_their_teachers(folder: Path, undisturbed: Path, taught: Path) -> None:
+    """Phases, projections, running teachers on two workers: as on one at first, before dropout parts them."""
+    config = configuration(folder, "student.replicas_per_member=2")
+    pipeline.run(config, taught, until="student")
+    found, wanted = entries(taught), entries(undisturbed)
+    assert {name: entry["fingerprint"] for name, entry in found.items()} == {
+        name: entry["fingerprint"] for name, entry in wanted.items()
+    }
+    for name, entry in found.items():
+        assert entry["files"].keys() == wanted[name]["files"].keys()
+        losses = [[h["train_loss"] for h in e["summary"]["history"]] for e in (entry, wanted[name])]
+        assert losses[0][0] == pytest.approx(losses[1][0], rel=0.02), name
+        assert losses[0][-1] < losses[0][0]
+
+
 @pytest.mark.long
 def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -216,14 +239,14 @@ def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, 
 
 
 @pytest.mark.long
-def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, taught: Path) -> None:
     space = "sweep={space: {terms.0.weight: [1, 100], temperature: [2]}, search: grid, scheduler: none}"
-    manifests = pipeline.run(configuration(folder, space), tmp_path / "run", until="student")
+    manifests = pipeline.run(configuration(folder, space), taught, until="student")
     assert len(manifests["sweep"].summary["trials"]) == 3  # two points and the baseline
     students = manifests["student"].summary["members"]
     assert {member["role"] for member in students} == {"distilled", "hard"}
     for member in students:  # taken over from the sweep
-        assert read_manifest(tmp_path / "run" / "sweep" / "members" / member["fingerprint"]) is not None
+        assert read_manifest(taught / "sweep" / "members" / member["fingerprint"]) is not None
 
 
 @pytest.mark.parametrize(
@@ -237,14 +260,29 @@ def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, tmp_p
         ),
         ("data.text.max_length=64", None),
         ("student.phases.0.corpus.max_length=64", r"max_position_embeddings: 32 .*64"),
+        (
+            "student.phases.1.training.batch_size=1000",
+            r"^student\.phases\.1\.training\.batch_size: 1000, but a student sees 420 rows; lower it$",
+        ),
+        (
+            "student.phases.0.corpus.rows=15",
+            r"^student\.phases\.0\.training\.batch_size: 16, but its corpus has 15 texts of 4 tokens or more",
+        ),
+        (
+            "student.phases.0.corpus.min_length=16",
+            r"^student\.phases\.0\.training\.batch_size: 16, but its corpus has 0 texts of 16 tokens",
+        ),
+        ("student.phases.0.corpus.rows=16", None),
     ],
 )
 def test_what_does_not_fit_is_told_before_training(
     folder: Path, tmp_path: Path, override: str, says: str | None
 ) -> None:
     run = tmp_path / "run"
-    if says is None:  # no text is so long
-        pipeline.run(configuration(folder, override), run, until="data")
+    if says is None:
+        config = configuration(folder, override)
+        pipeline.run(config, run, until="data")
+        pipeline.check(config, run)
         return
     with pytest.raises(ConfigError, match=says):
         pipeline.run(configuration(folder, override), run)
@@ -259,9 +297,11 @@ KEEP = [
 
 
 @pytest.mark.long
-def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp_path: Path) -> None:
+def test_states_in_the_store_take_the_place_of_teachers_beside(
+    folder: Path, taught: Path, tmp_path: Path
+) -> None:
     """The student stage finds no weights of a teacher, and its losses are nearly those beside them."""
-    run = tmp_path / "run"
+    run = taught
     pipeline.run(configuration(folder, *KEEP), run, until="student")
     beside = entries(run)["distilled-seed-0"]
     assert "stored" not in beside["config"]["online"]
@@ -296,19 +336,19 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(folder: Path, tmp
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_specialists_start_from_pretrained_transformers(folder: Path, tmp_path: Path) -> None:
+def test_specialists_start_from_pretrained_transformers(folder: Path, taught: Path) -> None:
     overrides = [
         "clusters={num_clusters: 2, classes_per_specialist: 2}",
         "specialists={weight: 1, training: {epochs: 1}}",
     ]
-    manifests = pipeline.run(configuration(folder, *overrides), tmp_path / "run", until="combined-targets")
+    manifests = pipeline.run(configuration(folder, *overrides), taught, until="combined-targets")
     for member in manifests["specialists"].summary["members"]:
-        path = tmp_path / "run" / "specialists" / "members" / member["fingerprint"]
+        path = taught / "specialists" / "members" / member["fingerprint"]
         settings = json.loads((path / "manifest.json").read_text())["config"]
         specialist = load_network(settings, manifests["data"].summary["info"], path)
         assert specialist.head is not None and specialist.head.out_features == len(member["classes"]) == 2
     assert manifests["combined-targets"].summary["rows"] == len(
-        load_labels(tmp_path / "run" / "data" / manifests["data"].fingerprint, "transfer")
+        load_labels(taught / "data" / manifests["data"].fingerprint, "transfer")
     )
 
 

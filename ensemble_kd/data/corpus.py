@@ -62,6 +62,33 @@ def corpus_problems(corpus: CorpusConfig) -> list[str]:
     return []
 
 
+def _taken(
+    corpus: CorpusConfig, text: TextConfig, tokenizer_folder: Path, rows: int
+) -> Iterator[tuple[int, pa.ListArray]]:
+    """How many texts were read, and the tokens of those that are long enough, up to `corpus.rows` of them."""
+    tokenizer = load_tokenizer(text.model_copy(update={"max_length": corpus.max_length}), tokenizer_folder)
+    left = corpus.rows
+    for texts in _texts(corpus, min(rows, BATCH_ROWS)):
+        ids, ends = tokenizer.encode(texts)
+        kept = np.flatnonzero(np.diff(ends) >= corpus.min_length)[:left]
+        column = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(ids, pa.int32()))
+        yield len(texts), column.take(pa.array(kept))
+        if left is not None:
+            left -= len(kept)
+            if not left:
+                return
+
+
+def texts_up_to(corpus: CorpusConfig, text: TextConfig, tokenizer_folder: Path, most: int) -> int:
+    """How many texts `prepare_corpus` would take; it stops to count at `most`."""
+    found = 0
+    for _, kept in _taken(corpus, text, tokenizer_folder, max(1024, most)):
+        found += len(kept)
+        if found >= most:
+            return most
+    return found
+
+
 def prepare_corpus(
     corpus: CorpusConfig, text: TextConfig, tokenizer_folder: Path, folder: Path, shard_rows: int
 ) -> dict[str, int]:
@@ -75,25 +102,16 @@ def prepare_corpus(
             f"corpus.min_length: {corpus.min_length} is above corpus.max_length = {corpus.max_length}; "
             "lower it"
         )
-    tokenizer = load_tokenizer(text.model_copy(update={"max_length": corpus.max_length}), tokenizer_folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove(folder)
     writer = _Writer(folder, shard_rows)
     read, longest = 0, 0
     try:
-        for texts in _texts(corpus, min(shard_rows, BATCH_ROWS)):
-            read += len(texts)
-            ids, ends = tokenizer.encode(texts)
-            lengths = np.diff(ends)
-            kept = np.flatnonzero(lengths >= corpus.min_length)
-            if corpus.rows is not None:
-                kept = kept[: corpus.rows - writer.rows]
+        for count, kept in _taken(corpus, text, tokenizer_folder, shard_rows):
+            read += count
             if len(kept):
-                column = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(ids, pa.int32()))
-                writer.add(column.take(pa.array(kept)))
-                longest = max(longest, int(lengths[kept].max()))
-            if writer.rows == corpus.rows:
-                break
+                writer.add(kept)
+                longest = max(longest, int(kept.value_lengths().to_numpy().max()))
         if not writer.rows:
             raise InputError(
                 f"corpus.min_length: none of the {read} texts in {corpus.path} has "

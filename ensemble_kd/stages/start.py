@@ -27,7 +27,13 @@ from ensemble_kd.config import (
     student_blocks,
     text_source,
 )
-from ensemble_kd.data.corpus import corpus_fingerprint, corpus_problems, load_corpus, prepare_corpus
+from ensemble_kd.data.corpus import (
+    corpus_fingerprint,
+    corpus_problems,
+    load_corpus,
+    prepare_corpus,
+    texts_up_to,
+)
 from ensemble_kd.data.prepared import load_info, load_split
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ConfigError, InputError
@@ -400,6 +406,36 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         except ConfigError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
+
+
+def phase_size_problems(config: Config, rows: int) -> list[str]:
+    """Phases on the transfer set, of which a student sees `rows`, whose batches are larger."""
+    return [
+        f"{path}.training.batch_size: {phase.training.batch_size}, but a student sees {rows} rows; lower it"
+        for path, phase in student_blocks(config)[1:]
+        if phase.corpus is None and rows < phase.training.batch_size
+    ]
+
+
+def corpus_size_problems(config: Config, data: Path) -> list[str]:
+    """Phases whose corpus has too few texts for one batch; reads no more texts than one takes."""
+    problems = []
+    for path, phase in student_blocks(config)[1:]:
+        if phase.corpus is None:
+            continue
+        size = phase.training.batch_size
+        try:
+            found = texts_up_to(phase.corpus, config.data.text, data, size)
+        except InputError as error:
+            problems += [f"{path}.{line}" for line in error.problems]
+            continue
+        if found < size:
+            problems.append(
+                f"{path}.training.batch_size: {size}, but its corpus has {found} texts of "
+                f"{phase.corpus.min_length} tokens or more (corpus.min_length, corpus.rows); lower it, or "
+                "give more texts"
+            )
+    return problems
 
 
 def _teacher_models(config: Config) -> list[tuple[Any, str]]:

@@ -10,17 +10,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
-from toy import batches, network, settings
+from toy import INFO, batches, network, settings
 
 from ensemble_kd.models.quantise import Quantiser, quantise_
-from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.loop import NotFiniteError, Replicas, train
+from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.train.loop import NotFiniteError, Replicas, train, train_epochs
+from ensemble_kd.train.member import prepare_loss
+from ensemble_kd.train.online import Online
 
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": 0.5},
     "accumulated": {"optimizer": "sgd", "learning_rate": 0.1, "gradient_accumulation": 2, "max_norm": 1.0},
     "stopped": {"epochs": 9, "early_stopping": 1},
     "quantised": {"optimizer": "sgd", "learning_rate": 0.1},
+    "beside": {"optimizer": "sgd", "learning_rate": 0.1},
 }
 
 
@@ -29,18 +32,30 @@ def run(case: str, replicas: Replicas | None = None) -> tuple[dict[str, torch.Te
     rank, size = (replicas.rank, replicas.size) if replicas else (0, 1)
     if case == "quantised":
         quantise_(model, Quantiser(ema_decay=0.9, group=replicas.group if replicas else None))
+    loss = DistillationLoss()
+    beside: dict[str, Any] = {}
+    if case == "beside":  # a wider teacher at work, whose states a learned projection is held against
+        teacher = network(seed=1, hidden=[24])
+        terms = [{"name": "hidden_mse", "weight": {"start": 1.0, "end": 0.0, "shape": "linear"}}]
+        loss = DistillationLoss(terms=build_terms(terms, 1.0, "student.terms"))
+        online = Online([teacher], loss.wants, "float32", torch.device("cpu"))
+        torch.manual_seed(2)
+        beside = {"online": online, "learned": prepare_loss(loss, model, [teacher], INFO, online.device)}
     losses = iter([3.0, 1.0, 2.0])
     evaluate = (lambda _: {"validation_loss": next(losses)}) if case == "stopped" and rank == 0 else None
-    progress = train(
+    history = train_epochs(
         model,
         batches(rank=rank, replicas=size),
-        DistillationLoss(),
+        loss,
         settings(**CASES[case]),
         seed=0,
         evaluate=evaluate,
         replicas=replicas,
+        **beside,
     )
-    return model.state_dict(), [entry["train_loss"] for entry in progress.history]
+    found = [entry["train_loss"] for entry in history]
+    learned = beside["learned"].state_dict() if beside else {}
+    return {**model.state_dict(), **learned}, found
 
 
 class Poison:
