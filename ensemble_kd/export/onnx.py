@@ -64,8 +64,8 @@ def write_int8(
     """The float32 graph in `source` with int8 weights, by onnxruntime's quantiser.
 
     `inputs` (N, ...) are the calibration rows of `static`. Weights take 7 of the 8 bits: processors without
-    VNNI add products in pairs that saturate at 16 bits, and with 7 bits they never do, so that the form gives the
-    same answers everywhere. Weights that were `trained` as integers keep these, one step per tensor.
+    VNNI add products in pairs that saturate at 16 bits, and with 7 bits they never do, so that the form gives
+    the same answers everywhere. Weights that were `trained` as integers keep these, one step per tensor.
     Raises ExportError.
     """
     import onnx
