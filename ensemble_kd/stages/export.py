@@ -92,7 +92,9 @@ def run(
         "forms": made,
         "calibration": calibration,
         "calibrated": before_and_after(stored["test"], test.labels, calibration["temperature"]),
-        "systems": _systems(context, info, teachers, (network, stored["test"]), test),
+        "systems": _systems(
+            context, info, teachers, (network, stored["test"] / calibration["temperature"]), test
+        ),
         "seconds": time.perf_counter() - began,
     }
     files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]

@@ -28,6 +28,11 @@ from ensemble_kd.models.package import Package, load_package, save_package
 from ensemble_kd.train.loop import predict
 
 
+@pytest.fixture(autouse=True)
+def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+
+
 def export(model: Path, *forms: str, **options: Any) -> dict[str, Any]:
     source = load_package(model)
     inputs = inputs_of(source.info)
@@ -123,7 +128,9 @@ print(json.dumps(session.run(None, {{config["inputs"][0]["name"]: rows}})[0].tol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "distilbert", "pieces"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) for name in ("bert", "distilbert")] + ["pieces"]
+)
 def test_plain_transformers_loads_the_hugging_face_folder(tmp_path: Path, name: str) -> None:
     model, _ = case(tmp_path, name)
     export(model, "huggingface", "onnx")
@@ -159,7 +166,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "bert"])
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.long), "bert"])
 def test_the_mlflow_model_answers_without_torch(tmp_path: Path, name: str) -> None:
     model, _ = case(tmp_path, name)
     export(model, "mlflow")
@@ -243,7 +250,8 @@ def test_an_operator_that_onnx_lacks_is_named_and_other_forms_are_made(tmp_path:
     sys.modules["export.test_forms"] = sys.modules[__name__]
     model, _ = package(tmp_path, "numeric", custom)
     with pytest.raises(ExportError, match="bessel_j0") as caught:
-        export(model, "onnx", "program")
+        export(model, "onnx", "int8", "program")
+    assert len(caught.value.problems) == 2  # the operator once, and the forms
     assert "forms that were made: program" in str(caught.value)
     assert (model / "export" / "program" / "model.pt2").exists()
 
@@ -314,6 +322,12 @@ def test_forms_of_the_same_weights_outlive_the_folder(tmp_path: Path) -> None:
     save_package(model, network, source.model, source.info, "# another card", None, source.lineage)
     assert (model / "export" / "onnx" / "model.onnx").exists()
     assert Predictor(model).form == "onnx"
+    folder = (model, network, source.model, source.info, "# card", None, source.lineage)
+    save_package(*folder, {"temperature": 1.0, "threshold": None})  # that is none
+    assert Predictor(model).form == "onnx"
+    save_package(*folder, {"temperature": 2.0})
+    assert not (model / "export").exists()
+    export(model, "onnx")
     with torch.no_grad():
         next(network.parameters()).add_(1.0)
     save_package(model, network, source.model, source.info, "# card", None, {"student": "t"})
@@ -333,6 +347,9 @@ def test_a_folder_away_from_its_run_needs_rows(tmp_path: Path) -> None:
         export_folder(model, ["huggingface"], str(rows))
     with pytest.raises(InputError, match=r"--form: 'onx'; use onnx, int8"):
         export_folder(model, ["onx"], str(rows))
+    rows.write_text("f0,f1,f2,f3\n,,,\n")
+    with pytest.raises(InputError, match="--rows: .*rows.csv holds no row that can be read"):
+        export_folder(model, ["int8"], str(rows))
     rows.write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="--rows: rows.csv has no column 'f0'"):
         export_folder(model, ["int8"], str(rows))
