@@ -96,7 +96,7 @@ def test_every_form_of_every_kind(tmp_path: Path, name: str) -> None:
 # --------------------------------------------------------------------------- without this package
 
 
-def plain_python(code: str, *blocked: str) -> Any:
+def plain_python(code: str, *blocked: str, python: str = sys.executable) -> Any:
     """What a fresh Python prints as JSON, in which these packages cannot be imported."""
     guard = (
         "import builtins, json\nreal = builtins.__import__\n"
@@ -105,9 +105,20 @@ def plain_python(code: str, *blocked: str) -> Any:
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = guarded\n"
     )
-    done = subprocess.run([sys.executable, "-c", guard + code], capture_output=True, text=True, cwd="/")
+    done = subprocess.run([python, "-c", guard + code], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def with_onnxruntime(folder: Path, values: np.ndarray) -> str:
+    """What a user of the folder writes."""
+    return f"""
+import numpy, onnxruntime
+config = json.load(open({str(folder / "config.json")!r}))
+session = onnxruntime.InferenceSession({str(folder / "model.onnx")!r})
+rows = numpy.array({values.tolist()}, config["inputs"][0]["type"])
+print(json.dumps(session.run(None, {{config["inputs"][0]["name"]: rows}})[0].tolist()))
+"""
 
 
 def test_the_onnx_folder_runs_with_what_its_requirements_name(tmp_path: Path) -> None:
@@ -116,14 +127,25 @@ def test_the_onnx_folder_runs_with_what_its_requirements_name(tmp_path: Path) ->
     folder = (model / "export" / "onnx").rename(tmp_path / "elsewhere")
     assert (folder / "requirements.txt").read_text().split() == ["numpy", "onnxruntime"]
     values = inputs_of(info_of("numeric"), 3)
-    code = f"""
-import numpy, onnxruntime
-config = json.load(open({str(folder / "config.json")!r}))
-session = onnxruntime.InferenceSession({str(folder / "model.onnx")!r})
-rows = numpy.array({values.tolist()}, config["inputs"][0]["type"])
-print(json.dumps(session.run(None, {{config["inputs"][0]["name"]: rows}})[0].tolist()))
-"""
+    code = with_onnxruntime(folder, values)
     found = plain_python(code, "ensemble_kd", "torch", "ray", "mlflow", "pyarrow")
+    np.testing.assert_allclose(found, logits(load_package(model), values), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_onnx_folder_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    model, _ = case(tmp_path, "numbers")
+    export(model, "int8", "onnx")
+    folder = (model / "export" / "onnx").rename(tmp_path / "elsewhere")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "empty")], check=True)
+    python = str(tmp_path / "empty" / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--quiet", "-r", str(folder / "requirements.txt")]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"pip installs nothing here: {done.stderr[-200:]}")
+    values = inputs_of(info_of("numeric"), 3)
+    found = plain_python(with_onnxruntime(folder, values), python=python)
     np.testing.assert_allclose(found, logits(load_package(model), values), atol=1e-5)
 
 
