@@ -56,6 +56,7 @@ def test_the_report_says_what_you_ship(finished: Path) -> None:
     for entry in (ships["systems"][2], ships["forms"]["onnx"], ships["forms"]["mlflow"]):
         assert entry["accuracy"] == shipped["accuracy"]  # calibration changes no answer
         assert entry["ece"] == pytest.approx(report["ships"]["calibrated"]["after"]["ece"], abs=1e-3)
+    assert [s["agreement"] == 1 for s in ships["systems"]] == [False, False, True]
     assert ships["systems"][1]["model_bytes"] > 2 * ships["systems"][2]["model_bytes"]
     assert "<h2>What you ship</h2>" in (finished / "report.html").read_text()
     card = (finished / "model" / "README.md").read_text()
