@@ -254,14 +254,18 @@ def test_rows_that_cannot_be_parsed_cost_themselves_alone(tmp_path: Path, batch_
         "row 3: 6 cells, the header has 5",
         "row 7: 2 cells, the header has 5",
     ]
-    rows = [json.dumps({f"f{j}": float(x) for j, x in enumerate(row)} | {"key": "k"}) for row in values]
-    wrong = ['{"f0": 1,', '{"f0": "one", "f1": 1, "f2": 1, "f3": 1}', "[1]", '{"f0": 1, "f1": 2}']
+    rows = [
+        json.dumps({f"f{j}": float(x) for j, x in enumerate(row)} | {"key": i})
+        for i, row in enumerate(values)
+    ]
+    wrong = ['{"f0": 1,', '{"f0": "one", "f1": 1, "f2": 1, "f3": 1, "key": 9}', "[1]", '{"f0": 1, "f1": 2}']
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join([rows[0], wrong[0], rows[1], "", *wrong[1:], *rows[2:]]))
     found, problems = lines(model, file, batch_size)
     np.testing.assert_allclose(
         [row["probabilities"] for row in found], probabilities(network, values), rtol=1e-5
     )
+    assert [row["id"] for row in found] == list(range(5))  # whole numbers stay whole
     assert [problem.split(":")[0] for problem in problems] == ["row 1", "row 3", "row 4", "row 5"]
     assert "not JSON: Expecting" in problems[0] and "column 'f0' is 'one'" in problems[1]
     assert "'[1]', not a JSON object" in problems[2] and "column 'f2' is missing" in problems[3]
@@ -271,7 +275,7 @@ def test_rows_that_cannot_be_parsed_cost_themselves_alone(tmp_path: Path, batch_
 
 
 def test_a_broken_line_far_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Arrow has read of the file before it meets the line is not read again."""
+    """What Arrow has given of the file before it meets the line is not given again."""
     monkeypatch.setattr("ensemble_kd.data.files.BLOCK_BYTES", 100)
     model, _ = package(tmp_path, "text")
     texts = [json.dumps({"input": f"cat {i}"}) for i in range(50)]

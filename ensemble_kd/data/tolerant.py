@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,11 +82,9 @@ def _with_gaps(table: pa.Table, first: int, wrong: list[tuple[int, str]]) -> tup
         bad[number - first] = text
     if not bad:
         return table, bad
-    inside = np.delete(np.arange(table.num_rows + len(bad)), list(bad))
-    places: list[int | None] = [None] * (table.num_rows + len(bad))
-    for row, place in enumerate(inside):
-        places[place] = row
-    return table.take(pa.array(places, pa.int64())), bad
+    gap = np.zeros(table.num_rows + len(bad), bool)
+    gap[list(bad)] = True
+    return table.take(pa.array(np.cumsum(~gap) - 1, mask=gap)), bad
 
 
 def _parts(table: pa.Table, bad: Bad, rows: int) -> Iterator[tuple[pa.Table, Bad]]:
@@ -136,14 +133,7 @@ def _array(values: list[Any], name: str, bad: Bad) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, UnicodeError, OverflowError):
         pass
-    kinds: list[pa.DataType | None] = []
-    for value in values:
-        try:
-            kinds.append(_floating(pa.infer_type([value])))
-        except (pa.ArrowException, UnicodeError, OverflowError):
-            kinds.append(None)
-    known = Counter(kind for kind in kinds if kind is not None and not pa.types.is_null(kind))
-    common = known.most_common(1)[0][0] if known else pa.null()
+    common = _common_type(values)
     cells: list[Any] = []
     for row, value in enumerate(values):
         try:
@@ -154,8 +144,25 @@ def _array(values: list[Any], name: str, bad: Bad) -> pa.Array:
     return pa.array(cells, common)
 
 
+def _common_type(values: list[Any]) -> pa.DataType:
+    """Of most values; whole numbers and others count as one type."""
+    kinds = []
+    for value in values:
+        try:
+            kinds.append(pa.infer_type([value]))
+        except (pa.ArrowException, UnicodeError, OverflowError):
+            continue
+    alike: dict[pa.DataType, list[pa.DataType]] = {}
+    for kind in kinds:
+        if not pa.types.is_null(kind):
+            alike.setdefault(_floating(kind), []).append(kind)
+    if not alike:
+        return pa.null()
+    widest = max(alike, key=lambda kind: len(alike[kind]))
+    return alike[widest][0] if len(set(alike[widest])) == 1 else widest
+
+
 def _floating(kind: pa.DataType) -> pa.DataType:
-    """Whole numbers and others are one type here."""
     if pa.types.is_list(kind):
         return pa.list_(_floating(kind.value_type))
     return pa.float64() if pa.types.is_integer(kind) else kind
