@@ -263,7 +263,7 @@ def _int8(
         lost = ", ".join(f"{m} loses {entry['points_lost']:.2f}" for m, entry in tried.items())
         raise ExportError(
             f"int8: {lost} points of accuracy on {len(rows.inputs):,} validation rows, allowed are "
-            f"{options.max_accuracy_loss:g} (export.max_accuracy_loss)"
+            f"{options.max_accuracy_loss:g}; allow more (export.max_accuracy_loss), or leave int8 out"
         )
     best = min(good, key=lambda m: tried[m]["latency_ms"]["batch_32"]["p50"])
     for method in methods:
@@ -348,6 +348,7 @@ def _describe(form: str, source: Package, folder: Path, extra: dict[str, Any]) -
             "calibration": source.calibration,
             "info": source.info,
             "lineage": source.lineage,
+            "model": source.model,
             **extra,
         },
     )
