@@ -318,6 +318,9 @@ def predict(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are longer than the model takes.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse columns that the model does not know.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the forward pass.")] = 1,
     workers: Annotated[
         int | None,
@@ -331,7 +334,7 @@ def predict(
 
         if workers is not None or address is not None:
             problems = _predict_files(
-                model, input_, output, workers or 1, address, (batch_size, form, on_bad_row, truncate)
+                model, input_, output, workers or 1, address, (batch_size, form, on_bad_row, truncate, strict)
             )
         else:
             problems = predict_file(
@@ -344,6 +347,8 @@ def predict(
                 on_bad_row=on_bad_row,
                 truncate=truncate,
                 threads=threads,
+                strict=strict,
+                note=lambda text: err.print(f"[yellow]note:[/] {escape(text)}"),
             )
         how = "skipped" if on_bad_row == "skip" else "no answer"
         for problem in problems[:10]:
@@ -410,7 +415,7 @@ def _predict_files(
     output: Path | None,
     workers: int,
     address: str | None,
-    choices: tuple[int, str, str, bool],
+    choices: tuple[int, str, str, bool, bool],
 ) -> list[str]:
     from ensemble_kd.predict_files import Options, predict_files
 

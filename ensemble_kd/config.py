@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
@@ -736,6 +736,12 @@ class ExportConfig(Block):
         if len(set(forms)) != len(forms):
             raise ValueError(f"name each form once, got {', '.join(forms)}")
         return forms
+
+    @model_validator(mode="after")
+    def _registered(self) -> ExportConfig:
+        if self.register_as is not None and "mlflow" not in self.forms:
+            raise ValueError(f"register_as needs the form mlflow; forms are {', '.join(self.forms)}, add it")
+        return self
 
 
 class Config(Block):

@@ -14,8 +14,10 @@ import pyarrow.compute
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
+from ensemble_kd.data.decode import Bad
 from ensemble_kd.data.files import FilePiece, list_files
 from ensemble_kd.data.preprocess import no_column
+from ensemble_kd.data.tolerant import batches, columns_of
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.inference.predictor import Answers, Predictor
 
@@ -35,23 +37,30 @@ def predict_file(
     on_bad_row: str = "skip",
     truncate: bool = False,
     threads: int = 1,
+    strict: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Write one line per row: id, label, probability of each class; returns what is wrong with bad rows.
 
     A row's probabilities are null where it is bad and `on_bad_row` is `null`; `answered` says whether the
-    confidence reaches the model's threshold, where it has one.
+    confidence reaches the model's threshold, where it has one. Columns that the model does not know are told
+    to `note`, and with `strict` an error.
     Raises InputError for an unreadable model folder or input, an unknown output format or folder, and with
     `on_bad_row` `error` for bad rows; an output file is there whole or not at all.
     """
     check_output(output)
+    if output is not None and "://" not in source and Path(source).resolve() == output.resolve():
+        raise InputError(f"--output: {output} is the input itself; write to another file")
     if on_bad_row not in ON_BAD_ROW:
         raise InputError(f"--on-bad-row: {on_bad_row!r}; use {', '.join(ON_BAD_ROW)}")
     predictor = load_predictor(model, form, threads)
     problems: list[str] = []
     first = 0
     with _writer(output, predictor, write) as writer:
-        for table in tables(source, predictor, batch_size):
+        for table, bad in tables(source, predictor, batch_size, strict, note):
             answers = predictor.answer(table, batch_size, truncate)
+            for row, problem in bad.items():
+                answers.problems[row] = problem
             problems += [
                 f"row {first + i}: {problem}" for i, problem in enumerate(answers.problems) if problem
             ]
@@ -83,18 +92,34 @@ def load_predictor(model: Path, form: str = "auto", threads: int = 1) -> Predict
         raise InputError(str(error).splitlines()) from error
 
 
-def tables(source: str, predictor: Predictor, rows: int) -> Iterator[pa.Table]:
-    """The needed columns of the input's files, some rows at a time; others are not read."""
+def tables(
+    source: str, predictor: Predictor, rows: int, strict: bool, note: Callable[[str], None]
+) -> Iterator[tuple[pa.Table, Bad]]:
+    """The needed columns of the input's files, some rows at a time, and rows that cannot be parsed."""
     for piece in list_files(source, "INPUT")[0]:
-        yield from piece.batches(wanted_columns(piece, predictor), rows)
+        yield from batches(piece, wanted_columns(piece, predictor, strict, note), rows)
 
 
-def wanted_columns(piece: FilePiece, predictor: Predictor) -> list[str]:
-    """Raises InputError where a column is missing."""
-    held = piece.columns()
+def wanted_columns(
+    piece: FilePiece,
+    predictor: Predictor,
+    strict: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Raises InputError where a column is missing, and with `strict` where one is unknown."""
+    held = columns_of(piece)
     missing = [name for name in predictor.columns if name not in held]
     if missing:
         raise InputError([f"INPUT: {no_column(name, piece.name, held)}" for name in missing])
+    if unknown := [name for name in held if name not in predictor.known_columns]:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        names = ", ".join(map(repr, unknown[:5])) + more
+        if strict:
+            taken = ", ".join(map(repr, predictor.known_columns[:10]))
+            raise InputError(
+                f"INPUT: {piece.name} has columns that the model does not know: {names}; it knows {taken}"
+            )
+        note(f"{piece.name}: columns that the model does not know are not read: {names}")
     key = predictor.id_column
     return [*predictor.columns, *([key] if key in held and key not in predictor.columns else [])]
 

@@ -25,6 +25,7 @@ class Options:
     form: str = "auto"
     on_bad_row: str = "skip"
     truncate: bool = False
+    strict: bool = False
     suffix: str = ".parquet"
 
 
@@ -47,7 +48,7 @@ def predict_files(
     predictor = load_predictor(model, options.form)
     pieces, _ = list_files(source, "INPUT")
     for piece in pieces:
-        wanted_columns(piece, predictor)
+        wanted_columns(piece, predictor, options.strict, done)
     targets = [output.absolute() / _target(piece.name, options.suffix) for piece in pieces]
     if len(set(targets)) < len(targets):
         raise InputError(f"INPUT: files of {source} differ in their ending only; give one kind at a time")

@@ -111,10 +111,12 @@ class Runtime:
                         include_dashboard=None if self.address else False,
                         namespace="ensemble-kd",
                     )
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # a node that is not up in time raises nothing narrower
                 raise EnsembleKDError(
-                    f"no Ray cluster at {self.address or 'this machine'}: {error}; "
-                    "check --address, or leave it out to run on this machine"
+                    f"no Ray cluster at {self.address}: {error}; check --address, or leave it out to run on "
+                    "this machine"
+                    if self.address
+                    else f"Ray did not start on this machine: {error}; if it is busy, try again later"
                 ) from error
             self.started = True
             if self.termination.active:

@@ -15,6 +15,7 @@ from ensemble_kd.cli import app
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.export import forms
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.report.ships import calibration_text, ship_rows, ships_html
 from ensemble_kd.stages.context import Console
@@ -39,7 +40,9 @@ def tiny(*overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    pipeline.run(tiny(), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "SECONDS", 0.01)
+        pipeline.run(tiny(), folder)
     return folder
 
 
@@ -52,6 +55,8 @@ def test_the_report_says_what_you_ship(finished: Path) -> None:
     shipped = next(s for s in report["systems"] if s["name"] == report["shipped"])
     for entry in (ships["systems"][2], ships["forms"]["onnx"], ships["forms"]["mlflow"]):
         assert entry["accuracy"] == shipped["accuracy"]  # calibration changes no answer
+        assert entry["ece"] == pytest.approx(report["ships"]["calibrated"]["after"]["ece"], abs=1e-3)
+    assert [s["agreement"] == 1 for s in ships["systems"]] == [False, False, True]
     assert ships["systems"][1]["model_bytes"] > 2 * ships["systems"][2]["model_bytes"]
     assert "<h2>What you ship</h2>" in (finished / "report.html").read_text()
     card = (finished / "model" / "README.md").read_text()
@@ -158,6 +163,7 @@ def test_text_of_a_calibration() -> None:
         ("export={forms: [onnx, onnx]}", r"export\.forms: .*name each form once"),
         ("export={forms: [onnyx]}", r"export\.forms"),
         ("export={precision: 1}", r"export\.precision: .*less than 1"),
+        ("export={register_as: x}", r"export: .*register_as needs the form mlflow; .* onnx, int8, add it"),
         ("export={tolerance: 0}", r"export\.tolerance: .*greater than 0"),
     ],
 )

@@ -140,9 +140,11 @@ def test_images_as_bytes_and_as_png(tmp_path: Path) -> None:
         assert not problems
         expected = probabilities(network, images)
         np.testing.assert_allclose([row["probabilities"] for row in found], expected, rtol=1e-5)
-    pq.write_table(pa.table({"input": pa.array([cells[0], b"\x89PNG\r\n\x1a\nno", cells[2]])}), path)
+    bad = [b"\x89PNG\r\n\x1a\nno", png(np.zeros((6, 4, 3), np.uint8)), b"four"]
+    pq.write_table(pa.table({"input": pa.array([cells[0], *bad, cells[2]])}), path)
     found, problems = lines(model, path)
-    assert [row["id"] for row in found] == [0, 2] and problems[0].startswith("row 1: ")
+    assert [row["id"] for row in found] == [0, 4] and problems[0].startswith("row 1: ")
+    assert "image of 6x4 pixels, expected 5x4" in problems[1] and "4 bytes" in problems[2]
 
 
 def test_texts(tmp_path: Path) -> None:
@@ -233,6 +235,78 @@ def test_bad_rows_by_choice(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == found
     flat = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert flat[2]["label"] == "" and float(flat[3]["probability_1"]) == pytest.approx(expected[3, 1])
+
+
+@pytest.mark.parametrize("batch_size", [2, 1024])
+def test_rows_that_cannot_be_parsed_cost_themselves_alone(tmp_path: Path, batch_size: int) -> None:
+    model, network = package(tmp_path, "numeric", **COLUMNS)
+    values = numbers(5)
+    cells = [",".join(["abcde"[i], *map(str, row)]) for i, row in enumerate(values)]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(["key,f0,f1,f2,f3", "x,1", *cells[:2], "y,1,2,3,4,5", *cells[2:], "z,1", ""]))
+    found, problems = lines(model, table, batch_size)
+    assert [row["id"] for row in found] == list("abcde")
+    np.testing.assert_allclose(
+        [row["probabilities"] for row in found], probabilities(network, values), rtol=1e-5
+    )
+    assert problems == [
+        "row 0: 2 cells, the header has 5",
+        "row 3: 6 cells, the header has 5",
+        "row 7: 2 cells, the header has 5",
+    ]
+    rows = [
+        json.dumps({f"f{j}": float(x) for j, x in enumerate(row)} | {"key": i})
+        for i, row in enumerate(values)
+    ]
+    wrong = ['{"f0": 1,', '{"f0": "one", "f1": 1, "f2": 1, "f3": 1, "key": 9}', "[1]", '{"f0": 1, "f1": 2}']
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([rows[0], wrong[0], rows[1], "", *wrong[1:], *rows[2:]]))
+    found, problems = lines(model, file, batch_size)
+    np.testing.assert_allclose(
+        [row["probabilities"] for row in found], probabilities(network, values), rtol=1e-5
+    )
+    assert [row["id"] for row in found] == list(range(5))  # whole numbers stay whole
+    assert [problem.split(":")[0] for problem in problems] == ["row 1", "row 3", "row 4", "row 5"]
+    assert "not JSON: Expecting" in problems[0] and "column 'f0' is 'one'" in problems[1]
+    assert "'[1]', not a JSON object" in problems[2] and "column 'f2' is missing" in problems[3]
+    file.write_text("no\nlines\nof JSON\n")
+    with pytest.raises(InputError, match="rows.jsonl: cannot be read as JSON lines"):
+        lines(model, file)
+
+
+def test_a_broken_line_far_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Arrow has given of the file before it meets the line is not given again."""
+    monkeypatch.setattr("ensemble_kd.data.files.BLOCK_BYTES", 100)
+    model, _ = package(tmp_path, "text")
+    texts = [json.dumps({"input": f"cat {i}"}) for i in range(50)]
+    texts[40] = texts[40][:-3]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(texts))
+    found, problems = lines(model, path, batch_size=3)
+    assert [row["id"] for row in found] == [i for i in range(50) if i != 40]
+    assert len(problems) == 1 and problems[0].startswith("row 40: not JSON")
+
+
+def test_columns_that_the_model_does_not_know(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "text", id="key")
+    path = tmp_path / "rows.csv"
+    path.write_text("inptu,input,label,key\na,cat,dog,1\n")
+    notes: list[str] = []
+    assert predict_file(model, str(path), tmp_path / "out.csv", 10, print, note=notes.append) == []
+    assert notes == ["rows.csv: columns that the model does not know are not read: 'inptu'"]
+    with pytest.raises(
+        InputError, match=r"rows.csv has .* does not know: 'inptu'; it knows 'input', 'label', 'key'"
+    ):
+        predict_file(model, str(path), tmp_path / "out.csv", 10, print, strict=True)
+
+
+def test_the_input_is_not_written_over(tmp_path: Path) -> None:
+    model, _ = package(tmp_path, "text")
+    path = tmp_path / "rows.csv"
+    path.write_text("input\ncat\n")
+    with pytest.raises(InputError, match="--output: .*rows.csv is the input itself"):
+        predict_file(model, str(path), tmp_path / "." / "rows.csv", 10, print)
+    assert path.read_text() == "input\ncat\n"
 
 
 def test_long_texts_are_cut_only_when_told(tmp_path: Path) -> None:

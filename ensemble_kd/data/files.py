@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,19 +53,23 @@ class FilePiece:
         return file_format(self.path) or ""
 
     def columns(self) -> list[str]:
-        with self._readable():
+        with self.readable():
             if self.format == "parquet":
                 with self.fs.open_input_file(self.path) as file:
                     return pq.read_schema(file).names
             if self.format == "arrow":
                 return self._arrow_reader().schema.names
-            opened = self._open_csv(None) if self.format == "csv" else self._open_json()
+            opened = self.open_csv(None, lambda row: "skip") if self.format == "csv" else self._open_json()
             return opened.schema.names
 
     def batches(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
-        with self._readable():
+        with self.readable():
             for table in self._tables(columns, rows):
                 yield from slices(table, rows)
+
+    def open_stream(self) -> Any:
+        """The bytes, decompressed by the name's ending."""
+        return self.fs.open_input_stream(self.path)
 
     def _tables(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
         if self.format == "parquet":
@@ -80,16 +84,19 @@ class FilePiece:
             else:
                 batches = iter(reader)
         else:
-            batches = iter(self._open_csv(columns) if self.format == "csv" else self._open_json())
+            batches = iter(self.open_csv(columns) if self.format == "csv" else self._open_json())
         for batch in batches:
             yield pa.table(batch).select(columns)
 
-    def _open_csv(self, columns: list[str] | None) -> Any:
+    def open_csv(self, columns: list[str] | None, invalid_row: Callable[[Any], str] | None = None) -> Any:
+        """`invalid_row` says of a row with another number of cells whether to `skip` it, or to fail."""
         tabs = ".tsv" in PurePosixPath(self.path).suffixes
         return pacsv.open_csv(
-            self.fs.open_input_stream(self.path),  # decompresses by the name's ending
+            self.open_stream(),
             read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-            parse_options=pacsv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=True),
+            parse_options=pacsv.ParseOptions(
+                delimiter="\t" if tabs else ",", newlines_in_values=True, invalid_row_handler=invalid_row
+            ),
             convert_options=pacsv.ConvertOptions(
                 include_columns=columns or [],
                 column_types={name: pa.string() for name in columns or []},
@@ -100,7 +107,7 @@ class FilePiece:
 
     def _open_json(self) -> Any:
         return pajson.open_json(
-            self.fs.open_input_stream(self.path),
+            self.open_stream(),
             read_options=pajson.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
         )
 
@@ -112,7 +119,8 @@ class FilePiece:
             file.seek(0)
             return pa.ipc.open_stream(file)
 
-    def _readable(self) -> _Readable:
+    def readable(self) -> _Readable:
+        """A context in which what Arrow says of a broken file becomes an InputError."""
         return _Readable(self.name, self.format)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,26 @@ def write_huggingface(
     names = info["class_names"]
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: i for i, name in enumerate(names)}
-    model.save_pretrained(folder)
+    with _no_bars():
+        model.save_pretrained(folder)
     if tokenizer is not None:
         _write_tokenizer(model, info, tokenizer, folder)
     if body.kind == "image":
         write_json(folder / PROCESSOR, _image_processor(network, info))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the library's progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def fits(network: Network) -> bool:
@@ -121,7 +137,8 @@ def load_huggingface(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray
     """(B, ...) inputs as the data stage writes them -> (B, C) logits of the plain transformers model."""
     kind = info["kind"]
     try:
-        model = auto_class(kind, False).from_pretrained(folder).eval()
+        with _no_bars():
+            model = auto_class(kind, False).from_pretrained(folder).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder}: transformers cannot load it ({error})") from error
     processor = folder / PROCESSOR

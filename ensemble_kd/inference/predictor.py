@@ -100,6 +100,12 @@ class Predictor:
         return column
 
     @property
+    def known_columns(self) -> list[str]:
+        """Columns that a table may have: those of the input, and the training data's labels and ids."""
+        named = self.info.preprocess.get("columns", {})
+        return [*self.columns, *(named[key] for key in ("label", "id") if named.get(key))]
+
+    @property
     def class_names(self) -> list[str]:
         return self.info.class_names
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ensemble_kd.artifacts import Manifest, checksum, fingerprint, finish, write_atomic, write_json
+from ensemble_kd.artifacts import Manifest, checksum, fingerprint, finish, read_json, write_atomic, write_json
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.model_folder import CARD, CONFIG, EXPORT, PACKAGE_FORMAT, TOKENIZER, checked_folder
@@ -26,6 +26,8 @@ from ensemble_kd.models.quantise import Quantiser, description, quantise_
 from ensemble_kd.models.weights import load_weights, save_weights
 
 WEIGHTS = "weights.safetensors"
+UNCALIBRATED = {"temperature": 1.0, "threshold": None}
+"""What a folder without calibration answers by."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def save_package(
     """Write the model folder beside `folder`, then put it in its place: it is there whole or not at all.
 
     `forms` is a folder of exported forms that travel with it. Others that were exported from the very same
-    weights stay.
+    weights and calibration stay.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ def save_package(
         manifest = finish(
             new, "model", fingerprint("model", config), model_config, {}, files, {"lineage": lineage}
         )
-        kept = folder / EXPORT if _same(folder / WEIGHTS, new / WEIGHTS) else None
+        kept = folder / EXPORT if _same_answers(folder, new) else None
         for source in (forms, kept):
             for form in source.glob("[!.]*/") if source is not None else ():
                 if not (new / EXPORT / form.name).exists():
@@ -134,8 +136,15 @@ def load_package(folder: Path) -> Package:
     )
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.is_file() and checksum(one) == checksum(other)
+def _same_answers(old: Path, new: Path) -> bool:
+    """Whether two model folders have the same weights and the same calibration."""
+    if not (old / WEIGHTS).is_file() or checksum(old / WEIGHTS) != checksum(new / WEIGHTS):
+        return False
+    try:
+        before, after = (read_json(folder / CONFIG).get("calibration", {}) for folder in (old, new))
+    except ArtifactError:
+        return False
+    return all(before.get(key, none) == after.get(key, none) for key, none in UNCALIBRATED.items())
 
 
 def _link(source: str, target: str) -> None:

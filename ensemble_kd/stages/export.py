@@ -30,6 +30,9 @@ from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 TIMED_ROWS = 1024
 """Test rows over which examples per second are measured."""
+SPLITS = ("validation", "test")
+Logits = dict[str, np.ndarray]
+"""(N, C) of each of `SPLITS`."""
 
 
 def plan(config: Config, run: Path, data: str, teachers: str, student: str) -> StagePlan:
@@ -88,11 +91,12 @@ def run(
         Rows(test.inputs, test.labels),
         context.console.line,
     )
+    calibrated = {split: stored[split] / calibration["temperature"] for split in SPLITS}
     summary = {
         "forms": made,
         "calibration": calibration,
         "calibrated": before_and_after(stored["test"], test.labels, calibration["temperature"]),
-        "systems": _systems(context, info, teachers, (network, stored["test"]), test),
+        "systems": _systems(context, info, teachers, (network, calibrated), test),
         "seconds": time.perf_counter() - began,
     }
     files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]
@@ -114,40 +118,51 @@ def _systems(
     context: Context,
     info: dict[str, Any],
     teachers: Manifest,
-    student: tuple[Network, np.ndarray],
+    student: tuple[Network, Logits],
     test: Arrays,
 ) -> list[dict[str, Any]]:
     """What the forms stand beside, in PyTorch on one thread: a teacher, the ensemble, the student."""
-    found = []
-    rows = Rows(test.inputs[:TIMED_ROWS], None)
     entries = [e for e in teachers.summary["members"] if "fingerprint" in e and "parameters" in e]
+    networks, stored, sizes = [], [], []
+    for entry in entries:
+        network, _, folder = _member(context.folder, "teachers", entry, info)
+        networks.append(network)
+        stored.append(load_file(folder / PREDICTIONS))
+        sizes.append(entry["bytes"])
+    size = sum(p.numel() * p.element_size() for p in student[0].state_dict().values())
+    systems: list[tuple[str, list[Network], Logits, int]] = [("student", [student[0]], student[1], size)]
+    if networks:
+        weights = kept_weights(context.config.student.weights, [e["name"] for e in entries])
+        together = {
+            split: mean_logits(
+                torch.from_numpy(np.stack([logits[split] for logits in stored], 1)),
+                1.0,
+                context.config.student.mean,
+                weights,
+            ).numpy()
+            for split in SPLITS
+        }
+        systems = [
+            ("single teacher", networks[:1], stored[0], sizes[0]),
+            ("ensemble", networks, together, sum(sizes)),
+            *systems,
+        ]
+    answers = student[1]["validation"].argmax(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        networks, logits, sizes = [], [], []
-        for entry in entries:
-            network, _, folder = _member(context.folder, "teachers", entry, info)
-            networks.append(network)
-            logits.append(load_file(folder / PREDICTIONS)["test"])
-            sizes.append(entry["bytes"])
-        if networks:
-            weights = kept_weights(context.config.student.weights, [e["name"] for e in entries])
-            together = mean_logits(
-                torch.from_numpy(np.stack(logits, 1)), 1.0, context.config.student.mean, weights
-            ).numpy()
-            for name, some, output, size in (
-                ("single teacher", networks[:1], logits[0], sizes[0]),
-                ("ensemble", networks, together, sum(sizes)),
-            ):
-                speed = measured(_all(some), info, rows)
-                found.append({"name": name, "model_bytes": size, **speed, **_quality(output, test)})
-        network, output = student
-        size = sum(p.numel() * p.element_size() for p in network.state_dict().values())
-        speed = measured(_all([network]), info, rows)
-        found.append({"name": "student", "model_bytes": size, **speed, **_quality(output, test)})
+        return [
+            {
+                "name": name,
+                "model_bytes": size,
+                **measured(_all(some), info, Rows(test.inputs[:TIMED_ROWS], None)),
+                **_quality(logits["test"], test),
+                "agreement": float((logits["validation"].argmax(1) == answers).mean()),
+            }
+            for name, some, logits, size in systems
+        ]
     finally:
         torch.set_num_threads(threads)
-    return found
 
 
 def _all(networks: list[Network]) -> Callable[[np.ndarray], np.ndarray]:
