@@ -84,7 +84,7 @@ class Mirror:
     def of(cls, uri: str, scratch: str | None = None) -> Mirror:
         """The mirror of a run folder's URL; its copy lies in `scratch`, by default the temporary folder."""
         uri = uri.rstrip("/")
-        name = uri.split("?", 1)[0].rsplit("/", 1)[-1] or "run"
+        name = uri.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1] or "run"
         digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
         base = Path(scratch) if scratch else Path(tempfile.gettempdir()) / "ensemble-kd"
         return cls(uri, base.absolute() / f"{name}-{digest}")

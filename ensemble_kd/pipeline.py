@@ -86,7 +86,7 @@ def run(
     termination = Termination()
     with termination.handled(), opened(config, folder, console, termination) as folder:
         write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
-        tracker = Tracker(config.tracking, folder.parent, config.name, console.warning)
+        tracker = Tracker(config.tracking, folder.parent, config.name, console.warning, folder)
         runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
         context = Context(config, folder, runtime, tracker, console)
         tracker.start("", config.model_dump(mode="json"), {"version": __version__, "folder": str(folder)})

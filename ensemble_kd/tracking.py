@@ -1,44 +1,71 @@
-"""MLflow, behind a queue: training never waits for the tracking server and never fails with it.
+"""MLflow, behind a journal: training never waits for the tracking server and never fails with it.
 
-One parent run; a child per stage; a child of that per member. Everything is also on disk in the run folder,
-so what a server missed is not lost.
+One parent run; a child per stage; a child of that per member. What is to be sent is first a line in
+`RUN/tracking/SESSION.jsonl`; a thread sends the lines in order and notes how far it came. What a server that
+was down or late did not take stays there and goes out with the next run in the folder, under its own times.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import queue
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd.artifacts import read_json, write_json
 from ensemble_kd.config import TrackingConfig
+from ensemble_kd.errors import ArtifactError
 from ensemble_kd.redact import redacted
 
-STOP = object()
+JOURNALS = "tracking"
+REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
+"""What MLflow says of an entry that is wrong in itself."""
+RETRY = 2.0, 30.0
+"""Seconds between two attempts at a server that does not answer: at first, and at most."""
+NOTED = 1.0
+"""Seconds between two notes of how far the journal is sent."""
 
 
 class Tracker:
     """Sends runs, parameters, metrics and files to MLflow from a thread of its own."""
 
-    def __init__(self, config: TrackingConfig, runs: Path, name: str, warn: Callable[[str], None]) -> None:
-        """`runs` is the folder that holds the run folders; the default database stands beside them."""
+    def __init__(
+        self,
+        config: TrackingConfig,
+        runs: Path,
+        name: str,
+        warn: Callable[[str], None],
+        folder: Path | None = None,
+    ) -> None:
+        """`runs` is the folder that holds the run folders; the default database stands beside them.
+
+        `folder` is the run's own, where the journal is kept.
+        """
         self.config, self.name = config, name
         self.warn: Callable[[str], None] = lambda text: warn(redacted(text))
         self.uri = config.uri or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
         self.artifacts = None if config.uri else (runs / "mlartifacts").resolve().as_uri()
-        self.ids: dict[str, str] = {}
-        """MLflow run id by our own key: `` for the parent, `teachers`, `teachers/teacher-000`, ..."""
+        self.folder = (folder or runs).absolute()
         self.asked: set[str] = set()
-        """Keys of all runs that were asked for; `ids` follows when the thread gets there."""
-        self.jobs: queue.Queue[Any] = queue.Queue()
+        """Keys of all runs that were asked for: `` for the parent, `teachers`, `teachers/teacher-000`, ..."""
         self.failed: str | None = None
+        """Why the last attempt failed; None once one went well."""
         self.thread: threading.Thread | None = None
-        if config.enabled:
-            self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-            self.thread.start()
+        if not config.enabled:
+            return
+        journals = self.folder / JOURNALS
+        journals.mkdir(parents=True, exist_ok=True)
+        self.older = sorted(journals.glob("*.jsonl"))
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        self.journal = Journal(journals / f"{stamp}-{uuid.uuid4().hex[:8]}.jsonl")
+        self.closing, self.given_up = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self.thread.start()
 
     # --------------------------------------------------------------------------- called by the pipeline
 
@@ -47,65 +74,123 @@ class Tracker:
     ) -> None:
         """Open the run `key`; the part before its last slash is the parent."""
         self.asked.add(key)
-        shown, marked = redacted(parameters or {}), redacted(tags or {})
-        self._put(lambda client: self._start(client, key, shown, marked))
+        self._put("start", key, parameters=redacted(parameters or {}), tags=redacted(tags or {}))
 
     def metrics(self, key: str, values: dict[str, Any], step: int = 0) -> None:
-        self._put(lambda client: self._metrics(client, key, values, step))
+        self._put("metrics", key, entries=[[step, _numbers(values)]])
 
     def history(self, key: str, entries: list[dict[str, float]]) -> None:
         """All epochs of a member at once."""
-        self._put(lambda client: self._history(client, key, entries))
+        self._put("metrics", key, entries=[[int(entry["epoch"]), _numbers(entry)] for entry in entries])
 
     def tags(self, key: str, values: dict[str, str]) -> None:
-        shown = redacted(values)
-        self._put(lambda client: [client.set_tag(self.ids[key], k, v) for k, v in shown.items()])
+        self._put("tags", key, values=redacted(values))
 
     def file(self, key: str, path: Path) -> None:
         """Attach a file or a folder."""
-        attach = "log_artifacts" if path.is_dir() else "log_artifact"
-        self._put(lambda client: getattr(client, attach)(self.ids[key], str(path)))
+        self._put("file", key, path=self._place(path))
 
     def register(self, key: str, folder: Path, name: str, tags: dict[str, str]) -> None:
         """Attach an MLflow model to the run, as the newest version of the registered model `name`."""
-        self._put(lambda client: self._register(client, key, folder, name, tags))
+        self._put("register", key, path=self._place(folder), name=name, tags=redacted(tags))
 
     def end(self, key: str, good: bool = True) -> None:
-        self._put(lambda client: client.set_terminated(self.ids[key], "FINISHED" if good else "FAILED"))
+        self._put("end", key, status="FINISHED" if good else "FAILED")
 
     def close(self, seconds: float = 60.0) -> None:
-        """Wait until everything is sent, for at most `seconds`."""
+        """Wait until everything is sent, at most `seconds`; for a server that is down not at all."""
+        if self.thread is None:
+            return
+        self.closing.set()
+        self.thread.join(seconds)
+        late = self.thread.is_alive()
+        self.given_up.set()
+        if late or self.failed:
+            left = len(self.journal.lines) - self.journal.sent
+            why = (
+                f"did not take everything within {seconds:.0f} s" if late and not self.failed else self.failed
+            )
+            self.warn(
+                f"MLflow at {self.uri}: {why}; {left} entries are kept in {self.folder / JOURNALS} "
+                "and sent by the next run in this folder"
+            )
+
+    def _put(self, kind: str, key: str, **fields: Any) -> None:
         if self.thread is not None:
-            self.jobs.put(STOP)
-            self.thread.join(seconds)
-            if self.thread.is_alive():
-                self.warn(f"MLflow at {self.uri} did not take everything within {seconds:.0f} s")
-            elif self.failed:
-                self.warn(
-                    f"MLflow at {self.uri}: {self.failed}; the run folder holds everything that it misses"
-                )
+            self.journal.add({"kind": kind, "key": key, "time": int(time.time() * 1000), **fields})
+
+    def _place(self, path: Path) -> str:
+        """Relative to the run folder, which may be elsewhere when it is sent."""
+        path = path.absolute()
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
 
     # ---------------------------------------------------------------------------------- in the thread
-
-    def _put(self, job: Callable[[Any], Any]) -> None:
-        if self.thread is not None:
-            self.jobs.put(job)
 
     def _work(self) -> None:
         # A server that does not answer must not be asked for minutes, once per metric.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        client = None
-        while (job := self.jobs.get()) is not STOP:
-            if self.failed:
+        client, wait = None, RETRY[0]
+        journals = [*(Journal(path) for path in self.older), self.journal]
+        while journals:
+            journal = journals[0]
+            if journal.sent == len(journal.lines):
+                if journal is not self.journal:
+                    journal.remove()
+                elif not self.closing.is_set():
+                    journal.note()
+                    self.closing.wait(0.1)
+                    continue
+                else:
+                    journal.remove()
+                journals.pop(0)
                 continue
+            if self.given_up.is_set():
+                break
             try:
                 client = client or self._connect()
-                job(client)
+                self._send(client, journal)
+                self.failed, wait = None, RETRY[0]
             except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
-                self.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                    :200
-                ]
+                text = str(error).splitlines()[0] if str(error) else ""
+                if getattr(error, "error_code", None) in REFUSED:  # it will not take this one later either
+                    self.warn(f"MLflow at {self.uri}: refused an entry of {journal.path.name}: {text[:200]}")
+                    journal.sent += 1
+                    continue
+                self.failed = f"{type(error).__name__}: {text}"[:200]
+                if self.closing.is_set():  # asked once more, and left for the next run
+                    break
+                self.closing.wait(wait)
+                wait = min(2 * wait, RETRY[1])
+        for journal in journals:
+            journal.note()
+
+    def _send(self, client: Any, journal: Journal) -> None:
+        """One line of the journal."""
+        entry = journal.lines[journal.sent]
+        kind, key = entry["kind"], entry["key"]
+        run = journal.ids.get(key)
+        if kind == "start":
+            self._start(client, journal, entry)
+        elif run is None:  # its start was refused, by a server that will not take it
+            pass
+        elif kind == "metrics":
+            metrics = [m for step, values in entry["entries"] for m in _entities(values, step, entry["time"])]
+            for begin in range(0, len(metrics), 1000):  # the server takes at most 1,000 metrics at once
+                client.log_batch(run, metrics=metrics[begin : begin + 1000])
+        elif kind == "tags":
+            for name, value in entry["values"].items():
+                client.set_tag(run, name, value)
+        elif kind == "file" and (path := self.folder / entry["path"]).exists():
+            attach = client.log_artifacts if path.is_dir() else client.log_artifact
+            attach(run, str(path))
+        elif kind == "register" and (path := self.folder / entry["path"]).exists():
+            self._register(client, run, path, entry["name"], entry["tags"])
+        elif kind == "end":
+            client.set_terminated(run, entry["status"], end_time=entry["time"])
+        journal.sent += 1
+        if kind == "start" or time.monotonic() - journal.noted > NOTED:
+            journal.note()
 
     def _connect(self) -> Any:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
@@ -122,23 +207,26 @@ class Tracker:
         )
         return client
 
-    def _start(self, client: Any, key: str, parameters: dict[str, Any], tags: dict[str, str]) -> None:
+    def _start(self, client: Any, journal: Journal, entry: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
+        key = entry["key"]
         parent, _, last = key.rpartition("/")
+        tags = dict(entry["tags"])
         if key:
-            tags = {"mlflow.parentRunId": self.ids[parent], **tags}
-        run = client.create_run(self.experiment, run_name=last or self.name, tags=tags)
-        self.ids[key] = run.info.run_id
-        flat = [Param(name, str(value)[:6000]) for name, value in flatten(parameters).items()]
+            tags |= {"mlflow.parentRunId": journal.ids[parent]} if parent in journal.ids else {}
+        run = client.create_run(
+            self.experiment, start_time=entry["time"], run_name=last or self.name, tags=tags
+        )
+        journal.ids[key] = run.info.run_id
+        flat = [Param(name, str(value)[:6000]) for name, value in flatten(entry["parameters"]).items()]
         for begin in range(0, len(flat), 100):  # the server takes at most 100 parameters at once
-            client.log_batch(self.ids[key], params=flat[begin : begin + 100])
+            client.log_batch(run.info.run_id, params=flat[begin : begin + 100])
 
-    def _register(self, client: Any, key: str, folder: Path, name: str, tags: dict[str, str]) -> None:
+    def _register(self, client: Any, run: str, folder: Path, name: str, tags: dict[str, str]) -> None:
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-        run = self.ids[key]
         client.log_artifacts(run, str(folder), "model")
         try:
             client.create_registered_model(name)
@@ -148,23 +236,58 @@ class Tracker:
         source = f"{client.get_run(run).info.artifact_uri}/model"
         client.create_model_version(name, source, run_id=run, tags=tags)
 
-    def _metrics(self, client: Any, key: str, values: dict[str, Any], step: int) -> None:
-        client.log_batch(self.ids[key], metrics=_entities(values, step))
 
-    def _history(self, client: Any, key: str, entries: list[dict[str, float]]) -> None:
-        metrics = [metric for entry in entries for metric in _entities(entry, int(entry["epoch"]))]
-        for begin in range(0, len(metrics), 1000):  # and at most 1,000 metrics
-            client.log_batch(self.ids[key], metrics=metrics[begin : begin + 1000])
+class Journal:
+    """What is to be sent in one session, a line of JSON each, and how far it is sent."""
+
+    def __init__(self, path: Path) -> None:
+        """An empty one, or one that an earlier session left."""
+        self.path, self.state = path, path.with_suffix(".sent.json")
+        self.lines: list[dict[str, Any]] = []
+        self.sent = 0
+        self.ids: dict[str, str] = {}
+        """MLflow's run id by our own key."""
+        self.noted = time.monotonic()
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self.lines.append(json.loads(line))
+                except json.JSONDecodeError:  # the process was killed while it wrote
+                    break
+            try:
+                known = read_json(self.state)
+                self.sent, self.ids = min(known["sent"], len(self.lines)), known["ids"]
+            except (ArtifactError, KeyError, TypeError):
+                pass
+        self._file: Any = None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.lines.append(entry)
+
+    def note(self) -> None:
+        if self.path.exists():
+            write_json(self.state, {"sent": self.sent, "ids": self.ids})
+        self.noted = time.monotonic()
+
+    def remove(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
 
 
-def _entities(values: dict[str, Any], step: int) -> list[Any]:
-    import time
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
+
+def _entities(values: dict[str, float], step: int, at: int) -> list[Any]:
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return [Metric(name, float(value), now, step) for name, value in numbers.items()]
+    return [Metric(name, value, at, step) for name, value in values.items()]
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

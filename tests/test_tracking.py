@@ -83,7 +83,7 @@ def test_runs_parameters_metrics_and_lineage(tmp_path: Path) -> None:
 def test_runs_asked_for_are_known_before_the_thread_opens_them(tmp_path: Path) -> None:
     tracker, _ = tracked(tmp_path, enabled=False)
     tracker.start("student/distilled-seed-0")
-    assert "student/distilled-seed-0" in tracker.asked and tracker.ids == {}
+    assert "student/distilled-seed-0" in tracker.asked
 
 
 def test_a_server_that_is_not_there_costs_one_warning(
@@ -97,7 +97,7 @@ def test_a_server_that_is_not_there_costs_one_warning(
     assert time.perf_counter() - began < 1, "training never waits for the server"
     tracker.close(30)
     assert len(warnings) == 1
-    assert warnings[0].startswith("MLflow at http://127.0.0.1:9: ") and "run folder" in warnings[0]
+    assert warnings[0].startswith("MLflow at http://127.0.0.1:9: ") and "11 entries are kept" in warnings[0]
 
 
 def test_a_database_that_cannot_be_made_costs_one_warning(tmp_path: Path) -> None:
@@ -106,6 +106,49 @@ def test_a_database_that_cannot_be_made_costs_one_warning(tmp_path: Path) -> Non
     a_run(tracker, tmp_path)
     tracker.close(30)
     assert len(warnings) == 1
+
+
+def test_what_a_server_missed_is_sent_by_the_next_run(tmp_path: Path) -> None:
+    """Under its own times, once, and the journal is gone then."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/later/mlflow.db"
+    (tmp_path / "later").write_text("in the way")
+    tracker, warnings = tracked(tmp_path, uri=uri)
+    began = time.time() * 1000
+    a_run(tracker, tmp_path)
+    ended = time.time() * 1000
+    tracker.close(30)
+    assert len(warnings) == 1
+    (journal,) = (tmp_path / "tracking").glob("*.jsonl")
+    journal.write_text(journal.read_text() + '{"kind": "metr')  # killed while it wrote
+    (tmp_path / "later").unlink()
+    time.sleep(0.01)
+    again, warnings = tracked(tmp_path, uri=uri)
+    again.start("")
+    again.end("")
+    again.close(120)
+    assert warnings == []
+    assert not list((tmp_path / "tracking").iterdir())
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("ensemble-kd").experiment_id])
+    assert sorted(run.info.run_name for run in found) == ["digits", "digits", "distilled-seed-0", "student"]
+    member = next(run for run in found if run.info.run_name == "distilled-seed-0")
+    assert began - 1 <= member.info.start_time <= member.info.end_time <= ended + 1
+    curve = client.get_metric_history(member.info.run_id, "train_loss")
+    assert [(m.step, m.value) for m in curve] == [(1, 1.0), (2, 0.5)]
+    assert all(began - 1 <= m.timestamp <= ended + 1 for m in curve)
+
+
+def test_an_entry_that_is_wrong_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    tracker, warnings = tracked(tmp_path)
+    tracker.start("", {"a": 1})
+    tracker.metrics("", {"not a name: *?!\n": 1.0})
+    tracker.metrics("", {"loss": 2.0})
+    tracker.end("")
+    tracker.close(120)
+    assert len(warnings) == 1 and "refused an entry" in warnings[0]
+    assert runs(tracker)["digits"].data.metrics == {"loss": 2.0}
 
 
 def test_turned_off_nothing_is_written(tmp_path: Path) -> None:
