@@ -27,6 +27,8 @@ LEVELS = [
     {"objectives", "models", "data", "ensemble"},
     {"pretrained"},
     {"model_folder"},
+    {"lease"},
+    {"mirror"},
     {"config", "artifacts"},
     {"space"},
     {"errors"},

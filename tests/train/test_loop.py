@@ -17,12 +17,14 @@ from ensemble_kd.models.build import Network
 from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train import loop
 from ensemble_kd.train.loop import (
+    Interrupted,
     NotFiniteError,
     Progress,
     learning_rate,
     make_optimizer,
     predict,
     train,
+    train_epochs,
 )
 
 LOSS = DistillationLoss()
@@ -112,6 +114,47 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, changes: dict[str, 
     curves = [[(e["train_loss"], e["validation_loss"]) for e in p.history] for p in (found, expected)]
     assert curves[0] == curves[1]
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("stops", [[1], [5], [6], [7, 3], [1, 1, 1, 20]])
+def test_stopped_at_any_step_it_goes_on_from_that_very_step(tmp_path: Path, stops: list[int]) -> None:
+    """Six steps an epoch, with dropout: the next call takes up after the step, not after the epoch."""
+    training = settings(epochs=4)
+    whole = network(dropout=0.3)
+    expected = train(whole, batches(), LOSS, training, seed=3, evaluate=judge)
+    file, taken = tmp_path / "checkpoint.safetensors", 0
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal taken
+        taken += 1
+        return LOSS(*args)
+
+    for allowed in stops:
+        left = [allowed]
+
+        def stop(left: list[int] = left) -> bool:
+            left[0] -= 1
+            return left[0] <= 0
+
+        torch.rand(7)  # another process has another state of the global generator
+        with pytest.raises(Interrupted):
+            for _ in train_epochs(
+                network(dropout=0.3),
+                batches(),
+                counted,  # type: ignore[arg-type]
+                training,
+                seed=3,
+                evaluate=judge,
+                checkpoint=file,
+                stop=stop,
+            ):
+                pass
+    resumed = network(dropout=0.3)
+    found = train(resumed, batches(), counted, training, seed=3, evaluate=judge, checkpoint=file)  # type: ignore[arg-type]
+    assert same(state(whole), state(resumed))
+    assert taken == 4 * batches().steps_per_epoch, "no step is taken twice"
+    curves = [[(e["train_loss"], e["validation_loss"]) for e in p.history] for p in (found, expected)]
+    assert curves[0] == curves[1]
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
