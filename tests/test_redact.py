@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from ensemble_kd import pipeline
 from ensemble_kd.cli import app
-from ensemble_kd.config import Config, validate
+from ensemble_kd.config import Config, TrackingConfig, validate
 from ensemble_kd.errors import EnsembleKDError, InputError
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.context import Console, StagePlan
+from ensemble_kd.tracking import Tracker
 
 PLANTED = "Sesame-0pen"
 """Begins every planted secret, and stands nowhere else."""
@@ -103,6 +104,18 @@ def test_errors_and_lines_are_masked() -> None:
     console.line("read s3://k:v@b")
     console.warning("no s3://k:v@b")
     assert said == ["read s3://***@b", "no s3://***@b"]
+
+
+def test_the_tracker_masks_what_it_says_and_sends(tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker(TrackingConfig(uri="http://u:pw@h", enabled=False), tmp_path, "x", said.append)
+    tracker.warn(f"MLflow at {tracker.uri}")
+    assert said == ["MLflow at http://***@h"] and tracker.uri == "http://u:pw@h"
+    sent: list[Any] = []
+    tracker._put = lambda job: job(None)  # type: ignore[method-assign]
+    tracker._start = lambda client, key, *rest: sent.extend(rest)  # type: ignore[method-assign]
+    tracker.start("data", {"data": {"path": "s3://k:v@b"}}, {"from": "s3://k:v@b"})
+    assert sent == [{"data": {"path": "s3://***@b"}}, {"from": "s3://***@b"}]
 
 
 def test_the_fingerprint_covers_what_the_manifest_masks(tmp_path: Path) -> None:
