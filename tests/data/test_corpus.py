@@ -13,7 +13,7 @@ import pytest
 from text_cases import WORDS, write_tokenizer
 
 from ensemble_kd.config import CorpusConfig, TextConfig
-from ensemble_kd.data.corpus import corpus_fingerprint, load_corpus, prepare_corpus
+from ensemble_kd.data.corpus import corpus_fingerprint, load_corpus, prepare_corpus, texts_up_to
 from ensemble_kd.data.tokenize import write_pretrained
 from ensemble_kd.errors import ArtifactError, InputError
 
@@ -66,6 +66,17 @@ def test_texts_taken(
     assert shards[0] == "corpus-00000.parquet" and len(shards) == -(-len(want) // shard_rows)
     table = pq.read_table(tmp_path / "out" / shards[0])
     assert table.column_names == ["input"] and table["input"].type.value_type == pa.int32()
+
+
+@pytest.mark.parametrize(("least", "rows"), [(1, None), (8, None), (6, 3), (100, None)])
+def test_texts_are_counted_as_they_would_be_taken(
+    tmp_path: Path, tokenizer: Path, least: int, rows: int | None
+) -> None:
+    path = write(tmp_path / "corpus.parquet", texts())
+    corpus = CorpusConfig(path=str(path), min_length=least, rows=rows)
+    taken = len(expected(texts(), least, 128, rows))
+    for most in (1, 3, 4, 1000):
+        assert texts_up_to(corpus, TEXT, tokenizer, most) == min(taken, most)
 
 
 def test_folders_globs_and_other_formats(tmp_path: Path, tokenizer: Path) -> None:
