@@ -545,10 +545,10 @@ def reported(verbose: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def main() -> None:
-    """Entry point of `ensemble-kd`."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `ensemble-kd`; the job scripts give the arguments."""
     try:
-        app(prog_name="ensemble-kd")
+        app(arguments, prog_name="ensemble-kd")
     except Exception:  # a bug: its traceback is shown, but for what libraries say of an address's password
         sys.stderr.write(redacted(traceback.format_exc()))
         sys.exit(1)

@@ -7,7 +7,7 @@ Options are those of `ensemble-kd run`; inside a job the cluster is found withou
 
 import sys
 
-from ensemble_kd.cli import app
+from ensemble_kd.cli import main
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:]])
+    main(["run", *sys.argv[1:]])

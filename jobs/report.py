@@ -2,7 +2,7 @@
 
 import sys
 
-from ensemble_kd.cli import app
+from ensemble_kd.cli import main
 
 if __name__ == "__main__":
-    app(["report", *sys.argv[1:]])
+    main(["report", *sys.argv[1:]])

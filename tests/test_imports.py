@@ -31,6 +31,7 @@ LEVELS = [
     {"mirror"},
     {"config", "artifacts"},
     {"space"},
+    {"termination"},
     {"errors"},
     {"redact"},
 ]

@@ -7,7 +7,7 @@ Options are those of `ensemble-kd sweep`; inside a job the cluster is found with
 
 import sys
 
-from ensemble_kd.cli import app
+from ensemble_kd.cli import main
 
 if __name__ == "__main__":
-    app(["sweep", *sys.argv[1:]])
+    main(["sweep", *sys.argv[1:]])
