@@ -24,7 +24,7 @@ def pytest_configure() -> None:
     import torch
 
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        torch.backends.mkldnn.enabled = False
+        torch._C._set_mkldnn_enabled(False)
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,12 @@ def test_a_store_that_refuses_for_a_while_costs_a_warning(nodes: tuple[Mirror, M
     assert store.process is not None
     store.process.send_signal(signal.SIGSTOP)  # accepts connections and answers nothing
     store.stop()
-    back = threading.Timer(10.0, lambda: (store.start(), store.make_bucket()))
+
+    def restart() -> None:
+        store.start()
+        store.make_bucket()
+
+    back = threading.Timer(10.0, restart)
     back.start()
     began = time.monotonic()
     first.push_soon(first.root)

@@ -106,14 +106,13 @@ def test_errors_and_lines_are_masked() -> None:
     assert said == ["read s3://***@b", "no s3://***@b"]
 
 
-def test_the_tracker_masks_what_it_says_and_sends(tmp_path: Path) -> None:
+def test_the_tracker_masks_what_it_says_and_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     tracker = Tracker(TrackingConfig(uri="http://u:pw@h", enabled=False), tmp_path, "x", said.append)
     tracker.warn(f"MLflow at {tracker.uri}")
     assert said == ["MLflow at http://***@h"] and tracker.uri == "http://u:pw@h"
     sent: list[Any] = []
-    tracker._put = lambda job: job(None)  # type: ignore[method-assign]
-    tracker._start = lambda client, key, *rest: sent.extend(rest)  # type: ignore[method-assign]
+    monkeypatch.setattr(tracker, "_put", lambda kind, key, **fields: sent.extend(fields.values()))
     tracker.start("data", {"data": {"path": "s3://k:v@b"}}, {"from": "s3://k:v@b"})
     assert sent == [{"data": {"path": "s3://***@b"}}, {"from": "s3://***@b"}]
 
