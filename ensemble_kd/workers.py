@@ -226,10 +226,7 @@ def train_members(
     for task in open_tasks:
         (task.folder(members) / FAILED).unlink(missing_ok=True)
     size = runtime.group_size(len(open_tasks), replicas, path)
-    wanted = runtime.compute.num_workers
-    elastic = (wanted[0], min(wanted[1], len(open_tasks))) if isinstance(wanted, tuple) else None
-    if elastic is not None:
-        elastic = (min(elastic), elastic[1])
+    elastic = _elastic(runtime, size, len(open_tasks), replicas)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -273,7 +270,8 @@ def train_members(
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    leave = math.inf
+    leave, lost = math.inf, math.inf
+    least = elastic[0] if elastic else size
     with runtime.termination.graceful():
         while True:
             thread.join(timeout=0.3)
@@ -282,6 +280,15 @@ def train_members(
                 on_event(open_tasks[event["member"]], event)
             if not alive or time.monotonic() > leave:
                 break
+            if runtime.address is not None:  # a group that fits no more would wait for ever
+                short = runtime.capacity() < least
+                lost = min(lost, time.monotonic() + runtime.compute.placement_timeout) if short else math.inf
+                if time.monotonic() > lost:
+                    raise TrainingError(
+                        f"{path}: {least} workers are needed, and for "
+                        f"{runtime.compute.placement_timeout:g} s {runtime.has()}; every member's last epoch is kept, run again to go on once there "
+                        "are nodes, or with a lower compute.num_workers ([min, max] goes on with fewer)"
+                    )
             if runtime.termination.asked.is_set() and leave == math.inf:
                 board.stop.remote()
                 leave = time.monotonic() + runtime.compute.grace
@@ -294,6 +301,20 @@ def train_members(
             f"{path}: the worker group failed: {_reason(outcome[0])}; finished members and the last epoch "
             "of the others are kept, run again to go on (-v shows Ray's own messages)"
         ) from outcome[0]
+
+
+def _elastic(runtime: Runtime, size: int, members: int, replicas: int) -> tuple[int, int] | None:
+    """Fewest and most workers of a group that may shrink and grow; None for one of a fixed size.
+
+    On a cluster `auto` shrinks, too: with a node gone, the group goes on with what is left.
+    """
+    wanted = runtime.compute.num_workers
+    if isinstance(wanted, tuple):
+        most = min(wanted[1], members)
+        return min(wanted[0], most), most
+    if wanted == "auto" and runtime.address is not None and replicas == 1 and size > 1:
+        return 1, size
+    return None
 
 
 def _after(tasks: list[MemberTask]) -> dict[int, int]:

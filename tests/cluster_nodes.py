@@ -1,0 +1,138 @@
+"""A Ray cluster of several nodes on this machine, each a process tree of its own that can be killed.
+
+Where the system allows it (root on Linux), every node has a mount namespace with a scratch folder that no
+other node sees, so that what nodes share they share through the store.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stores import free_port
+
+BIN = Path(sys.executable).parent
+
+
+def descendants(root: int) -> list[int]:
+    """A process and all below it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def can_isolate() -> bool:
+    command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+class Cluster:
+    """Started by `running_cluster`."""
+
+    def __init__(self, folder: Path, scratch: Path, environment: dict[str, str]) -> None:
+        self.folder, self.scratch = folder, scratch
+        self.environment = {**os.environ, **environment}
+        self.port, self.dashboard = free_port(), free_port()
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.isolated = can_isolate()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start_node(self, cpus: int) -> int:
+        """A head, or one more node; returns its number."""
+        number = len(self.nodes)
+        arguments = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats"]
+        arguments += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=200000000"]
+        if number == 0:
+            arguments += ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
+            arguments += ["--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"]
+        else:
+            arguments.append(f"--address={self.address}")
+        script = f"exec {shlex.join(arguments)}"
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        if self.isolated:
+            script = f"mount -t tmpfs tmpfs {shlex.quote(str(self.scratch))} && {script}"
+            command = ["unshare", "-m", "sh", "-c", script]
+        else:
+            command = ["sh", "-c", script]
+        log = (self.folder / f"node-{number}.log").open("wb")
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self.nodes.append(process)
+        return number
+
+    def kill_node(self, number: int) -> None:
+        """As when its machine goes away."""
+        for pid in reversed(descendants(self.nodes[number].pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.nodes[number].wait()
+
+    def submit(self, *command: str, wait: bool = True) -> subprocess.Popen[str]:
+        """`ray job submit`, with the repository as the working directory."""
+        root = Path(__file__).parents[1]
+        submit = [str(BIN / "ray"), "job", "submit", f"--address=http://127.0.0.1:{self.dashboard}"]
+        submit += [] if wait else ["--no-wait"]
+        return subprocess.Popen(
+            [*submit, f"--working-dir={root}", "--", *command],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@contextmanager
+def running_cluster(
+    folder: Path, scratch: Path, cpus: list[int], environment: dict[str, str] | None = None
+) -> Iterator[Cluster]:
+    """A head and further nodes with so many CPUs each."""
+    cluster = Cluster(folder, scratch, environment or {})
+    try:
+        for count in cpus:
+            cluster.start_node(count)
+            if count == cpus[0]:
+                _wait(cluster)
+        yield cluster
+    finally:
+        for number, node in reversed(list(enumerate(cluster.nodes))):
+            if node.poll() is None:
+                cluster.kill_node(number)
+
+
+def _wait(cluster: Cluster) -> None:
+    """Until the head's job server answers."""
+    import socket
+
+    end = time.monotonic() + 180
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", cluster.dashboard), timeout=1).close()
+            return
+        except OSError:
+            text = (cluster.folder / "node-0.log").read_text()[-2000:]
+            assert cluster.nodes[0].poll() is None and time.monotonic() < end, text
+            time.sleep(0.3)
