@@ -1,13 +1,14 @@
 # make demo    environment, then the whole pipeline on the embedded data
 # make test    environment, lint, types, tests
 # make test-all adds tests of more than half a minute each: benchmarks, kills, every kind of student
+# make test-cluster Ray jobs on a cluster of three nodes with a store, through a node's death
 # make test-fast leaves out what starts Ray
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-fast lint types install clean
+.PHONY: demo test test-all test-fast test-cluster lint types install clean
 
 install: $(VENV)/.installed
 
@@ -30,13 +31,16 @@ types: install
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not cluster"
 
 test-all: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
 
 test-fast: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+test-cluster: install
+	$(BIN)/python -m pytest -m cluster
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

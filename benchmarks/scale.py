@@ -128,7 +128,7 @@ def _stream(data: dict[str, Any], store: dict[str, Any], shards: int) -> dict[st
     layout = StoreLayout(**manifest.summary["layout"])
     paths = [str(path) for path in shard_paths(Path(data["folder"]), "transfer")][:shards]
     parts = [str(Path(store["folder"]) / part) for part in shards_of(manifest)][:shards]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     import ray.data
 
     before = _peak()

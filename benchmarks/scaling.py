@@ -128,7 +128,13 @@ def scaling(quick: bool) -> Measured:
     bare: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ray.init(num_cpus=max(WORKERS), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            "local",
+            num_cpus=max(WORKERS),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
         try:
             runs = _stages(folder, rows, shards)
             found: dict[str, dict[int, list[list[float]]]] = {s: {w: [] for w in WORKERS} for s in runs}

@@ -83,6 +83,8 @@ class Runtime:
         """
         if self.started:
             return
+        if self.address is None and os.environ.get("RAY_ADDRESS"):  # inside a job
+            self.address = "auto"
         if self.address not in (None, "auto") and not reachable(str(self.address)):
             raise EnsembleKDError(
                 f"no Ray cluster at {self.address}; check --address (HOST:PORT of the head node), "
@@ -105,7 +107,9 @@ class Runtime:
             try:
                 with nullcontext() if self.verbose else quiet_stderr():
                     ray.init(
-                        address=self.address,
+                        # Without an address Ray would look for a cluster that `ray start` left a note of,
+                        # dead or alive, and wait for it.
+                        address=self.address or "local",
                         log_to_driver=self.verbose,
                         logging_level=logging.INFO if self.verbose else logging.ERROR,
                         include_dashboard=None if self.address else False,

@@ -285,9 +285,9 @@ def train_members(
                 lost = min(lost, time.monotonic() + runtime.compute.placement_timeout) if short else math.inf
                 if time.monotonic() > lost:
                     raise TrainingError(
-                        f"{path}: {least} workers are needed, and for "
-                        f"{runtime.compute.placement_timeout:g} s {runtime.has()}; every member's last epoch is kept, run again to go on once there "
-                        "are nodes, or with a lower compute.num_workers ([min, max] goes on with fewer)"
+                        f"{path}: {least} workers are needed, but {runtime.has()} for "
+                        f"{runtime.compute.placement_timeout:g} s now; every member's last epoch is kept, "
+                        "run again to go on once there are nodes, or with a lower compute.num_workers"
                     )
             if runtime.termination.asked.is_set() and leave == math.inf:
                 board.stop.remote()
