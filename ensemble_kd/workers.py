@@ -230,9 +230,13 @@ def train_members(
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     references = {name: ray.put(array) for name, array in arrays().items()}
-    board = ray.remote(num_cpus=0)(Board).remote(list(range(len(open_tasks))), _after(open_tasks))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # On the driver's node: with any other it would die while the run goes on.
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board)
+    board = actor.remote(list(range(len(open_tasks))), _after(open_tasks))
     resources = runtime.bundle()
     scratch = members.parent / ".ray"
     trainer = TorchTrainer(

@@ -49,7 +49,8 @@ class Cluster:
 
     def __init__(self, folder: Path, scratch: Path, environment: dict[str, str]) -> None:
         self.folder, self.scratch = folder, scratch
-        self.environment = {**os.environ, **environment}
+        path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])  # the job's `python` is this one
+        self.environment = {**os.environ, "PATH": path, **environment}
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.isolated = can_isolate()
