@@ -183,6 +183,8 @@ class Runtime:
         limit = capacity if most == "auto" else min(most, capacity)
         groups = max(1, min(limit // replicas, members))
         size = groups * replicas
+        if self.address is None:  # nobody else is here, and what the stage before used is about to be free
+            return size
         self._await(size, lambda: self.free() >= size, "its resources are in use")
         if (free := self.free()) < size:
             if free // replicas and wanted == "auto":  # rather fewer workers than none

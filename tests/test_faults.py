@@ -94,6 +94,27 @@ def test_driver_killed_in_the_middle_of_every_stage(undisturbed: Path, tmp_path:
     assert outcome(folder) == outcome(undisturbed)
 
 
+def test_sigterm_saves_in_the_middle_of_an_epoch_and_leaves(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    in_the_middle = unfinished(folder, "teachers", "members/*/checkpoint.safetensors")
+    end = time.monotonic() + 180
+    while not in_the_middle():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, text
+    assert "stopped by SIGTERM" in text and "run again to go on" in text and "Traceback" not in text
+    steps = [
+        progress(path)["step"] for path in (folder / "teachers").glob("members/*/checkpoint.safetensors")
+    ]
+    assert any(steps), "no member was in the middle of an epoch: all waited for its end"
+    last = subprocess.run(command(folder), capture_output=True, text=True, timeout=400)
+    assert last.returncode == 0, last.stderr
+    assert outcome(folder) == outcome(undisturbed)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["teachers", "specialists"])
 def test_worker_killed_costs_at_most_one_epoch(undisturbed: Path, tmp_path: Path, stage: str) -> None:
@@ -181,13 +202,18 @@ def test_a_trial_s_process_and_then_the_driver_killed_in_the_middle_of_a_sweep(t
     assert outcome(folder) == outcome(undisturbed)
 
 
+def progress(checkpoint: Path) -> dict[str, Any]:
+    with safe_open(checkpoint, framework="pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["progress"])
+    return found
+
+
 def histories(members: Path) -> dict[str, list[dict[str, float]]]:
     """The epochs in each unfinished member's checkpoint."""
     found = {}
     for path in members.glob("*/checkpoint.safetensors"):
         try:
-            with safe_open(path, framework="pt") as file:
-                found[path.parent.name] = json.loads(file.metadata()["progress"])["history"]
+            found[path.parent.name] = progress(path)["history"]
         except FileNotFoundError:  # finished by now
             continue
     return found

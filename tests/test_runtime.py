@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ class Cluster(Runtime):
     """A runtime with given nodes, and what others have left of them."""
 
     def __init__(self, has: list[dict[str, float]], free: int | None = None, **compute: Any) -> None:
-        super().__init__(ComputeConfig(**compute))
+        super().__init__(ComputeConfig(**compute), None if free is None else "auto")
         self.has_nodes, self.left = has, free
 
     def nodes(self) -> list[dict[str, float]]:
@@ -47,6 +48,9 @@ class Cluster(Runtime):
 
     def free(self) -> int:
         return self.capacity() if self.left is None else self.left
+
+    def _await(self, size: int, there: Callable[[], bool], why: str) -> None:
+        """Nothing comes, however long one waits."""
 
 
 TWO = [{"CPU": 2.0}, {"CPU": 1.0}]
