@@ -243,7 +243,7 @@ def test_concurrency_is_held_against_the_cluster(
     from ensemble_kd.errors import ConfigError
 
     runtime = Runtime(ComputeConfig())
-    monkeypatch.setattr(Runtime, "resources", lambda self: (4.0, 0.0))
+    monkeypatch.setattr(Runtime, "nodes", lambda self: [{"CPU": 4.0}])
     if says is None:
         assert tuner.concurrency(runtime, wanted, replicas) == (fits if wanted == "auto" else wanted)
     else:
