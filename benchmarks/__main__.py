@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks import (  # noqa: F401 - each enters its benchmarks
     demo,
     export,
+    faults,
     fused,
     scale,
     scaling,

@@ -6,6 +6,7 @@ at once, since finished shards, trials and stages are on disk already. A second 
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ class Termination:
         again = self.asked.is_set()
         self.asked.set()
         if again or not self._waiting:
+            # Ray Data would ask to report what passes through it as a fault of its own.
+            logging.getLogger("ray.data.exceptions").disabled = True
             raise self.error()
 
     @contextmanager

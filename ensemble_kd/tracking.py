@@ -194,6 +194,7 @@ class Tracker:
 
     def _connect(self) -> Any:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         for name in ("alembic", "mlflow", "sqlalchemy"):

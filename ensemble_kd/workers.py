@@ -22,74 +22,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd.board import WAIT, Board, Event
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.loop import Interrupted, Replicas
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, train_member
 
-Event = dict[str, Any]
 LoadData = Callable[[dict[str, Any]], TrainingData]
 
 
-WAIT = -1
 SECONDS_BETWEEN_CLAIMS = 0.2
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often a worker asks whether it is to stop."""
 SECONDS_BETWEEN_RESIZES = 15.0
 """How often an elastic group looks for nodes that came."""
-
-
-class Board:
-    """The actor that hands out members and collects what workers report."""
-
-    def __init__(self, tasks: list[int], after: dict[int, int]) -> None:
-        """`after` names, for a member that starts from another of them, that other."""
-        self.tasks, self.after, self.attempt = tasks, after, ""
-        self.stopping = False
-        self.queue: list[int] = []
-        self.done: set[int] = set()
-        self.lost: set[int] = set()
-        self.events: list[Event] = []
-
-    def claim(self, attempt: str) -> int | None:
-        """The next member for a group; a new attempt (after a failure) starts the queue anew.
-
-        WAIT where those that are left start from one that is still being trained; None at the end.
-        """
-        if self.stopping:
-            return None
-        if attempt != self.attempt:
-            self.attempt, self.queue = attempt, list(self.tasks)
-        for i in list(self.queue):
-            before = self.after.get(i)
-            if before in self.lost or i in self.lost:
-                self.lost.add(i)
-                self.queue.remove(i)
-            elif before is None or before in self.done:
-                self.queue.remove(i)
-                return i
-        return WAIT if self.queue else None
-
-    def post(self, event: Event) -> None:
-        if event["kind"] in ("done", "failed"):
-            (self.done if event["kind"] == "done" else self.lost).add(event["member"])
-        self.events.append(event)
-
-    def stop(self) -> None:
-        """Hand out no more; those that train save where they stand and leave."""
-        self.stopping = True
-
-    def is_stopping(self) -> bool:
-        return self.stopping
-
-    def skip(self, member: int) -> None:
-        """One that was finished already."""
-        self.done.add(member)
-
-    def drain(self) -> list[Event]:
-        events, self.events = self.events, []
-        return events
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -7,33 +7,20 @@ other node sees, so that what nodes share they share through the store.
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from processes import descendants, kill
 from stores import free_port
 
 BIN = Path(sys.executable).parent
-
-
-def descendants(root: int) -> list[int]:
-    """A process and all below it."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
 
 
 def can_isolate() -> bool:
@@ -72,7 +59,7 @@ class Cluster:
         script = f"exec {shlex.join(arguments)}"
         self.scratch.mkdir(parents=True, exist_ok=True)
         if self.isolated:
-            script = f"mount -t tmpfs tmpfs {shlex.quote(str(self.scratch))} && {script}"
+            script = f"mount -t tmpfs -o size=200m tmpfs {shlex.quote(str(self.scratch))} && {script}"
             command = ["unshare", "-m", "sh", "-c", script]
         else:
             command = ["sh", "-c", script]
@@ -85,25 +72,54 @@ class Cluster:
 
     def kill_node(self, number: int) -> None:
         """As when its machine goes away."""
-        for pid in reversed(descendants(self.nodes[number].pid)):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill(*reversed(descendants(self.nodes[number].pid)))
         self.nodes[number].wait()
 
-    def submit(self, *command: str, wait: bool = True) -> subprocess.Popen[str]:
-        """`ray job submit`, with the repository as the working directory."""
+    def processes(self, name: str) -> list[int]:
+        """Of all nodes that live: those whose command line holds `name`."""
+        alive = [node.pid for node in self.nodes if node.poll() is None]
+        return [pid for node in alive for pid in descendants(node, name)]
+
+    def working(self) -> int:
+        """How many nodes live."""
+        return sum(node.poll() is None for node in self.nodes)
+
+    def submit(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
+        """`ray job submit`, with the repository as the working directory; what it says goes to `log`."""
         root = Path(__file__).parents[1]
         submit = [str(BIN / "ray"), "job", "submit", f"--address=http://127.0.0.1:{self.dashboard}"]
-        submit += [] if wait else ["--no-wait"]
-        return subprocess.Popen(
-            [*submit, f"--working-dir={root}", "--", *command],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [*submit, f"--working-dir={root}", "--", *command],
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop_job(self, text: str) -> None:
+        """`ray job stop` of the job whose submission said `text`."""
+        found = re.search(r"raysubmit_\w+", text)
+        assert found, text
+        # As `ray job stop`, which takes seconds to start.
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.dashboard}/api/jobs/{found.group()}/stop", method="POST"
         )
+        if token := self.environment.get("RAY_AUTH_TOKEN"):
+            request.add_header("Authorization", f"Bearer {token}")
+        urllib.request.urlopen(request, timeout=60).close()
+
+    def fill_scratch(self) -> None:
+        """Every node's scratch has no byte left."""
+        self._on_nodes(f"dd if=/dev/zero of={shlex.quote(str(self.scratch))}/ballast bs=1M || true")
+
+    def empty_scratch(self) -> None:
+        self._on_nodes(f"rm -f {shlex.quote(str(self.scratch))}/ballast")
+
+    def _on_nodes(self, script: str) -> None:
+        for node in self.nodes:
+            if node.poll() is None:
+                command = ["nsenter", "-m", "-t", str(node.pid), "sh", "-c", script]
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import descendants, kill
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -127,7 +127,7 @@ def test_worker_killed_costs_at_most_one_epoch(undisturbed: Path, tmp_path: Path
         time.sleep(0.01)
     workers = descendants(process.pid, "RayTrainWorker")
     assert workers, "no worker process was found"
-    os.kill(workers[0], signal.SIGKILL)
+    kill(workers[0])
     kept = histories(folder / stage / "members")
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
@@ -186,7 +186,7 @@ def test_a_trial_s_process_and_then_the_driver_killed_in_the_middle_of_a_sweep(t
     in_the_middle = unfinished(folder, "sweep", "members/*/checkpoint.safetensors")
     while not (in_the_middle() and (actors := descendants(process.pid, "ray::Students"))):
         waiting("a trial was at work")
-    os.kill(actors[0], signal.SIGKILL)
+    kill(actors[0])
     while not ("its students go on in another" in log.read_text() and len(finished_trials(folder)) >= 2):
         waiting("two trials were over")
     process.send_signal(signal.SIGKILL)
@@ -217,26 +217,3 @@ def histories(members: Path) -> dict[str, list[dict[str, float]]]:
         except FileNotFoundError:  # finished by now
             continue
     return found
-
-
-def descendants(root: int, name: str) -> list[int]:
-    """Processes below `root` whose command line holds `name`, read from /proc."""
-    parents: dict[int, int] = {}
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if name in (entry / "cmdline").read_text():
-                    found.append(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def below(pid: int) -> bool:
-        while pid > 1:
-            if pid == root:
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return [pid for pid in found if below(pid)]

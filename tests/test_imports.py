@@ -29,7 +29,7 @@ LEVELS = [
     {"model_folder"},
     {"lease"},
     {"mirror"},
-    {"config", "artifacts"},
+    {"config", "artifacts", "board"},
     {"space"},
     {"termination"},
     {"errors"},

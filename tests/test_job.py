@@ -1,16 +1,27 @@
-"""Ray jobs on a cluster of three nodes that share nothing but a store: kills on the way change no bit."""
+"""Ray jobs on three nodes that share nothing but a store, with MLflow on PostgreSQL: faults on the way change
+no bit of the student.
+
+The digits and the mnist pipeline run in `make test-cluster`; each fault by itself is `long`. With
+FAULTS_JSON=FILE in the environment what each cost is written there: `python -m benchmarks faults`.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from cluster_nodes import Cluster, running_cluster
+from mlflow_server import MLflowServer, running_mlflow
+from processes import kill
 from stores import BUCKET, SECRET, Store, running_store
 
 from ensemble_kd.mirror import Mirror
@@ -18,83 +29,371 @@ from ensemble_kd.mirror import Mirror
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TOKEN = "planted-token-0123456789abcdef0123456789abcdef"
-SETTINGS = [
+DIGITS = [
     "teachers.num_members=2",
     "teachers.training.epochs=60",
     "student.training.epochs=20",
     "student.seeds=1",
     "specialists.training={epochs: 10, batch_size: 32}",
-    "data.shard_rows=300",
-    "sweep=null",
-    "compute.placement_timeout=180",
+    "data.shard_rows=100",
+    "soft_targets.batch_size=8",
+    "sweep={search: grid, space: {temperature: [2, 4]}, num_seeds: 1, scheduler: none, fuse: 1}",
 ]
+MNIST = [
+    "teachers.num_members=2",
+    "teachers.training={epochs: 6, batch_size: 128, learning_rate: 1.0e-3}",
+    "student.training={epochs: 6, batch_size: 128, learning_rate: 2.0e-3}",
+    "student.seeds=1",
+    "soft_targets.views=4",
+    "data.shard_rows=300",
+]
+CHECKPOINT = "members/*/checkpoint.safetensors"
 
 
-def sets(*more: str) -> list[str]:
-    return [part for setting in [*SETTINGS, *more] for part in ("--set", setting)]
+def sets(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    with running_store() as running:
+    with running_store(gated=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mlflow(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with running_mlflow(folder, f"s3://{BUCKET}/mlflow", store.environment) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def cluster(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    with running_cluster(folder, folder / "scratch", [0, 1, 1], {**store.environment, **auth}) as running:
+    ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    with running_cluster(folder, folder / "scratch", [0, 1, 1], {**store.environment, **ray}) as running:
         yield running
 
 
+Reference = tuple[Path, float]
+
+
+def alone(recipe: str, folder: Path, *settings: str) -> Reference:
+    """The same run on this machine alone, undisturbed: its folder, and seconds."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "ensemble_kd", "run", recipe, "--run-dir", str(folder)]
+    done = subprocess.run(
+        [*command, *sets(*settings, "tracking.enabled=false")], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder, time.monotonic() - began
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on this machine alone."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    command = [sys.executable, "-m", "ensemble_kd", "run", "digits", "--run-dir", str(folder)]
-    subprocess.run([*command, *sets("tracking.enabled=false")], check=True, capture_output=True, timeout=600)
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return alone("digits", tmp_path_factory.mktemp("digits") / "run", *DIGITS)
+
+
+@pytest.fixture(scope="module")
+def mnist_data(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 of its training rows and 1,000 of its test rows."""
+    folder = tmp_path_factory.mktemp("mnist-data")
+    for split, rows in (("train", 3000), ("test", 1000)):
+        table = pq.read_table(shared_data / "mnist" / f"{split}.parquet").slice(0, rows)
+        pq.write_table(table, folder / f"{split}.parquet")
+    (folder / "labels.txt").write_bytes((shared_data / "mnist/labels.txt").read_bytes())
     return folder
 
 
-def test_a_node_is_killed_and_the_student_is_the_same(
-    store: Store, cluster: Cluster, undisturbed: Path, tmp_path: Path
-) -> None:
-    uri = f"s3://{BUCKET}/tickets"
-    job = cluster.submit(
-        "python",
-        "jobs/pipeline.py",
-        "digits",
-        "--run-dir",
-        uri,
-        *sets("tracking.enabled=false", f"compute.scratch={cluster.scratch}"),
-    )
-    look = Mirror(uri, tmp_path / "look")
-    try:
-        wait_for(lambda: any("/members/" in name for name in look.listed(look.root)), job, 300)
-        cluster.kill_node(2)
-        cluster.start_node(1)
-        text, _ = job.communicate(timeout=600)
-    finally:
-        job.kill()
-    assert job.returncode == 0, text[-4000:]
-    assert "report:" in text, "progress is readable in the job's log"
-    assert TOKEN not in text and SECRET not in text
-    look.pull()
-    assert json.loads((look.root / "report.json").read_text())["verdict"]["text"]
-    assert (look.root / "model/weights.safetensors").read_bytes() == (
-        undisturbed / "model/weights.safetensors"
-    ).read_bytes()
-    for file in look.root.rglob("*"):
+class Scene:
+    """A run folder in the store, and the job that works on it."""
+
+    def __init__(
+        self,
+        recipe: str,
+        settings: list[str],
+        cluster: Cluster,
+        store: Store,
+        mlflow: MLflowServer,
+        look: Path,
+    ) -> None:
+        self.cluster, self.store, self.mlflow = cluster, store, mlflow
+        self.uri = f"s3://{BUCKET}/{look.parent.name}"
+        self.look = Mirror(self.uri, look)
+        more = [f"tracking.uri={mlflow.uri}", f"compute.scratch={cluster.scratch}"]
+        self.command = ["python", "jobs/pipeline.py", recipe, "--run-dir", self.uri]
+        self.command += sets(*settings, *more, "compute.placement_timeout=180")
+        self.job: subprocess.Popen[bytes] | None = None
+        self.log = look.parent / "job.log"
+        self.seconds = 0.0
+        """How long jobs ran, all together."""
+        self.ready()
+
+    def ready(self) -> None:
+        """As before any fault: what a test before this one broke works again."""
+        if self.store.gate is not None and self.store.gate.listener is None:
+            self.store.gate.open()
+        if self.mlflow.process is None or self.mlflow.process.poll() is not None:
+            self.mlflow.start()
+        self.mlflow.wait()
+        while self.cluster.working() < 3:
+            self.cluster.start_node(1)
+
+    def submit(self) -> None:
+        self.began = time.monotonic()
+        self.written = self.log.stat().st_size if self.log.exists() else 0
+        self.job = self.cluster.submit(*self.command, log=self.log)
+
+    @property
+    def text(self) -> str:
+        """What the last job said."""
+        return self.log.read_bytes()[self.written :].decode(errors="replace")
+
+    def end(self, seconds: float = 600) -> int:
+        assert self.job is not None
+        try:
+            code = self.job.wait(seconds)
+        finally:
+            self.job.kill()
+        self.seconds += time.monotonic() - self.began
+        return code
+
+    def until(self, what: Callable[[], object], seconds: float = 400) -> None:
+        """Raises AssertionError if the job ends first."""
+        end = time.monotonic() + seconds
+        while not what():
+            assert self.job is not None and self.job.poll() is None, self.text[-4000:]
+            assert time.monotonic() < end, "it did not come in time\n" + self.text[-4000:]
+            time.sleep(0.1)
+
+    def until_in(self, stage: str, pattern: str) -> None:
+        """Until the store shows a stage in the middle of its work."""
+        self.until(
+            lambda: any(fnmatch(name, f"{stage}/{pattern}") for name in self.look.listed(self.look.root))
+        )
+
+    def process(self, name: str) -> int:
+        """One of the cluster's that works on this run."""
+        self.until(lambda: self.cluster.processes(name))
+        return self.cluster.processes(name)[0]
+
+
+def a_node_is_killed(scene: Scene) -> None:
+    scene.until_in("teachers", CHECKPOINT)
+    scene.cluster.kill_node(len(scene.cluster.nodes) - 1)
+    scene.cluster.start_node(1)
+
+
+def a_worker_is_killed(scene: Scene) -> None:
+    scene.until_in("teachers", CHECKPOINT)
+    kill(scene.process("RayTrainWorker"))
+
+
+def the_driver_is_killed(scene: Scene) -> None:
+    scene.until_in("student", CHECKPOINT)
+    kill(*scene.cluster.processes("jobs/pipeline.py"))
+    assert scene.end() != 0
+    scene.submit()
+
+
+def the_job_is_stopped(scene: Scene) -> None:
+    """SIGTERM, as in a preemption."""
+    scene.until_in("teachers", CHECKPOINT)
+    scene.cluster.stop_job(scene.text)
+    scene.end()  # with 0: Ray says so of a job that was stopped
+    assert "was stopped" in scene.text and "stopped by SIGTERM" in scene.text, scene.text[-3000:]
+    scene.submit()
+
+
+def an_actor_of_ray_data_is_killed(scene: Scene) -> None:
+    scene.until_in("soft_targets", "*/part-*.parquet")
+    kill(scene.process("ray::MapWorker"))
+
+
+def a_trial_is_killed(scene: Scene) -> None:
+    scene.until_in("sweep", CHECKPOINT)
+    kill(scene.process("ray::Students"))
+
+
+def the_store_refuses_for_30_s(scene: Scene) -> None:
+    scene.until_in("teachers", CHECKPOINT)
+    assert scene.store.gate is not None
+    scene.store.gate.close()
+    time.sleep(30)
+    scene.store.gate.open()
+
+
+def mlflow_stops_and_starts(scene: Scene) -> None:
+    scene.until_in("teachers", CHECKPOINT)
+    scene.mlflow.stop()
+    scene.until_in("student", CHECKPOINT)
+    scene.mlflow.start()
+
+
+def a_checkpoint_is_truncated(scene: Scene) -> None:
+    scene.until_in("teachers", CHECKPOINT)
+    kill(*scene.cluster.processes("jobs/pipeline.py"))
+    assert scene.end() != 0
+    names = [name for name in scene.look.listed(scene.look.root) if fnmatch(name, f"teachers/{CHECKPOINT}")]
+    system, base = scene.look.store
+    with system.open_input_stream(f"{base}/{names[0]}") as stream:
+        content = stream.read()
+    with system.open_output_stream(f"{base}/{names[0]}") as stream:
+        stream.write(content[: len(content) // 2])
+    scene.submit()
+    scene.until(lambda: "this member starts again" in scene.text)
+
+
+def the_disk_is_full(scene: Scene) -> None:
+    """The scratch of every node; it is told, and with room again the same command goes on."""
+    scene.until_in("teachers", CHECKPOINT)
+    scene.cluster.fill_scratch()
+    assert scene.end() != 0
+    assert "No space left on device" in scene.text
+    scene.cluster.empty_scratch()
+    scene.submit()
+
+
+def a_second_run_comes(scene: Scene) -> None:
+    scene.until_in("teachers", CHECKPOINT)
+    second = scene.cluster.submit(*scene.command, log=scene.log.with_name("second.log"))
+    assert second.wait(120) != 0
+    assert "another run is at work here" in scene.log.with_name("second.log").read_text()
+
+
+FAULTS = [
+    a_worker_is_killed,
+    a_node_is_killed,
+    the_driver_is_killed,
+    an_actor_of_ray_data_is_killed,
+    a_trial_is_killed,
+    the_store_refuses_for_30_s,
+    the_disk_is_full,
+    mlflow_stops_and_starts,
+    a_checkpoint_is_truncated,
+    a_second_run_comes,
+    the_job_is_stopped,
+]
+
+
+def survives(scene: Scene, reference: Reference, *faults: Callable[[Scene], None]) -> None:
+    """The job runs through the faults, ends well, and ships the same bytes; nothing secret is anywhere."""
+    folder, _ = reference
+    scene.submit()
+    for fault in faults:
+        fault(scene)
+    assert scene.end() == 0, scene.text[-4000:]
+    assert "report:" in scene.text, "progress is readable in the job's log"
+    scene.look.pull()
+    copy = scene.look.root
+    assert json.loads((copy / "report.json").read_text())["verdict"]["text"]
+    for name in ("model/weights.safetensors", *soft_targets(folder)):
+        assert (copy / name).read_bytes() == (folder / name).read_bytes(), name
+    for file in [*copy.rglob("*"), scene.log]:
         content = file.read_bytes() if file.is_file() else b""
         assert SECRET.encode() not in content and TOKEN.encode() not in content, file
+    tracked(scene)
 
 
-def test_exit_codes_pass_through(cluster: Cluster) -> None:
-    job = cluster.submit("python", "jobs/pipeline.py", "digits", "--set", "student.temperature=0")
-    text, _ = job.communicate(timeout=300)
-    assert job.returncode != 0 and "student.temperature" in text
-    assert "exit code 2" in text or "code 2" in text, text[-2000:]
+def soft_targets(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.glob("soft_targets/*/part-*.parquet")]
+
+
+def tracked(scene: Scene) -> None:
+    """MLflow has every run of this folder, ended well, and its report lies in the store."""
+    import boto3
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=scene.mlflow.uri)
+    report = json.loads((scene.look.root / "report.json").read_text())
+    experiment = client.get_experiment_by_name("ensemble-kd") or client.get_experiment("1")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    last = max(
+        (run for run in runs if "mlflow.parentRunId" not in run.data.tags),
+        key=lambda run: run.info.start_time,
+    )
+    below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == last.info.run_id]
+    assert last.info.status == "FINISHED" and below, report["name"]
+    assert {run.info.status for run in below} == {"FINISHED"}
+    assert {"student", "report"} <= {run.info.run_name for run in below}
+    keys = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="mlflow/").get("Contents", [])
+    assert any(last.info.run_id in key["Key"] for key in keys)
+    everything = str([run.to_dictionary() for run in runs])
+    assert SECRET not in everything and TOKEN not in everything
+
+
+@pytest.fixture
+def scene_of(
+    cluster: Cluster, store: Store, mlflow: MLflowServer, tmp_path: Path
+) -> Callable[[str, list[str]], Scene]:
+    return lambda recipe, settings: Scene(recipe, settings, cluster, store, mlflow, tmp_path / "look")
+
+
+def test_digits_is_stopped_then_loses_a_node(
+    digits: Reference, scene_of: Callable[[str, list[str]], Scene]
+) -> None:
+    survives(scene_of("digits", DIGITS), digits, the_job_is_stopped, a_node_is_killed)
+
+
+def test_mnist_loses_store_mlflow_an_actor_and_a_node(
+    mnist_data: Path,
+    scene_of: Callable[[str, list[str]], Scene],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    settings = [f"data.path={mnist_data}", *MNIST]
+    reference = alone("mnist", tmp_path_factory.mktemp("mnist") / "run", *settings)
+
+    def a_node_is_killed_under_the_student(scene: Scene) -> None:
+        scene.until_in("student", CHECKPOINT)
+        scene.cluster.kill_node(len(scene.cluster.nodes) - 1)
+
+    def mlflow_stops(scene: Scene) -> None:
+        scene.mlflow.stop()
+
+    def mlflow_starts(scene: Scene) -> None:
+        scene.mlflow.start()
+
+    survives(
+        scene_of("mnist", settings),
+        reference,
+        the_store_refuses_for_30_s,
+        mlflow_stops,
+        an_actor_of_ray_data_is_killed,
+        a_node_is_killed_under_the_student,
+        mlflow_starts,
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_one_fault(
+    fault: Callable[[Scene], None], digits: Reference, scene_of: Callable[[str, list[str]], Scene]
+) -> None:
+    scene = scene_of("digits", DIGITS)
+    survives(scene, digits, fault)
+    if wanted := os.environ.get("FAULTS_JSON"):
+        path = Path(wanted)
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        name = fault.__name__.replace("_", " ")
+        known |= {name: {"seconds": scene.seconds, "same_bytes": True}}
+        path.write_text(json.dumps(known, indent=2))
+
+
+@pytest.mark.long
+def test_no_fault(digits: Reference, scene_of: Callable[[str, list[str]], Scene]) -> None:
+    """What the others are measured against."""
+    test_one_fault(nothing_happens, digits, scene_of)
+
+
+def nothing_happens(scene: Scene) -> None:
+    pass
+
+
+def test_exit_codes_pass_through(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    job = cluster.submit("python", "jobs/pipeline.py", "digits", "--set", "student.temperature=0", log=log)
+    assert job.wait(300) != 0
+    assert "student.temperature" in log.read_text() and "code 2" in log.read_text(), log.read_text()[-2000:]
 
 
 def test_without_the_token_nobody_is_served(cluster: Cluster) -> None:
@@ -105,11 +404,3 @@ def test_without_the_token_nobody_is_served(cluster: Cluster) -> None:
         command, env={**bare, "HOME": "/nonexistent"}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode != 0 and "oken" in done.stdout + done.stderr
-
-
-def wait_for(there: Callable[[], bool], job: subprocess.Popen[str], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not there():
-        assert job.poll() is None, job.stdout.read()[-4000:] if job.stdout else ""
-        assert time.monotonic() < end, "it did not come in time"
-        time.sleep(0.3)

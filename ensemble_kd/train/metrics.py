@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, rankdata
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -51,6 +50,8 @@ def regression_metrics(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]
     r2 = 1 - mse / var(labels), below 0 for what is worse than the mean of these labels. The correlations are
     0 where one side is constant, r2 is NaN where the labels are.
     """
+    from scipy.stats import rankdata  # here: a second and a half, which classifiers' processes need not wait
+
     if values.shape != labels.shape or values.ndim != 1 or len(labels) == 0:
         raise ValueError(f"values (N,) and labels (N,), N >= 1; got {values.shape}, {labels.shape}")
     values, labels = values.astype(np.float64), labels.astype(np.float64)
@@ -70,6 +71,8 @@ def regression_metrics(values: np.ndarray, labels: np.ndarray) -> dict[str, Any]
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's r, 0 where one side is constant or not finite."""
+    from scipy.stats import pearsonr
+
     if not np.isfinite(a).all() or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(pearsonr(a, b).statistic)

@@ -1,0 +1,50 @@
+"""faults: what each fault costs a run on a cluster, in time.
+
+The runs are tests/test_job.py's: the digits pipeline as a Ray job on three nodes of this machine (no CPU on
+the head, one each on the others) that share nothing but a store that speaks S3, with MLflow on PostgreSQL.
+Each fault comes once, and each run must end in the bytes of the undisturbed one. Seconds are those in which a
+job ran: where it ends and is submitted again, both count, with starting and finding what is there.
+
+    python -m benchmarks faults
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.harness import Measured, benchmark, median, say
+
+UNDISTURBED = "nothing happens"
+
+
+@benchmark(
+    "faults",
+    "A run of the digits pipeline on a cluster through a fault (median of all) against an undisturbed one",
+    "s",
+    "at most",
+    2.0,
+)
+def faults(quick: bool) -> Measured:
+    wanted = "test_no_fault or a_worker_is_killed" if quick else "test_no_fault or test_one_fault"
+    tests = Path(__file__).parents[1] / "tests/test_job.py"
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "faults.json"
+        say("faults: the tests of tests/test_job.py")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", str(tests), "-m", "cluster", "-k", wanted, "-v"],
+            env={**os.environ, "FAULTS_JSON": str(results)},
+            stdout=sys.stderr,
+        )
+        found = {name: entry["seconds"] for name, entry in json.loads(results.read_text()).items()}
+    undisturbed = found.pop(UNDISTURBED)
+    return Measured(
+        median(list(found.values())),
+        undisturbed,
+        {"seconds_more": {name: round(seconds - undisturbed, 1) for name, seconds in found.items()}},
+        "a run did not end as the undisturbed one" if done.returncode else None,
+    )
