@@ -23,11 +23,13 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from ensemble_kd.errors import ConfigError, StoppedError, TrainingError
 from ensemble_kd.mirror import attach, attached, attached_spec
+from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.trials import JUDGED, Entry, Epochs, Packet, Trial
@@ -499,6 +501,10 @@ def run_trials(
             verbose=0,
         ),
     )
+    # Tune would hand the driver's keys to trials in a runtime environment, which Ray writes into its logs.
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not VARIABLES.search(name)
+    }
     try:
         tuner.fit()
     except StoppedError:

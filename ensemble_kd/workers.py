@@ -108,18 +108,16 @@ def _worker(config: dict[str, Any]) -> None:
                 on_warning=lambda text: report("warning", text=text),  # noqa: B023
                 stop=stop.is_set,
             )
+            outcome = "done" if good else "failed"
         except Interrupted:
-            if replicas.rank == 0:
-                if mirror is not None:
-                    mirror.push_soon(task.folder(members))
-                    mirror.flush()
-                report("stopped")
-            return
+            outcome = "stopped"
         if replicas.rank == 0:
             if mirror is not None:
                 mirror.push_soon(task.folder(members))
                 mirror.flush()
-            report("done" if good else "failed")
+            report(outcome)
+        if outcome == "stopped":
+            return
 
 
 def _look(board: Any, stop: threading.Event) -> None:
@@ -131,8 +129,10 @@ def _look(board: Any, stop: threading.Event) -> None:
             if ray.get(board.is_stopping.remote()):
                 stop.set()
                 return
-        except ray.exceptions.RayError:  # the driver is gone
+        except ray.exceptions.ActorDiedError:  # the driver is gone
             return
+        except ray.exceptions.RayError:  # of the network, which may come back
+            pass
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 

@@ -59,7 +59,14 @@ class Cluster:
         script = f"exec {shlex.join(arguments)}"
         self.scratch.mkdir(parents=True, exist_ok=True)
         if self.isolated:
-            script = f"mount -t tmpfs -o size=200m tmpfs {shlex.quote(str(self.scratch))} && {script}"
+            # Ray's folder, too: nodes that share it take each other's working directory for damaged, and
+            # unpack it anew under those that stand in it.
+            own = self.folder / f"ray-{number}"
+            own.mkdir()
+            Path("/tmp/ray").mkdir(exist_ok=True)
+            mounts = f"mount --bind {shlex.quote(str(own))} /tmp/ray"
+            mounts += f" && mount -t tmpfs -o size=200m tmpfs {shlex.quote(str(self.scratch))}"
+            script = f"{mounts} && {script}"
             command = ["unshare", "-m", "sh", "-c", script]
         else:
             command = ["sh", "-c", script]

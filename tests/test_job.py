@@ -289,7 +289,12 @@ def survives(scene: Scene, reference: Reference, *faults: Callable[[Scene], None
     assert json.loads((copy / "report.json").read_text())["verdict"]["text"]
     for name in ("model/weights.safetensors", *soft_targets(folder)):
         assert (copy / name).read_bytes() == (folder / name).read_bytes(), name
-    for file in [*copy.rglob("*"), scene.log]:
+    for file in [
+        *copy.rglob("*"),
+        scene.log,
+        *scene.cluster.folder.rglob("*.log"),
+        *scene.cluster.folder.rglob("*.out"),
+    ]:
         content = file.read_bytes() if file.is_file() else b""
         assert SECRET.encode() not in content and TOKEN.encode() not in content, file
     tracked(scene)
