@@ -1,7 +1,7 @@
 # make demo    environment, then the whole pipeline on the embedded data
 # make test    environment, lint, types, tests
 # make test-all adds tests of more than half a minute each: benchmarks, kills, every kind of student
-# make test-cluster Ray jobs on a cluster of three nodes with a store, through a node's death
+# make test-cluster Ray jobs on a cluster of three nodes with a store and MLflow on PostgreSQL, through faults
 # make test-fast leaves out what starts Ray
 
 PYTHON ?= python3
@@ -40,7 +40,7 @@ test-fast: lint types
 	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 test-cluster: install
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m "cluster and not long"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

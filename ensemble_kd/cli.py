@@ -30,6 +30,7 @@ from ensemble_kd.config import (
     space_paths,
 )
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
+from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ Set = Annotated[
 RunDir = Annotated[
     str | None,
     typer.Option(help="Folder of this run, on disk or in a store (s3://BUCKET/PATH); by default runs/NAME."),
+]
+Model = Annotated[
+    str,
+    typer.Argument(help="A model folder, for example runs/digits/model; one in a store is fetched."),
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo a stage that is done; with run, all of them.")]
@@ -112,7 +117,6 @@ def _pipeline(
 ) -> Path:
     """Run it; returns the run folder, or this node's copy of it."""
     from ensemble_kd import pipeline
-    from ensemble_kd.mirror import Mirror, is_remote
     from ensemble_kd.stages.context import Console
 
     folder = run_dir or Path("runs") / settings.name
@@ -145,7 +149,7 @@ def _stage_command(name: str, until: str, text: str) -> None:
             redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
             folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
             if until == "report":
-                _print_results(folder)
+                _print_results(folder, run_dir)
 
 
 _stage_command("run", "report", "Run all stages, skipping what is done, and print the results.")
@@ -176,7 +180,7 @@ def sweep(
         redo = {"sweep"} if fresh else set()
         settings = load_config(config, set_, sweep=True, search_space=space)
         folder = _pipeline("report", settings, run_dir, address, redo, verbose)
-        _print_results(folder)
+        _print_results(folder, run_dir)
 
 
 @app.command()
@@ -225,7 +229,7 @@ def export(
             overrides.append(f"export.tolerance={tolerance}")
         settings = load_config(target, overrides, export=form or [])
         folder = _pipeline("report", settings, run_dir, address, {"export"} if fresh else set(), verbose)
-        _print_results(folder)
+        _print_results(folder, run_dir)
 
 
 _stage_command("student", "student", "Train the students: distilled, and on hard labels alone.")
@@ -300,7 +304,7 @@ def schema() -> None:
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model folder, for example runs/digits/model.")],
+    model: Model,
     input_: Annotated[str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines or Arrow file.")],
     output: Annotated[
         Path | None,
@@ -333,12 +337,19 @@ def predict(
         from ensemble_kd.predict import predict_file
 
         if workers is not None or address is not None:
+            if is_remote(model):
+                raise InputError(f"{model}: with --workers or --address, give a folder that every node sees")
             problems = _predict_files(
-                model, input_, output, workers or 1, address, (batch_size, form, on_bad_row, truncate, strict)
+                Path(model),
+                input_,
+                output,
+                workers or 1,
+                address,
+                (batch_size, form, on_bad_row, truncate, strict),
             )
         else:
             problems = predict_file(
-                model,
+                _here(model),
                 input_,
                 output,
                 batch_size,
@@ -359,7 +370,7 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(help="A model folder, for example runs/digits/model.")],
+    model: Model,
     form: Annotated[
         str, typer.Option(help="auto, pytorch, onnx or int8; auto takes ONNX where it was exported.")
     ] = "auto",
@@ -391,7 +402,7 @@ def serve(
         if form not in FORMS:
             raise InputError(f"--form: {form!r}; use {', '.join(FORMS)}")
         serve_model(
-            model,
+            _here(model),
             {
                 "max_rows": max_rows,
                 "max_bytes": max_bytes,
@@ -407,6 +418,17 @@ def serve(
             token_variable=token,
             verbose=verbose,
         )
+
+
+def _here(model: str) -> Path:
+    """A model folder on this machine; one in a store is fetched."""
+    if not is_remote(model):
+        return Path(model)
+    mirror = Mirror.of(model)
+    if not mirror.listed(mirror.root):
+        raise InputError(f"{mirror.shown}: there is nothing; give the model folder of a run, RUN/model")
+    mirror.pull()
+    return mirror.root
 
 
 def _predict_files(
@@ -450,7 +472,8 @@ def options(
 # --------------------------------------------------------------------------------------------- output
 
 
-def _print_results(folder: Path) -> None:
+def _print_results(folder: Path, run_dir: str | None) -> None:
+    """Of the run folder or this machine's copy of it; `run_dir` is where the user put it."""
     from ensemble_kd.report.build import ROLES
 
     report_ = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -483,8 +506,9 @@ def _print_results(folder: Path) -> None:
     if report_.get("ships"):
         _print_ships(report_["ships"])
     out.print(escape(report_["verdict"]["text"]), style="bold")
-    out.print(escape(f"report: {folder / 'report.html'}"))
-    out.print(escape(f"model:  {folder / 'model'}   (ensemble-kd predict {folder / 'model'} INPUT)"))
+    where = Mirror.of(run_dir).shown if run_dir and is_remote(run_dir) else str(folder)
+    out.print(escape(f"report: {where}/report.html"))
+    out.print(escape(f"model:  {where}/model   (ensemble-kd predict {where}/model INPUT)"))
 
 
 def _print_ships(section: dict[str, Any]) -> None:

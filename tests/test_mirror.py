@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from stores import BUCKET, Store, running_store
 
@@ -234,3 +235,25 @@ def test_a_run_that_lost_its_lease_is_told(
         first.write_object(".lock", holder(first, "another-host"))
         assert lost.wait(10)
     assert first.read_object(".lock") is not None, "it is the other's"
+
+
+def test_a_model_in_a_store_answers(nodes: tuple[Mirror, Mirror], tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+    from model_cases import case, info_of, inputs_of
+    from typer.testing import CliRunner
+
+    from ensemble_kd.cli import app
+
+    model, _ = case(tmp_path, "numbers")
+    there = Mirror(nodes[0].uri + "/model", model)
+    there.push(model)
+    rows = inputs_of(info_of("numeric"), 3)
+    pq.write_table(pa.table({"input": [row.tolist() for row in rows]}), tmp_path / "rows.parquet")
+    answers = [
+        CliRunner().invoke(app, ["predict", place, str(tmp_path / "rows.parquet")])
+        for place in (there.uri, str(model))
+    ]
+    assert answers[0].exit_code == 0, answers[0].output
+    assert answers[0].stdout == answers[1].stdout and answers[0].stdout.count("\n") >= 3
+    missing = CliRunner().invoke(app, ["predict", there.uri + "s", str(tmp_path / "rows.parquet")])
+    assert missing.exit_code == 2 and "there is nothing" in missing.output
