@@ -1,6 +1,6 @@
 # make demo    environment, then the whole pipeline on the embedded data
 # make test    environment, lint, types, tests
-# make test-all adds tests of more than half a minute each: benchmarks, kills, every kind of student
+# make test-all adds tests of more than half a minute each, benchmarks, kills, every kind of student, and test-cluster
 # make test-cluster Ray jobs on a cluster of three nodes with a store and MLflow on PostgreSQL, through faults
 # make test-fast leaves out what starts Ray
 
@@ -34,7 +34,7 @@ test: lint types
 	$(BIN)/python -m pytest -m "not long and not cluster"
 
 test-all: lint types
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest
 
 test-fast: lint types
 	$(BIN)/python -m pytest -m "not slow and not cluster"

@@ -109,6 +109,7 @@ def test_specialists_are_asked_quickly() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_planted_clusters_are_found_in_little_memory() -> None:
     result = CliRunner().invoke(app, ["clusters", "--quick", "--json"])
     assert result.exit_code == 0

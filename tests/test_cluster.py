@@ -38,6 +38,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
+@pytest.mark.cluster
 def test_run_on_a_cluster_of_two_nodes(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -242,7 +242,7 @@ def asked(*names: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", ["logits", "probabilities"])
+@pytest.mark.parametrize("values", ["logits", pytest.param("probabilities", marks=pytest.mark.long)])
 def test_a_function_leads_where_the_same_numbers_as_files_do(
     tmp_path: Path, ray_session: None, values: str
 ) -> None:

@@ -119,9 +119,9 @@ def test_one_more_teacher_trains_one_teacher(copy: Path) -> None:
     ("pattern", "redone"),
     [
         ("soft_targets/*/part-00001.parquet", "soft-targets"),
-        ("teachers/members/*/weights.safetensors", "teachers"),
+        pytest.param("teachers/members/*/weights.safetensors", "teachers", marks=pytest.mark.long),
         ("student/members/*/predictions.safetensors", "student"),
-        ("data/*/transfer-00000.parquet", "data"),
+        pytest.param("data/*/transfer-00000.parquet", "data", marks=pytest.mark.long),
     ],
 )
 def test_damage_is_named_and_only_that_stage_is_redone(copy: Path, pattern: str, redone: str) -> None:
@@ -136,6 +136,7 @@ def test_damage_is_named_and_only_that_stage_is_redone(copy: Path, pattern: str,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fresh_redoes_everything_to_the_same_bits(copy: Path) -> None:
     before = weights(copy)
     _, lines = run(copy, fresh=STAGES)
@@ -187,6 +188,7 @@ def test_top_k_reports_its_error(tmp_path: Path, ray_session: None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_student_in_integers(tmp_path: Path, ray_session: None) -> None:
     run(tmp_path / "run", "student.seeds=1", "student.quantization={bits: 8}")
     package = load_package(tmp_path / "run" / "model")

@@ -189,6 +189,7 @@ def test_other_targets_train_only_what_is_new(copy: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_another_cluster_trains_only_its_specialists(copy: Path) -> None:
     before = members(copy, "specialists")
     manifests, said = run(copy, "clusters.num_clusters=4", until="specialists")
@@ -203,9 +204,9 @@ def test_another_cluster_trains_only_its_specialists(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "redone"),
     [
-        ("combined_targets/*/part-00001.parquet", "combined-targets"),
+        pytest.param("combined_targets/*/part-00001.parquet", "combined-targets", marks=pytest.mark.long),
         ("specialists/members/*/weights.safetensors", "specialists"),
-        ("clusters/*/matrix.safetensors", "clusters"),
+        pytest.param("clusters/*/matrix.safetensors", "clusters", marks=pytest.mark.long),
     ],
 )
 def test_damage_is_repaired_to_the_same_bytes(copy: Path, pattern: str, redone: str) -> None:
@@ -231,7 +232,10 @@ def test_a_streamed_transfer_set_reads_ensemble_and_combination(copy: Path) -> N
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["data.augment.shift=1", "soft_targets.views=2", "specialists.output=full"],
+        pytest.param(
+            ["data.augment.shift=1", "soft_targets.views=2", "specialists.output=full"],
+            marks=pytest.mark.long,
+        ),
         [
             "specialists.output=row",
             "specialists.correction=formula",

@@ -119,6 +119,7 @@ def test_the_winner_is_shipped_untrained_and_no_teacher_is_asked(copy: Path) -> 
     assert json.loads((copy / "model" / "config.json").read_text())["lineage"]["sweep"]
 
 
+@pytest.mark.long
 def test_a_grid_of_two_seeds_in_stacked_students_equals_single_ones(copy: Path) -> None:
     space = "sweep.space={temperature: [1, 4], alpha: [0.5, 1.0]}"
     grid = [space, "sweep.search=grid", "sweep.num_seeds=2"]
@@ -256,6 +257,7 @@ def test_zero_validation_rows_is_an_error_before_ray() -> None:
         pipeline.check_sizes(tiny(), info)
 
 
+@pytest.mark.long
 def test_refit_trains_the_winner_with_the_validation_rows_too(copy: Path) -> None:
     options = ["sweep.search=grid", "sweep.space={temperature: [2, 4]}", "student.training.early_stopping=3"]
     done, _ = run(copy, *options, "sweep.refit=train+validation")
@@ -279,6 +281,7 @@ def test_refit_trains_the_winner_with_the_validation_rows_too(copy: Path) -> Non
     assert done["student"].summary["shipped"] == "distilled-seed-0"
 
 
+@pytest.mark.long
 def test_teachers_weights_in_the_space_count(copy: Path) -> None:
     space = "sweep.space={weights: [[1, 0], [0, 1]]}"
     done, _ = run(copy, "sweep.search=grid", space, until="sweep")

@@ -200,6 +200,7 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/members/*/*")} == before
 
 
+@pytest.mark.long
 def test_two_replicas_learn_beside_their_teachers(folder: Path, undisturbed: Path, taught: Path) -> None:
     """Phases, projections, running teachers on two workers: as on one at first, before dropout parts them."""
     config = configuration(folder, "student.replicas_per_member=2")

@@ -55,11 +55,11 @@ def table(name: str) -> pa.Table:
     return pa.table({"input": [v.tobytes() if kind == "image" else v.tolist() for v in values]})
 
 
-OFTEN = ("resnet", "bilstm", "pieces")
+OFTEN = ("resnet", "pieces")
 """Kinds whose forms are made in every test run; the others in `make test-all`."""
 
 
-@pytest.mark.parametrize("name", ["numbers", pytest.param("mlp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["numbers", pytest.param("mlp", marks=[pytest.mark.slow, pytest.mark.long])])
 def test_onnx_and_int8_of_an_mlp(tmp_path: Path, name: str) -> None:
     model, _ = case(tmp_path, name)
     made = export(model, "onnx", "int8")
