@@ -32,6 +32,7 @@ from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.process import prepare
 from ensemble_kd.train.trials import JUDGED, Entry, Epochs, Packet, Trial
 from ensemble_kd.workers import LoadData
 
@@ -54,7 +55,7 @@ class Students(tune.Trainable):
     def setup(self, config: dict[str, Any], shared: dict[str, Any]) -> None:
         import torch
 
-        torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+        prepare(shared["cpus_per_worker"])
         self.shared = shared
         self.mirror = attach(shared["mirror"])
         self.replicas: list[Any] = []
@@ -166,7 +167,7 @@ class _Replica:
     def __init__(self, rank: int, size: int, shared: dict[str, Any]) -> None:
         import torch
 
-        torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+        prepare(shared["cpus_per_worker"])
         self.mirror = attach(shared["mirror"])
         self.rank, self.size, self.shared = rank, size, shared
         self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -543,7 +544,7 @@ def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
 
     from ensemble_kd.train.fused import choose_fuse
 
-    torch.set_num_threads(max(1, int(shared["cpus_per_worker"])))
+    prepare(shared["cpus_per_worker"])
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     try:
         return choose_fuse(task, _load(shared), limit, device=device)

@@ -28,6 +28,7 @@ from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.loop import Interrupted, Replicas
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, train_member
+from ensemble_kd.train.process import prepare
 
 LoadData = Callable[[dict[str, Any]], TrainingData]
 
@@ -42,14 +43,13 @@ SECONDS_BETWEEN_RESIZES = 15.0
 def _worker(config: dict[str, Any]) -> None:
     """Runs in every worker: join the mesh, then train members until the board has no more."""
     import ray
-    import torch
     import torch.distributed as dist
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import get_device
     from torch.distributed.device_mesh import init_device_mesh
 
-    torch.set_num_threads(max(1, int(config["cpus_per_worker"])))
+    prepare(config["cpus_per_worker"])
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     board = config["board"]

@@ -23,6 +23,7 @@ from ensemble_kd.ensemble.top_k import compress, error_bound
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
+from ensemble_kd.train.process import prepare
 
 FLOAT16_LIMIT = 65504.0
 
@@ -142,7 +143,7 @@ class _Pool:
     """What Ray Data keeps one of per actor."""
 
     def __init__(self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None) -> None:
-        torch.set_num_threads(1)
+        prepare(1)
         self.mirror = attach(mirror)
         if self.mirror is not None:
             self.mirror.ensure_all(arguments)

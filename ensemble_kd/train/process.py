@@ -1,0 +1,36 @@
+"""What a process of a worker sets before it trains: threads, and how freed memory is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+# glibc's malloc.h; what is set here is for this process alone.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+MOST = 2**31 - 1
+PAD = 64 * 2**20
+"""Bytes by which the heap grows at a time."""
+
+
+def prepare(threads: float) -> None:
+    """For a process of our own: torch's threads, and memory that is kept from step to step."""
+    torch.set_num_threads(max(1, int(threads)))
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Keep what is freed for the next step, in place of giving it back; False where that is not possible.
+
+    glibc maps a block of more than 32 MiB anew whenever it is asked for, and the system then clears each page
+    of it. For the gradient of an embedding of 32,768 x 256 that takes more of a step than all arithmetic: 11
+    against 26 steps a second were measured (one thread, AMD EPYC). The price: the process does not shrink.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return all(mallopt(*pair) for pair in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST), (M_TOP_PAD, PAD)))
