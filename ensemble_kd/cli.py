@@ -366,6 +366,8 @@ def predict(
             err.print(f"[yellow]{how}:[/] {escape(problem)}")
         if len(problems) > 10:
             err.print(f"[yellow]{how}:[/] and {len(problems) - 10} more rows")
+        if any("would be cut off" in problem for problem in problems):
+            err.print("[yellow]note:[/] --truncate cuts texts that are too long and answers them")
 
 
 @app.command()

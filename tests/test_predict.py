@@ -394,3 +394,18 @@ def test_files_that_lack_a_column_are_told_before_ray_starts(tmp_path: Path) -> 
     (tmp_path / "in" / "x.jsonl").write_text('{"f0": 1, "f1": 1, "f2": 1, "f3": 1}\n')
     with pytest.raises(InputError, match="differ in their ending only"):
         predict_files(model, str(tmp_path / "in"), tmp_path / "out", 2, Options())
+
+
+def test_the_command_says_how_to_have_long_texts_answered(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ensemble_kd.cli import app
+
+    model, _ = package(tmp_path, "text")
+    source = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"input": ["pay", "my card is lost " * 400]}), source)
+    result = CliRunner().invoke(app, ["predict", str(model), str(source)])
+    assert "skipped: row 1" in result.stderr and "--truncate" in result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    result = CliRunner().invoke(app, ["predict", str(model), str(source), "--truncate"])
+    assert result.stderr == "" and len(result.stdout.splitlines()) == 2
