@@ -40,7 +40,12 @@ def faults(quick: bool) -> Measured:
             env={**os.environ, "FAULTS_JSON": str(results)},
             stdout=sys.stderr,
         )
-        found = {name: entry["seconds"] for name, entry in json.loads(results.read_text()).items()}
+        entries = json.loads(results.read_text()) if results.exists() else {}
+    found = {name: entry["seconds"] for name, entry in entries.items()}
+    if UNDISTURBED not in found or len(found) < 2:
+        raise SystemExit(
+            f"the tests left nothing to compare (pytest ended with {done.returncode}); see above"
+        )
     undisturbed = found.pop(UNDISTURBED)
     return Measured(
         median(list(found.values())),

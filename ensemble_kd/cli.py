@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -58,6 +61,8 @@ RunDir = Annotated[
     str | None,
     typer.Option(help="Folder of this run, on disk or in a store (s3://BUCKET/PATH); by default runs/NAME."),
 ]
+SECONDS_FOR_A_STORE = 30.0
+"""How long a store that does not answer is asked for a model."""
 Model = Annotated[
     str,
     typer.Argument(help="A model folder, for example runs/digits/model; one in a store is fetched."),
@@ -423,14 +428,17 @@ def serve(
 
 
 def _here(model: str) -> Path:
-    """A model folder on this machine; one in a store is fetched."""
+    """A model folder on this machine; one in a store is fetched, for as long as this process lives."""
     if not is_remote(model):
         return Path(model)
-    mirror = Mirror.of(model)
-    if not mirror.listed(mirror.root):
-        raise InputError(f"{mirror.shown}: there is nothing; give the model folder of a run, RUN/model")
+    copy = Path(tempfile.mkdtemp(prefix="ensemble-kd-model-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    mirror = Mirror(model, copy, SECONDS_FOR_A_STORE)
+    mirror.warn = lambda text: err.print(f"[yellow]note:[/] {escape(text)}")
+    if "config.json" not in mirror.listed(copy):
+        raise InputError(f"{mirror.shown}: there is no model folder; give the one of a run, RUN/model")
     mirror.pull()
-    return mirror.root
+    return copy
 
 
 def _predict_files(

@@ -101,7 +101,7 @@ class Mirror:
             try:
                 self._store = remote_system(self.uri)
             except (ValueError, ImportError) as error:
-                raise InputError(f"--run-dir: cannot open {self.shown}: {error}") from error
+                raise InputError(f"cannot open {self.shown}: {error}") from error
         return self._store
 
     def _asked(self, what: str, work: Callable[[], T], patience: float | None = None) -> T:

@@ -28,7 +28,7 @@ from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.loop import Interrupted, Replicas
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, train_member
-from ensemble_kd.train.process import prepare
+from ensemble_kd.train.process import WORKER, prepare
 
 LoadData = Callable[[dict[str, Any]], TrainingData]
 
@@ -176,7 +176,6 @@ def train_members(
     elastic = _elastic(runtime, size, len(open_tasks), replicas)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     references = {name: ray.put(array) for name, array in arrays().items()}
@@ -186,7 +185,7 @@ def train_members(
     board = actor.remote(list(range(len(open_tasks))), _after(open_tasks))
     resources = runtime.bundle()
     scratch = members.parent / ".ray"
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _worker,
         train_loop_config={
             "tasks": [asdict(task) for task in open_tasks],
@@ -208,6 +207,7 @@ def train_members(
             name=uuid.uuid4().hex[:12],
             storage_path=str(scratch.resolve()),
             failure_config=FailureConfig(max_failures=runtime.compute.max_failures),
+            worker_runtime_env={"env_vars": WORKER},
         ),
     )
     outcome: list[BaseException | None] = []
@@ -252,6 +252,24 @@ def train_members(
             f"{path}: the worker group failed: {_reason(outcome[0])}; finished members and the last epoch "
             "of the others are kept, run again to go on (-v shows Ray's own messages)"
         ) from outcome[0]
+
+
+def _trainer_class() -> type:
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        """Without two processes that Ray Train 2.60 starts for every run, seconds each.
+
+        One serves data sets, of which there are none; the other removes the placement group of a controller
+        that died, which Ray does by itself.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+            callbacks: list[Any] = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+    return Trainer
 
 
 def _elastic(runtime: Runtime, size: int, members: int, replicas: int) -> tuple[int, int] | None:

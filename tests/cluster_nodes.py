@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from processes import descendants, kill
 from stores import free_port
 
@@ -82,14 +83,14 @@ class Cluster:
         kill(*reversed(descendants(self.nodes[number].pid)))
         self.nodes[number].wait()
 
-    def processes(self, name: str) -> list[int]:
-        """Of all nodes that live: those whose command line holds `name`."""
-        alive = [node.pid for node in self.nodes if node.poll() is None]
-        return [pid for node in alive for pid in descendants(node, name)]
+    def alive(self) -> list[int]:
+        """The numbers of the nodes that live."""
+        return [number for number, node in enumerate(self.nodes) if node.poll() is None]
 
-    def working(self) -> int:
-        """How many nodes live."""
-        return sum(node.poll() is None for node in self.nodes)
+    def processes(self, name: str, number: int | None = None) -> list[int]:
+        """Of a node, or of all that live: those whose command line holds `name`."""
+        numbers = self.alive() if number is None else [number]
+        return [pid for i in numbers for pid in descendants(self.nodes[i].pid, name)]
 
     def submit(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
         """`ray job submit`, with the repository as the working directory; what it says goes to `log`."""
@@ -117,6 +118,8 @@ class Cluster:
 
     def fill_scratch(self) -> None:
         """Every node's scratch has no byte left."""
+        if not self.isolated:
+            pytest.skip("nodes have no file system of their own here, and this would fill the machine's")
         self._on_nodes(f"dd if=/dev/zero of={shlex.quote(str(self.scratch))}/ballast bs=1M || true")
 
     def empty_scratch(self) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -39,13 +41,10 @@ def running_postgres(folder: Path) -> Iterator[str]:
     programs = postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    port, place = free_port(), folder / "postgres"
-    place.mkdir()
+    port, place = free_port(), Path(tempfile.mkdtemp(dir="/tmp"))  # where another user gets to
     user: list[str] = []
     if os.getuid() == 0:
         user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        for parent in [folder, *folder.parents][:-2]:  # pytest's folders are its user's alone
-            parent.chmod(parent.stat().st_mode | 0o011)
         shutil.chown(place, "postgres", "postgres")
     data = str(place / "data")
     initialise = [*user, str(programs / "initdb"), "-D", data, "-U", "mlflow", "-A", "trust", "-N"]
@@ -61,8 +60,12 @@ def running_postgres(folder: Path) -> Iterator[str]:
             time.sleep(0.2)
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
-        process.terminate()
-        process.wait()
+        process.send_signal(signal.SIGINT)  # without waiting for clients
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class MLflowServer:

@@ -14,10 +14,10 @@ def descendants(root: int, name: str = "") -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if name in (entry / "cmdline").read_text():
+                parents[int(entry.name)] = int((entry / "stat").read_bytes().rsplit(b")", 1)[1].split()[1])
+                if name.encode() in (entry / "cmdline").read_bytes():
                     named.add(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
+            except OSError:  # it ended meanwhile, or is somebody else's
                 continue
     found = [root]
     for pid in found:

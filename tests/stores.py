@@ -38,8 +38,8 @@ class Gate:
 
     def close(self) -> None:
         if self.listener is not None:
-            self.listener.shutdown(socket.SHUT_RDWR)
-            self.listener.close()
+            _end(self.listener)
+            self.listener = None
         for connection in list(self.connections):
             _end(connection)
 

@@ -9,9 +9,12 @@ import torch
 
 # glibc's malloc.h; what is set here is for this process alone.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-MOST = 2**31 - 1
+NEVER = -1
 PAD = 64 * 2**20
 """Bytes by which the heap grows at a time."""
+WORKER = {"MALLOC_ARENA_MAX": "1"}
+"""What a worker's environment needs from its start: with a heap of its own, which ends at 64 MiB, the thread
+that trains would have larger blocks mapped all the same."""
 
 
 def prepare(threads: float) -> None:
@@ -33,4 +36,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return all(mallopt(*pair) for pair in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST), (M_TOP_PAD, PAD)))
+    return all(mallopt(*pair) for pair in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, PAD)))
