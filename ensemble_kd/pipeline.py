@@ -368,8 +368,8 @@ def _track_outcome(context: Context, student: Manifest, lineage: dict[str, Any])
         tracker.file("", context.folder / name)
     export = context.config.export
     model = context.folder / report_stage.MODEL / EXPORT / "mlflow"
-    if export is not None and export.register_as and model.is_dir():
-        tracker.register("", model, export.register_as, flat)
+    if export is not None and export.register_as and (made := read_manifest(model)) is not None:
+        tracker.register("", model, export.register_as, {**flat, "fingerprint": made.fingerprint})
 
 
 # ---------------------------------------------------------------------------------------- around a stage

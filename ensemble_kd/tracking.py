@@ -91,7 +91,10 @@ class Tracker:
         self._put("file", key, path=self._place(path))
 
     def register(self, key: str, folder: Path, name: str, tags: dict[str, str]) -> None:
-        """Attach an MLflow model to the run, as the newest version of the registered model `name`."""
+        """Attach an MLflow model to the run, as the newest version of the registered model `name`.
+
+        One that is registered already, with the same tags, is left as it is.
+        """
         self._put("register", key, path=self._place(folder), name=name, tags=redacted(tags))
 
     def end(self, key: str, good: bool = True) -> None:
@@ -228,6 +231,9 @@ class Tracker:
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
+        known = client.search_model_versions(f"name='{name}'")
+        if any(tags.items() <= version.tags.items() for version in known):
+            return
         client.log_artifacts(run, str(folder), "model")
         try:
             client.create_registered_model(name)

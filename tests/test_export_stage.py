@@ -97,6 +97,7 @@ def test_the_model_is_registered_with_its_lineage(finished: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_second_run_keeps_the_forms_and_others_are_added(finished: Path) -> None:
     lines: list[str] = []
     pipeline.run(tiny(), finished, console=Console(line=lines.append))
@@ -105,6 +106,10 @@ def test_a_second_run_keeps_the_forms_and_others_are_added(finished: Path) -> No
     assert states["export"].startswith("done") and states["report"].startswith("done")
     states = {stage.name: stage.state for stage in pipeline.check(tiny("export.calibrate=false"), finished)}
     assert states["export"].startswith("to do: calibrate: true -> false")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.parent / 'mlflow.db'}")
+    assert len(client.search_model_versions("name='tiny-digits'")) == 1, "the same model was registered again"
     with pytest.raises(ConfigError, match=r"export: this configuration has none; add an? `export` block"):
         pipeline.run(tiny("export=null"), finished, until="export")
 

@@ -163,3 +163,21 @@ def test_settings_become_flat_parameters() -> None:
     nested = {"a": {"b": 1, "c": {}}, "d": [1, 2], "e": None}
     assert flatten(nested) == {"a.b": 1, "a.c": {}, "d": [1, 2], "e": None}
     assert flatten({}) == {}, "a parameter without a name is one that MLflow refuses"
+
+
+@pytest.mark.slow
+def test_a_model_is_registered_once(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("flavors: {}\n")
+    for fingerprint in ("one", "one", "two"):
+        tracker, warnings = tracked(tmp_path)
+        tracker.start("")
+        tracker.register("", folder, "tickets", {"fingerprint": fingerprint})
+        tracker.end("")
+        tracker.close()
+        assert warnings == []
+    versions = MlflowClient(tracker.uri).search_model_versions("name='tickets'")
+    assert sorted(version.tags["fingerprint"] for version in versions) == ["one", "two"]
