@@ -30,7 +30,7 @@ UNDISTURBED = "nothing happens"
     2.0,
 )
 def faults(quick: bool) -> Measured:
-    wanted = "test_no_fault or a_worker_is_killed" if quick else "test_no_fault or test_one_fault"
+    wanted = "nothing_happens or a_worker_is_killed" if quick else "test_one_fault"
     tests = Path(__file__).parents[1] / "tests/test_job.py"
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "faults.json"
@@ -40,8 +40,7 @@ def faults(quick: bool) -> Measured:
             env={**os.environ, "FAULTS_JSON": str(results)},
             stdout=sys.stderr,
         )
-        entries = json.loads(results.read_text()) if results.exists() else {}
-    found = {name: entry["seconds"] for name, entry in entries.items()}
+        found = json.loads(results.read_text()) if results.exists() else {}
     if UNDISTURBED not in found or len(found) < 2:
         raise SystemExit(
             f"the tests left nothing to compare (pytest ended with {done.returncode}); see above"

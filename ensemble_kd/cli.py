@@ -339,6 +339,7 @@ def predict(
 ) -> None:
     """Predict every row of a file with a model folder alone."""
     with reported(False):
+        from ensemble_kd.data.preprocess import TOO_LONG
         from ensemble_kd.predict import predict_file
 
         if workers is not None or address is not None:
@@ -371,7 +372,7 @@ def predict(
             err.print(f"[yellow]{how}:[/] {escape(problem)}")
         if len(problems) > 10:
             err.print(f"[yellow]{how}:[/] and {len(problems) - 10} more rows")
-        if any("would be cut off" in problem for problem in problems):
+        if any(TOO_LONG in problem for problem in problems):
             err.print("[yellow]note:[/] --truncate cuts texts that are too long and answers them")
 
 
@@ -434,6 +435,7 @@ def _here(model: str) -> Path:
     copy = Path(tempfile.mkdtemp(prefix="ensemble-kd-model-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     mirror = Mirror(model, copy, SECONDS_FOR_A_STORE)
+    mirror.argument = "MODEL"
     mirror.warn = lambda text: err.print(f"[yellow]note:[/] {escape(text)}")
     if "config.json" not in mirror.listed(copy):
         raise InputError(f"{mirror.shown}: there is no model folder; give the one of a run, RUN/model")

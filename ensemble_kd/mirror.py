@@ -71,6 +71,8 @@ class Mirror:
     def __init__(self, uri: str, root: Path, patience: float = PATIENCE) -> None:
         self.uri, self.root, self.patience = uri.rstrip("/"), root, patience
         self.warn: Callable[[str], None] = lambda text: None
+        self.argument = "--run-dir"
+        """What the user gave the URL as."""
         self.sent: dict[str, tuple[int, int]] = {}
         """Size and modification time (ns, the store's) of files as they stand in the store."""
         self._store: tuple[Any, str] | None = None
@@ -101,7 +103,7 @@ class Mirror:
             try:
                 self._store = remote_system(self.uri)
             except (ValueError, ImportError) as error:
-                raise InputError(f"cannot open {self.shown}: {error}") from error
+                raise InputError(f"{self.argument}: cannot open {self.shown}: {error}") from error
         return self._store
 
     def _asked(self, what: str, work: Callable[[], T], patience: float | None = None) -> T:

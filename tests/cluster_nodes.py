@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -41,6 +43,9 @@ class Cluster:
         self.environment = {**os.environ, "PATH": path, **environment}
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.ray = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        """Each node's own folder of Ray's: nodes that share one take each other's working directory for
+        damaged and unpack it anew under those that stand in it. The path is short, for sockets."""
         self.isolated = can_isolate()
 
     @property
@@ -52,6 +57,7 @@ class Cluster:
         number = len(self.nodes)
         arguments = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats"]
         arguments += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=200000000"]
+        arguments.append(f"--temp-dir={self.ray / str(number)}")
         if number == 0:
             arguments += ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
             arguments += ["--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"]
@@ -60,14 +66,7 @@ class Cluster:
         script = f"exec {shlex.join(arguments)}"
         self.scratch.mkdir(parents=True, exist_ok=True)
         if self.isolated:
-            # Ray's folder, too: nodes that share it take each other's working directory for damaged, and
-            # unpack it anew under those that stand in it.
-            own = self.folder / f"ray-{number}"
-            own.mkdir()
-            Path("/tmp/ray").mkdir(exist_ok=True)
-            mounts = f"mount --bind {shlex.quote(str(own))} /tmp/ray"
-            mounts += f" && mount -t tmpfs -o size=200m tmpfs {shlex.quote(str(self.scratch))}"
-            script = f"{mounts} && {script}"
+            script = f"mount -t tmpfs -o size=200m tmpfs {shlex.quote(str(self.scratch))} && {script}"
             command = ["unshare", "-m", "sh", "-c", script]
         else:
             command = ["sh", "-c", script]
@@ -148,6 +147,7 @@ def running_cluster(
         for number, node in reversed(list(enumerate(cluster.nodes))):
             if node.poll() is None:
                 cluster.kill_node(number)
+        shutil.rmtree(cluster.ray, ignore_errors=True)
 
 
 def _wait(cluster: Cluster) -> None:

@@ -186,7 +186,7 @@ def test_a_bucket_that_is_not_there_is_told_at_once(store: Store, tmp_path: Path
 
 
 def test_a_kind_of_store_that_nobody_knows(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot open nosuch://a/b"):
+    with pytest.raises(InputError, match="--run-dir: cannot open nosuch://a/b"):
         Mirror("nosuch://a/b", tmp_path).pull()
 
 
@@ -257,3 +257,5 @@ def test_a_model_in_a_store_answers(nodes: tuple[Mirror, Mirror], tmp_path: Path
     assert answers[0].stdout == answers[1].stdout and answers[0].stdout.count("\n") >= 3
     missing = CliRunner().invoke(app, ["predict", there.uri + "s", str(tmp_path / "rows.parquet")])
     assert missing.exit_code == 2 and "there is no model folder" in missing.output
+    unknown = CliRunner().invoke(app, ["predict", "nosuch://a/b", str(tmp_path / "rows.parquet")])
+    assert unknown.exit_code == 2 and "MODEL: cannot open nosuch://a/b" in unknown.output

@@ -26,6 +26,8 @@ from ensemble_kd.errors import InputError
 
 LONGEST = 1 << 20
 """Tokens; no text is cut at so many."""
+TOO_LONG = "the rest would be cut off"
+"""In what is said of a row with a longer text: those who allow cutting by an option name it then."""
 
 
 class InputReader:
@@ -112,7 +114,7 @@ class Preprocessor:
         most = self.info.input_shape[0]
         lengths = np.diff(self._whole.encode(texts)[1])
         found = {
-            int(i): f"a text of {lengths[i]:,} tokens; the model takes {most:,}, the rest would be cut off"
+            int(i): f"a text of {lengths[i]:,} tokens; the model takes {most:,}, {TOO_LONG}"
             for i in np.flatnonzero(lengths > most)
         }
         return dict(sorted((found | bad).items()))

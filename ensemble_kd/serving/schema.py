@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema, with_config
 from typing_extensions import TypedDict  # pydantic's, before Python 3.12
 
+from ensemble_kd.data.preprocess import TOO_LONG
 from ensemble_kd.data.records import DataInfo
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -132,7 +133,7 @@ class RequestSchema:
         """`rows.3.text: what is wrong`, and how to go on without these rows."""
         column = f".{self.columns[0]}" if len(self.columns) == 1 else ""
         found = _cut([f"rows.{i}{column}: {text}" for i, text in sorted(bad.items())])
-        if any("would be cut off" in text for text in bad.values()):
+        if any(TOO_LONG in text for text in bad.values()):
             found.append("shorten long texts, or start the server with --truncate to have them cut")
         if len(bad) < rows:
             found.append('send "on_bad_row": "null" to have the other rows answered')
