@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from ensemble_kd.mirror import MANIFEST, Mirror, attach, ensure, forget, is_kept
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
     pytest.importorskip("moto")
-    with running_store() as running:
+    with running_store(gated=True) as running:
         yield running
 
 
@@ -151,15 +150,9 @@ def test_a_store_that_refuses_for_a_while_costs_a_warning(nodes: tuple[Mirror, M
     warnings: list[str] = []
     first.warn = warnings.append
     write(first, "b", "2")
-    assert store.process is not None
-    store.process.send_signal(signal.SIGSTOP)  # accepts connections and answers nothing
-    store.stop()
-
-    def restart() -> None:
-        store.start()
-        store.make_bucket()
-
-    back = threading.Timer(10.0, restart)
+    assert store.gate is not None
+    store.gate.close()
+    back = threading.Timer(10.0, store.gate.open)
     back.start()
     began = time.monotonic()
     first.push_soon(first.root)
