@@ -12,6 +12,7 @@ A store that refuses is asked again for `patience` seconds while training goes o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -40,6 +41,9 @@ FINAL = (
     "INVALID_ACCESS",
 )
 """Refusals that do not pass by themselves."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What is not the store's doing: this node's disk has no room."""
 
 T = TypeVar("T")
 
@@ -117,6 +121,11 @@ class Mirror:
                 raise
             except OSError as error:
                 text = str(error).split("Detail:")[0].strip()
+                if error.errno in FULL:
+                    raise EnsembleKDError(
+                        f"{self.shown}: cannot {what}: {text[:300]}; make room in {self.root}, where this "
+                        "node's copy lies (compute.scratch), then run again to go on"
+                    ) from error
                 if any(word in text for word in FINAL) or time.monotonic() + wait > end:
                     raise EnsembleKDError(
                         f"{self.shown}: cannot {what}: {text[:300]}; check the store and its credentials "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -161,6 +163,23 @@ def test_a_store_that_refuses_for_a_while_costs_a_warning(nodes: tuple[Mirror, M
     back.join()
     assert "b" in first.listed(first.root)
     assert len(warnings) == 1 and "trying again" in warnings[0]
+
+
+def test_a_full_disk_is_told_at_once_and_not_blamed_on_the_store(
+    nodes: tuple[Mirror, Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = nodes
+    write(first, "a", "1")
+    first.push(first.root)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    began = time.monotonic()
+    with pytest.raises(EnsembleKDError, match=f"No space left on device; make room in {second.root}"):
+        second.pull()
+    assert time.monotonic() - began < 5  # of 20 seconds of patience
 
 
 def test_a_store_that_stays_away_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
