@@ -20,6 +20,7 @@ class Board:
         self.done: set[int] = set()
         self.lost: set[int] = set()
         self.events: list[Event] = []
+        self.controller: Any = None
 
     def claim(self, attempt: str) -> int | None:
         """The next member for a group; a new attempt (after a failure) starts the queue anew.
@@ -51,6 +52,13 @@ class Board:
 
     def is_stopping(self) -> bool:
         return self.stopping
+
+    def led_by(self, controller: Any) -> None:
+        """The actor of Ray Train that leads the group."""
+        self.controller = controller
+
+    def leader(self) -> Any:
+        return self.controller
 
     def skip(self, member: int) -> None:
         """One that was finished already."""

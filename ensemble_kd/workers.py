@@ -38,6 +38,8 @@ SECONDS_BETWEEN_LOOKS = 0.5
 """How often a worker asks whether it is to stop."""
 SECONDS_BETWEEN_RESIZES = 15.0
 """How often an elastic group looks for nodes that came."""
+SECONDS_TO_END = 10.0
+"""Given to a group that is ended in the middle, before it is killed."""
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -207,6 +209,7 @@ def train_members(
             name=uuid.uuid4().hex[:12],
             storage_path=str(scratch.resolve()),
             failure_config=FailureConfig(max_failures=runtime.compute.max_failures),
+            callbacks=[_introduce(board)],
             worker_runtime_env={"env_vars": WORKER},
         ),
     )
@@ -221,16 +224,44 @@ def train_members(
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
+    try:
+        _attend(runtime, thread, board, open_tasks, elastic[0] if elastic else size, path, on_event)
+    finally:
+        _end(thread, board)
+    if runtime.termination.asked.is_set():
+        raise runtime.termination.error()
+    shutil.rmtree(scratch, ignore_errors=True)
+    if outcome[0] is not None:
+        raise TrainingError(
+            f"{path}: the worker group failed: {_reason(outcome[0])}; finished members and the last epoch "
+            "of the others are kept, run again to go on (-v shows Ray's own messages)"
+        ) from outcome[0]
+
+
+def _attend(
+    runtime: Runtime,
+    thread: threading.Thread,
+    board: Any,
+    tasks: list[MemberTask],
+    least: int,
+    path: str,
+    on_event: Callable[[MemberTask, Event], None],
+) -> None:
+    """Pass on what the workers report until the group is done, or its time to leave is over.
+
+    Raises TrainingError where fewer than `least` workers have had a place for too long.
+    """
+    import ray
+
     leave, lost = math.inf, math.inf
-    least = elastic[0] if elastic else size
     with runtime.termination.graceful():
         while True:
             thread.join(timeout=0.3)
             alive = thread.is_alive()
             for event in ray.get(board.drain.remote()):
-                on_event(open_tasks[event["member"]], event)
+                on_event(tasks[event["member"]], event)
             if not alive or time.monotonic() > leave:
-                break
+                return
             if runtime.address is not None:  # a group that fits no more would wait for ever
                 short = runtime.capacity() < least
                 lost = min(lost, time.monotonic() + runtime.compute.placement_timeout) if short else math.inf
@@ -243,15 +274,41 @@ def train_members(
             if runtime.termination.asked.is_set() and leave == math.inf:
                 board.stop.remote()
                 leave = time.monotonic() + runtime.compute.grace
-    ray.kill(board)
-    if runtime.termination.asked.is_set():
-        raise runtime.termination.error()
-    shutil.rmtree(scratch, ignore_errors=True)
-    if outcome[0] is not None:
-        raise TrainingError(
-            f"{path}: the worker group failed: {_reason(outcome[0])}; finished members and the last epoch "
-            "of the others are kept, run again to go on (-v shows Ray's own messages)"
-        ) from outcome[0]
+
+
+def _introduce(board: Any) -> Any:
+    """A callback of Ray Train's that tells the board who leads the group, so that it can be ended."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Introduce(ControllerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            import ray
+
+            ray.get(board.led_by.remote(ray.get_runtime_context().current_actor))
+
+    return Introduce()
+
+
+def _end(thread: threading.Thread, board: Any) -> None:
+    """See the group's end: Ray that shuts down under a thread that waits in it takes the process with it."""
+    import ray
+
+    def wait(until: Callable[[], bool]) -> None:
+        end = time.monotonic() + SECONDS_TO_END
+        while thread.is_alive() and not until() and time.monotonic() < end:
+            thread.join(timeout=0.1)
+
+    try:
+        wait(lambda: ray.get(board.leader.remote()) is not None)
+        if thread.is_alive() and (controller := ray.get(board.leader.remote())) is not None:
+            controller.abort.remote()
+            wait(lambda: False)
+            if thread.is_alive():
+                ray.kill(controller)
+                wait(lambda: False)
+        ray.kill(board)
+    except ray.exceptions.RayError:  # the cluster is gone, and the group with it
+        pass
 
 
 def _trainer_class() -> type:

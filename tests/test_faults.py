@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -105,21 +106,35 @@ def test_driver_killed_in_the_middle_of_stages(undisturbed: Path, tmp_path: Path
     assert outcome(folder) == outcome(undisturbed)
 
 
-def test_sigterm_saves_in_the_middle_of_an_epoch_and_leaves(undisturbed: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_at_once_and_sigterm_saves_in_the_middle_of_an_epoch(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    in_the_middle = unfinished(folder, "teachers", "members/*/checkpoint.safetensors")
-    end = time.monotonic() + 180
-    while not in_the_middle():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, text
-    assert "stopped by SIGTERM" in text and "run again to go on" in text and "Traceback" not in text
-    steps = [
-        progress(path)["step"] for path in (folder / "teachers").glob("members/*/checkpoint.safetensors")
-    ]
+    members = folder / "teachers/members"
+
+    def stopped(stop: Callable[[int], None]) -> tuple[int, str]:
+        begin = time.time()
+        process = subprocess.Popen(
+            command(folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 180
+        while not any(p.stat().st_mtime > begin for p in members.glob("*/checkpoint.safetensors")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        stop(process.pid)
+        text, _ = process.communicate(timeout=60)
+        assert "run again to go on" in text and "Traceback" not in text
+        return process.returncode, text
+
+    code, text = stopped(lambda pid: os.killpg(pid, signal.SIGINT))  # as a terminal does
+    assert code == 130, text
+    code, text = stopped(lambda pid: os.kill(pid, signal.SIGTERM))
+    assert code == 143 and "stopped by SIGTERM" in text, text
+    steps = [progress(path)["step"] for path in members.glob("*/checkpoint.safetensors")]
     assert any(steps), "no member was in the middle of an epoch: all waited for its end"
     last = subprocess.run(command(folder), capture_output=True, text=True, timeout=400)
     assert last.returncode == 0, last.stderr
