@@ -85,6 +85,8 @@ def _worker(config: dict[str, Any]) -> None:
             _fetch(mirror, task.folder(members), replicas)
         if finished(task, members) is not None:
             if replicas.rank == 0:
+                if mirror is not None:  # a run that ended before it could send it
+                    mirror.push(task.folder(members))
                 board.skip.remote(claimed[0])
             continue
 

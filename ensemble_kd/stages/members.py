@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
-from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.train.member import MemberTask, finished
+from ensemble_kd.train.member import FAILED, MemberTask, finished
 from ensemble_kd.workers import LoadData, train_members
 
 STREAM_OF_TEACHERS, STREAM_OF_STUDENTS, STREAM_OF_SPECIALISTS = 101, 202, 404
@@ -157,7 +157,9 @@ def train_and_follow(
 ) -> list[MemberTask]:
     """Train what is missing in one worker group, shown and tracked; returns the tasks that are finished.
 
-    Tasks that are one and the same (a distilled student with alpha = 0 is its own baseline) train once.
+    Those that are not had a loss that was not finite. Raises TrainingError for one that
+    left nothing at all. Tasks that are one and the same (a distilled student with
+    alpha = 0 is its own baseline) train once.
     """
     members = members_folder(context.folder, stage)
     drop_damaged(tasks, members, context.console)
@@ -177,7 +179,22 @@ def train_and_follow(
         if (mirror := attached()) is not None:
             mirror.pull(members)
         close()
-    return [task for task in tasks if finished(task, members) is not None]
+    good = [task for task in tasks if finished(task, members) is not None]
+    if silent := [task.name for task in tasks if task not in good and not _failed(task, tasks, members)]:
+        raise TrainingError(
+            f"{stage}: {', '.join(silent)}: neither weights nor a failure came back from the workers; "
+            "every node must see the run folder (a shared file system, or a store such as s3://...); run "
+            "again to go on"
+        )
+    return good
+
+
+def _failed(task: MemberTask, tasks: list[MemberTask], members: Path) -> bool:
+    """Whether its own loss was not finite, or that of one of the tasks that it starts from."""
+    if (task.folder(members) / FAILED).exists():
+        return True
+    before = (task.initial or {}).get("member")
+    return any(_failed(other, tasks, members) for other in tasks if other.fingerprint == before)
 
 
 def intact(plan: StagePlan, context: Context) -> Manifest | None:
