@@ -38,6 +38,9 @@ SECONDS_BETWEEN_LOOKS = 0.5
 """How often a worker asks whether it is to stop."""
 SECONDS_BETWEEN_RESIZES = 15.0
 """How often an elastic group looks for nodes that came."""
+SECONDS_OF_CLAIM = 60
+"""For how long an elastic group claims its part of a cluster unless it says so again, every 20 s.
+With Ray's own 180 the group of a run whose driver was killed keeps the next one's waiting for so long."""
 SECONDS_TO_END = 10.0
 """Given to a group that is ended in the middle, before it is killed."""
 
@@ -279,16 +282,28 @@ def _attend(
 
 
 def _introduce(board: Any) -> Any:
-    """A callback of Ray Train's that tells the board who leads the group, so that it can be ended."""
+    """A callback of Ray Train's that tells the board who leads the group, so that it can be ended.
+
+    It also has the group's claim on the cluster expire sooner, see SECONDS_OF_CLAIM.
+    """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
     class Introduce(ControllerCallback):
+        def __init__(self, board: Any, seconds_of_claim: int) -> None:
+            self.board, self.seconds_of_claim = board, seconds_of_claim
+
+        def __setstate__(self, state: dict[str, Any]) -> None:  # in the controller, before its first claim
+            from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
+
+            self.__dict__.update(state)
+            autoscaling_coordinator_client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = self.seconds_of_claim
+
         def after_controller_start(self, train_run_context: Any) -> None:
             import ray
 
-            ray.get(board.led_by.remote(ray.get_runtime_context().current_actor))
+            ray.get(self.board.led_by.remote(ray.get_runtime_context().current_actor))
 
-    return Introduce()
+    return Introduce(board, SECONDS_OF_CLAIM)
 
 
 def _end(thread: threading.Thread, board: Any) -> None:
