@@ -116,9 +116,15 @@ class Runtime:
                         namespace="ensemble-kd",
                     )
             except Exception as error:  # a node that is not up in time raises nothing narrower
+                # Ray says of a missing token only that it could not connect.
+                token = (
+                    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it asks for a token, "
+                    if os.environ.get("RAY_AUTH_MODE") != "token"
+                    else "compare RAY_AUTH_TOKEN with the cluster's, "
+                )
                 raise EnsembleKDError(
-                    f"no Ray cluster at {self.address}: {error}; check --address, or leave it out to run on "
-                    "this machine"
+                    f"no Ray cluster at {self.address}: {error}; {token}check --address, or leave it out to "
+                    "run on this machine"
                     if self.address
                     else f"Ray did not start on this machine: {error}; if it is busy, try again later"
                 ) from error
