@@ -172,6 +172,7 @@ def test_predictions_of_ones_own_take_the_place_of_teachers(finished: Path, tmp_
     assert ensemble["accuracy"] == 1.0 and manifests["teachers"].summary["source"] == "predictions"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_transfer_set_over_the_budget_is_streamed(tmp_path: Path, ray_session: None) -> None:
     _, lines = run(tmp_path / "run", "compute.memory_budget=1e-9", "data.shard_rows=300", "sweep=null")
@@ -180,6 +181,7 @@ def test_a_transfer_set_over_the_budget_is_streamed(tmp_path: Path, ray_session:
     assert report["summary"]["distilled"]["n"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_top_k_reports_its_error(tmp_path: Path, ray_session: None) -> None:
     manifests, lines = run(tmp_path / "run", "soft_targets.top_k=4", "student.seeds=1")
@@ -222,6 +224,7 @@ def test_more_replicas_than_the_cluster_has_is_an_error(tmp_path: Path, ray_sess
         )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_replicas_train_a_member_together(tmp_path: Path, ray_session: None) -> None:
     if (os.cpu_count() or 1) < 2:
