@@ -310,19 +310,17 @@ def _end(thread: threading.Thread, board: Any) -> None:
     """See the group's end: Ray that shuts down under a thread that waits in it takes the process with it."""
     import ray
 
-    def wait(until: Callable[[], bool]) -> None:
-        end = time.monotonic() + SECONDS_TO_END
-        while thread.is_alive() and not until() and time.monotonic() < end:
-            thread.join(timeout=0.1)
-
     try:
-        wait(lambda: ray.get(board.leader.remote()) is not None)
-        if thread.is_alive() and (controller := ray.get(board.leader.remote())) is not None:
+        controller, end = None, time.monotonic() + SECONDS_TO_END
+        while thread.is_alive() and controller is None and time.monotonic() < end:
+            controller = ray.get(board.leader.remote())
+            thread.join(timeout=0.1)
+        if thread.is_alive() and controller is not None:
             controller.abort.remote()
-            wait(lambda: False)
+            thread.join(SECONDS_TO_END)
             if thread.is_alive():
                 ray.kill(controller)
-                wait(lambda: False)
+                thread.join(SECONDS_TO_END)
         ray.kill(board)
     except ray.exceptions.RayError:  # the cluster is gone, and the group with it
         pass
