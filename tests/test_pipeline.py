@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.models.package import load_package
 from ensemble_kd.models.quantise import quantised_weights
 from ensemble_kd.stages.context import Console
+from ensemble_kd.tracking import Tracker
 
 TINY = [
     "teachers.num_members=3",
@@ -211,6 +214,21 @@ def test_a_member_that_diverges_stops_the_run_or_is_left_out(tmp_path: Path, ray
     manifests, lines = run(tmp_path / "run", bad, "teachers.on_failure=exclude", until="soft-targets")
     assert manifests["teachers"].summary["excluded"] == ["teacher-001"]
     assert any("teacher-001 left out" in line for line in lines.said)
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_in_the_middle_of_training_leaves_nothing_of_it(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray that is shut down under a thread that waits in it may abort the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Tracker, "metrics", full)  # called at each epoch
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "run", until="teachers")
+    assert "ray-train" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.slow
