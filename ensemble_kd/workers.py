@@ -27,7 +27,7 @@ from ensemble_kd.errors import TrainingError
 from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.loop import Interrupted, Replicas
-from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, train_member
+from ensemble_kd.train.member import MemberTask, TrainingData, finished, train_member
 from ensemble_kd.train.process import WORKER, prepare
 
 LoadData = Callable[[dict[str, Any]], TrainingData]
@@ -177,8 +177,6 @@ def train_members(
     open_tasks = [task for task in tasks if finished(task, members) is None]
     if not open_tasks:
         return
-    for task in open_tasks:
-        (task.folder(members) / FAILED).unlink(missing_ok=True)
     size = runtime.group_size(len(open_tasks), replicas, path)
     elastic = _elastic(runtime, size, len(open_tasks), replicas)
     import ray

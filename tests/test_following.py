@@ -9,6 +9,7 @@ import pytest
 from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config
 from ensemble_kd.errors import TrainingError
+from ensemble_kd.mirror import Mirror, attach
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import members as stage
 from ensemble_kd.stages.context import Context
@@ -24,7 +25,7 @@ def followed(
     def train_members(*_: object, **__: object) -> None:
         for task in failed:
             place = task.folder(folder / "teachers/members")
-            place.mkdir(parents=True)
+            place.mkdir(parents=True, exist_ok=True)
             write_json(place / FAILED, {"name": task.name, "reason": "the loss was nan"})
 
     monkeypatch.setattr(stage, "train_members", train_members)
@@ -55,3 +56,20 @@ def test_those_that_start_from_one_that_diverged_are_not_asked_for(
     second = member("second", first)
     third = member("third", second)
     assert followed(tmp_path, monkeypatch, [first, second, third], failed=[first]) == []
+
+
+def test_a_failure_of_an_earlier_run_says_nothing_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = member("one")
+    assert followed(tmp_path / "run", monkeypatch, [one], failed=[one]) == []
+    one.folder(tmp_path / "store/teachers/members").mkdir(parents=True)
+    other = Mirror((tmp_path / "store").as_uri(), tmp_path / "run")
+    other.push(other.root)
+    attach(other)
+    try:
+        with pytest.raises(TrainingError, match="neither weights nor a failure"):
+            followed(tmp_path / "run", monkeypatch, [one], failed=[])
+    finally:
+        attach(None)
+    assert not other.listed(one.folder(tmp_path / "run/teachers/members"))

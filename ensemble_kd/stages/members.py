@@ -78,6 +78,14 @@ def drop_damaged(tasks: list[MemberTask], members: Path, console: Console) -> No
     all_intact([folder for folder in folders if (folder / MANIFEST).exists()], console)
 
 
+def _drop_failures(tasks: list[MemberTask], members: Path) -> None:
+    """Those of an earlier run: its members are tried again."""
+    for failure in [task.folder(members) / FAILED for task in tasks]:
+        if failure.exists():
+            failure.unlink()
+            forget(failure)
+
+
 def adopt(tasks: list[MemberTask], members: Path, ready: Path, console: Console) -> None:
     """Copy finished members from `ready`, whole or not at all, instead of training them again."""
     for task in tasks:
@@ -163,6 +171,7 @@ def train_and_follow(
     """
     members = members_folder(context.folder, stage)
     drop_damaged(tasks, members, context.console)
+    _drop_failures(tasks, members)
     on_event, close = follow(context, stage, tasks, members)
     try:
         train_members(
