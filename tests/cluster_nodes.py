@@ -13,14 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import descendants, kill
+from processes import descendants, kill, listens, wait_for
 from stores import free_port
 
 BIN = Path(sys.executable).parent
@@ -141,25 +140,11 @@ def running_cluster(
         for count in cpus:
             cluster.start_node(count)
             if count == cpus[0]:
-                _wait(cluster)
+                log = folder / "node-0.log"
+                wait_for(lambda: listens(cluster.dashboard), cluster.nodes[0], said=log.read_text)
         yield cluster
     finally:
         for number, node in reversed(list(enumerate(cluster.nodes))):
             if node.poll() is None:
                 cluster.kill_node(number)
         shutil.rmtree(cluster.ray, ignore_errors=True)
-
-
-def _wait(cluster: Cluster) -> None:
-    """Until the head's job server answers."""
-    import socket
-
-    end = time.monotonic() + 180
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", cluster.dashboard), timeout=1).close()
-            return
-        except OSError:
-            text = (cluster.folder / "node-0.log").read_text()[-2000:]
-            assert cluster.nodes[0].poll() is None and time.monotonic() < end, text
-            time.sleep(0.3)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import descendants, kill
+from processes import descendants, kill, wait_for
 from stores import free_port
 
 
@@ -91,16 +91,16 @@ class MLflowServer:
                 command, env=self.environment, stdout=log, stderr=log, cwd=self.folder
             )
 
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
     def wait(self) -> None:
-        end = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-                return
-            except (urllib.error.URLError, OSError):
-                text = (self.folder / "mlflow.log").read_text()[-3000:]
-                assert self.process and self.process.poll() is None and time.monotonic() < end, text
-                time.sleep(0.3)
+        assert self.process is not None
+        wait_for(self.answers, self.process, said=(self.folder / "mlflow.log").read_text, pause=0.3)
 
     def stop(self) -> None:
         """As when it crashes."""

@@ -1,10 +1,15 @@
-"""Processes of this machine, read from /proc: which stand below which."""
+"""Processes of this machine: which stand below which, read from /proc, and waiting for what they do."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def descendants(root: int, name: str = "") -> list[int]:
@@ -32,3 +37,30 @@ def kill(*pids: int) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def wait_for(
+    what: Callable[[], object],
+    process: subprocess.Popen[Any],
+    seconds: float = 180,
+    said: Callable[[], str] = str,
+    pause: float = 0.01,
+) -> None:
+    """Look until it holds.
+
+    Raises AssertionError, with what was said, if the process ends first, or after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, f"it ended with {process.returncode} first\n{said()[-4000:]}"
+        assert time.monotonic() < end, f"it did not come in time\n{said()[-4000:]}"
+        time.sleep(pause)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections at a port of the loopback device."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

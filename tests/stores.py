@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from processes import listens, wait_for
 
 BUCKET = "runs"
 SECRET = "wJalrXUtnFEMI-planted-secret"
@@ -101,14 +102,7 @@ class Store:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        end = time.monotonic() + 90
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                assert self.process.poll() is None and time.monotonic() < end, "the store did not start"
-                time.sleep(0.1)
+        wait_for(lambda: listens(self.port), self.process)
 
     def make_bucket(self) -> None:
         import boto3

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import descendants, kill
+from processes import descendants, kill, wait_for
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -24,16 +25,16 @@ OVERRIDES = [
     "teachers.training.epochs=40",
     "student.training.epochs=40",
     "student.seeds=1",
-    "specialists.training={epochs: 40, batch_size: 32}",
     "data.shard_rows=100",
     "soft_targets.batch_size=8",
     "tracking.enabled=false",
     "sweep=null",
 ]
+NO_SPECIALISTS, SPECIALISTS = "specialists=null", "specialists.training={epochs: 40, batch_size: 32}"
 
 
-def command(folder: Path, what: str = "run") -> list[str]:
-    sets = [part for override in OVERRIDES for part in ("--set", override)]
+def command(folder: Path, specialists: str = NO_SPECIALISTS, what: str = "run") -> list[str]:
+    sets = [part for override in [*OVERRIDES, specialists] for part in ("--set", override)]
     return [sys.executable, "-m", "ensemble_kd", what, "digits", "--run-dir", str(folder), *sets]
 
 
@@ -60,23 +61,32 @@ def unfinished(folder: Path, stage: str, pattern: str) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run(command(folder), check=True, capture_output=True, timeout=400)
-    return folder
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the same run with or without specialists, made when it is first asked for."""
+
+    @cache
+    def run(specialists: str) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        subprocess.run(command(folder, specialists), check=True, capture_output=True, timeout=400)
+        return folder
+
+    return run
 
 
 @pytest.mark.parametrize(
-    "stages",
+    ("stages", "specialists"),
     [
-        ["soft_targets", "student"],
+        (["soft_targets", "student"], NO_SPECIALISTS),
         pytest.param(
             ["data", "teachers", "clusters", "specialists", "combined_targets", "report"],
+            SPECIALISTS,
             marks=pytest.mark.long,
         ),
     ],
 )
-def test_driver_killed_in_the_middle_of_stages(undisturbed: Path, tmp_path: Path, stages: list[str]) -> None:
+def test_driver_killed_in_the_middle_of_stages(
+    undisturbed: Callable[[str], Path], tmp_path: Path, stages: list[str], specialists: str
+) -> None:
     folder = tmp_path / "run"
     middles = {
         "data": unfinished(folder, "data", "*"),
@@ -91,23 +101,22 @@ def test_driver_killed_in_the_middle_of_stages(undisturbed: Path, tmp_path: Path
     for stage in stages:
         in_the_middle = middles[stage]
         process = subprocess.Popen(
-            command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command(folder, specialists),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
-        end = time.monotonic() + 180
-        while not in_the_middle():
-            assert process.poll() is None, f"the run ended before it was seen in the middle of {stage}"
-            assert time.monotonic() < end, f"{stage} was not reached in time"
-            time.sleep(0.002)
+        wait_for(in_the_middle, process, said=f"in the middle of {stage}".format)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not list((folder / "model").glob("manifest.json")) or stage == "report"
-    last = subprocess.run(command(folder), capture_output=True, text=True, timeout=400)
+    last = subprocess.run(command(folder, specialists), capture_output=True, text=True, timeout=400)
     assert last.returncode == 0, last.stderr
-    assert outcome(folder) == outcome(undisturbed)
+    assert outcome(folder) == outcome(undisturbed(specialists))
 
 
 def test_ctrl_c_leaves_at_once_and_sigterm_saves_in_the_middle_of_an_epoch(
-    undisturbed: Path, tmp_path: Path
+    undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     members = folder / "teachers/members"
@@ -115,16 +124,14 @@ def test_ctrl_c_leaves_at_once_and_sigterm_saves_in_the_middle_of_an_epoch(
     def stopped(stop: Callable[[int], None]) -> tuple[int, str]:
         begin = time.time()
         process = subprocess.Popen(
-            command(folder, "teachers"),
+            command(folder, what="teachers"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        end = time.monotonic() + 180
-        while not any(p.stat().st_mtime > begin for p in members.glob("*/checkpoint.safetensors")):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.01)
+        checkpoints = "*/checkpoint.safetensors"
+        wait_for(lambda: any(p.stat().st_mtime > begin for p in members.glob(checkpoints)), process)
         stop(process.pid)
         text, _ = process.communicate(timeout=60)
         assert "run again to go on" in text and "Traceback" not in text
@@ -136,29 +143,30 @@ def test_ctrl_c_leaves_at_once_and_sigterm_saves_in_the_middle_of_an_epoch(
     assert code == 143 and "stopped by SIGTERM" in text, text
     steps = [progress(path)["step"] for path in members.glob("*/checkpoint.safetensors")]
     assert any(steps), "no member was in the middle of an epoch: all waited for its end"
-    last = subprocess.run(command(folder, "teachers"), capture_output=True, text=True, timeout=400)
+    last = subprocess.run(command(folder, what="teachers"), capture_output=True, text=True, timeout=400)
     assert last.returncode == 0, last.stderr
-    there = outcome(undisturbed)
+    there = outcome(undisturbed(NO_SPECIALISTS))
     assert outcome(folder) == {name: there[name] for name in there if name.startswith("teachers/")}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["teachers", "specialists"])
-def test_worker_killed_costs_at_most_one_epoch(undisturbed: Path, tmp_path: Path, stage: str) -> None:
+def test_worker_killed_costs_at_most_one_epoch(
+    undisturbed: Callable[[str], Path], tmp_path: Path, stage: str
+) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(folder, SPECIALISTS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     in_the_middle = unfinished(folder, stage, "members/*/checkpoint.safetensors")
-    end = time.monotonic() + 180
-    while not in_the_middle():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(in_the_middle, process)
     workers = descendants(process.pid, "RayTrainWorker")
     assert workers, "no worker process was found"
     kill(workers[0])
     kept = histories(folder / stage / "members")
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
-    assert outcome(folder) == outcome(undisturbed)
+    assert outcome(folder) == outcome(undisturbed(SPECIALISTS))
     # Epochs that were saved when the worker died were not trained again: their times are still the same.
     for name, history in kept.items():
         done = json.loads((folder / stage / "members" / name / "manifest.json").read_text())
@@ -203,19 +211,15 @@ def test_a_trial_s_process_and_then_the_driver_killed_in_the_middle_of_a_sweep(t
         process = subprocess.Popen(
             sweep_command(folder), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
-    end = time.monotonic() + 180
-
-    def waiting(for_what: str) -> None:
-        assert process.poll() is None, f"the sweep ended before {for_what}\n{log.read_text()}"
-        assert time.monotonic() < end, f"no {for_what} in time"
-        time.sleep(0.01)
-
     in_the_middle = unfinished(folder, "sweep", "members/*/checkpoint.safetensors")
-    while not (in_the_middle() and (actors := descendants(process.pid, "ray::Students"))):
-        waiting("a trial was at work")
-    kill(actors[0])
-    while not ("its students go on in another" in log.read_text() and len(finished_trials(folder)) >= 2):
-        waiting("two trials were over")
+    at_work = partial(descendants, process.pid, "ray::Students")
+    wait_for(lambda: in_the_middle() and at_work(), process, said=log.read_text)
+    kill(at_work()[0])
+    wait_for(
+        lambda: "its students go on in another" in log.read_text() and len(finished_trials(folder)) >= 2,
+        process,
+        said=log.read_text,
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = finished_trials(folder)

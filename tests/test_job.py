@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_nodes import Cluster, running_cluster
 from mlflow_server import MLflowServer, running_mlflow
-from processes import kill
+from processes import kill, wait_for
 from stores import BUCKET, SECRET, Store, running_store
 
 from ensemble_kd.mirror import Mirror
@@ -158,11 +158,8 @@ class Scene:
 
     def until(self, what: Callable[[], object], seconds: float = 400) -> None:
         """Raises AssertionError if the job ends first."""
-        end = time.monotonic() + seconds
-        while not what():
-            assert self.job is not None and self.job.poll() is None, self.text[-4000:]
-            assert time.monotonic() < end, "it did not come in time\n" + self.text[-4000:]
-            time.sleep(0.1)
+        assert self.job is not None
+        wait_for(what, self.job, seconds, lambda: self.text, pause=0.1)
 
     def until_in(self, stage: str, pattern: str) -> None:
         """Until the store shows that this job is in the middle of a stage. Fails where it is over by then."""
