@@ -115,6 +115,7 @@ def test_driver_killed_in_the_middle_of_stages(
     assert outcome(folder) == outcome(undisturbed(specialists))
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_at_once_and_sigterm_saves_in_the_middle_of_an_epoch(
     undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -194,6 +194,7 @@ def test_an_error_on_the_command_line_masks_the_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_secret_in_a_run_its_report_and_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:

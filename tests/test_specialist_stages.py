@@ -218,6 +218,7 @@ def test_damage_is_repaired_to_the_same_bytes(copy: Path, pattern: str, redone: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_streamed_transfer_set_reads_ensemble_and_combination(copy: Path) -> None:
     before = members(copy, "student")
     settings = ["compute.memory_budget=1e-9", "student.targets=both"]
@@ -229,13 +230,11 @@ def test_a_streamed_transfer_set_reads_ensemble_and_combination(copy: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(
-            ["data.augment.shift=1", "soft_targets.views=2", "specialists.output=full"],
-            marks=pytest.mark.long,
-        ),
+        ["data.augment.shift=1", "soft_targets.views=2", "specialists.output=full"],
         [
             "specialists.output=row",
             "specialists.correction=formula",

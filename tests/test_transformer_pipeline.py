@@ -338,6 +338,7 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.long
 def test_specialists_start_from_pretrained_transformers(folder: Path, taught: Path) -> None:
     overrides = [
         "clusters={num_clusters: 2, classes_per_specialist: 2}",
