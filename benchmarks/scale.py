@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def _stream(data: dict[str, Any], store: dict[str, Any], shards: int) -> dict[st
     before = _peak()
     blocks, rows, began = 0, 0, time.perf_counter()
     for block in open_stream(paths, [(parts, layout)], data["info"], 0, 1, 0):
-        assert block.member_logits is not None and block.member_logits.shape[1:] == (MEMBERS, CLASSES)
+        assert block.member_logits is not None
+        assert block.member_logits.logits().shape[1:] == (MEMBERS, CLASSES)
         blocks, rows = blocks + 1, rows + len(block.rows)
     seconds = time.perf_counter() - began
     ray.shutdown()
@@ -177,12 +179,17 @@ def _parts(name: str) -> dict[str, float]:
     return found
 
 
-def _window() -> dict[str, float]:
-    """Mixing the shards of a window and restoring them, as a student's worker does; CPU seconds a million."""
+def _window(replicas: int) -> dict[str, float]:
+    """What a replica of a student does with a window of shards: mix it, restore and average its share.
+
+    CPU seconds for a million rows of all replicas together.
+    """
     import torch
 
+    from ensemble_kd.config import AugmentConfig
     from ensemble_kd.data.store import StoreLayout
-    from ensemble_kd.streaming import WINDOW, _block, mixed_rows
+    from ensemble_kd.streaming import WINDOW, _blocks, mixed_rows
+    from ensemble_kd.train.batches import Batches, Block, StreamSource, Targets
 
     torch.set_num_threads(1)
     layout, size, generator = StoreLayout(1, MEMBERS, CLASSES, KEPT), 8192, np.random.default_rng(0)
@@ -191,10 +198,20 @@ def _window() -> dict[str, float]:
     shard["inputs"] = np.zeros((size, FEATURES), np.float32)
     for name, (shape, kind) in layout.columns().items():
         shard[f"store0/{name}"] = generator.integers(0, CLASSES, (size, *shape[1:])).astype(kind)
+
+    def stream(epoch: int) -> Iterator[Block]:
+        yield from _blocks(mixed_rows([shard] * WINDOW, 0), [layout])
+
+    rows, batch_size = WINDOW * size, 1024
+    targets = Targets(temperature=4.0, soft=True)
+    batches = Batches(
+        StreamSource(stream), batch_size, rows // batch_size, targets, AugmentConfig(), replicas=replicas
+    )
     before, began = _peak(), time.process_time()
-    _block(mixed_rows([shard] * WINDOW, 0), [layout])
+    seen = sum(len(batch.labels) for batch in batches.epoch(0))
     seconds = time.process_time() - began
-    return {"seconds": 1e6 * seconds / (WINDOW * size), "memory (MB)": (_peak() - before) / 1e6}
+    assert seen == rows // replicas
+    return {"seconds": 1e6 * seconds / rows, "memory (MB)": (_peak() - before) / 1e6}
 
 
 class _Idle:
@@ -266,7 +283,7 @@ def scale(quick: bool) -> Measured:
         data = apart(_prepare, name)
         store = apart(_fill, name, data)
         stream = apart(_stream, data, store, STREAMED)
-        parts, window = apart(_parts, name), apart(_window)
+        parts, windows = apart(_parts, name), {f"window, {n} replicas": apart(_window, n) for n in (1, 16)}
         idle = apart(_overhead, name, items)
         free = shutil.disk_usage(name).free
     measured = {
@@ -274,7 +291,7 @@ def scale(quick: bool) -> Measured:
         "store": store,
         "stream": stream,
         "parts": parts,
-        "window": window,
+        **windows,
         "items": idle,
     }
     detail: dict[str, Any] = {

@@ -23,7 +23,7 @@ from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
-from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.errors import ConfigError, ExportError, InputError
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
@@ -72,7 +72,8 @@ def run(
 
     `folder` is one that all nodes see, or a URL in a store (s3://...): see `ensemble_kd.mirror`.
     Stages named in `fresh` are redone even so.
-    Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then.
+    Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then,
+    and ExportError at the very end: the report is there then, without the forms.
     """
     console = console or Console()
     check_objective(config)
@@ -282,18 +283,23 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     if sweep is not None:
         lineage["sweep"] = sweep_plan.fingerprint
 
-    # Export: the student in the forms that others run.
-    forms = None
+    # Export: the student in the forms that others run. Where one fails, the report comes without them.
+    forms = failure = None
     if config.export is not None:
         plan = export_stage.plan(
             config, folder, data.fingerprint, teachers_plan.fingerprint, student_plan.fingerprint
         )
-        with stage(context, "export", plan, fresh) as step:
-            step.manifest = step.kept(plan.checked(context.console)) or export_stage.run(
-                context, plan, data.folder, info, teachers, student, lineage
-            )
-        forms = (plan.folder, step.result)
-        done["export"] = step.result
+        try:
+            with stage(context, "export", plan, fresh) as step:
+                step.manifest = step.kept(plan.checked(context.console)) or export_stage.run(
+                    context, plan, data.folder, info, teachers, student, lineage
+                )
+            forms = (plan.folder, step.result)
+            done["export"] = step.result
+        except ExportError as error:
+            if until == "export":
+                raise
+            failure = error
         if until == "export":
             return done
 
@@ -326,6 +332,8 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         )
     done["report"] = step.result
     _track_outcome(context, student, lineage)
+    if failure is not None:
+        raise failure
     return done
 
 

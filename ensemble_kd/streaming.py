@@ -23,7 +23,7 @@ from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.train.batches import Block, mix
-from ensemble_kd.train.stored import restore
+from ensemble_kd.train.stored import StoredPart
 
 WINDOW = 4
 """Shards that are mixed with each other: rows of one class often lie together, so one shard is not enough."""
@@ -96,7 +96,7 @@ def mixed_rows(window: list[dict[str, np.ndarray]], seed: int) -> dict[str, np.n
 
 
 def _blocks(batch: dict[str, Any], layouts: list[StoreLayout]) -> Iterator[Block]:
-    """Restored some thousand rows at a time, however many a shard has."""
+    """Some thousand rows at a time, however many a shard has."""
     for begin in range(0, len(batch["rows"]), ROWS_AT_ONCE):
         part = slice(begin, begin + ROWS_AT_ONCE)
         yield _block({name: column[part] for name, column in batch.items()}, layouts)
@@ -132,19 +132,16 @@ def _read(
 
 
 def _block(batch: dict[str, Any], layouts: list[StoreLayout]) -> Block:
-    members = []
+    stores = []
     for number, layout in enumerate(layouts):
         prefix = f"store{number}/"
-        columns = {
-            name.removeprefix(prefix): torch.from_numpy(column)
-            for name, column in batch.items()
-            if name.startswith(prefix)
-        }
-        members.append(restore(columns, layout))
+        names = [name for name in batch if name.startswith(prefix)]
+        columns = {name.removeprefix(prefix): torch.from_numpy(batch[name]) for name in names}
+        stores.append((columns, layout))
     return Block(
         torch.from_numpy(batch["rows"]),
         torch.from_numpy(batch["inputs"]),
         torch.from_numpy(batch["labels"]),
-        (torch.cat(members, 1) if len(members) > 1 else members[0]) if members else None,
+        StoredPart(stores) if stores else None,
         torch.from_numpy(batch["views"]),
     )

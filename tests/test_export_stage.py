@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from ensemble_kd import pipeline
 from ensemble_kd.cli import app
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.data.prepared import load_split
-from ensemble_kd.errors import ConfigError
+from ensemble_kd.errors import ConfigError, ExportError
 from ensemble_kd.export import forms
 from ensemble_kd.inference.predictor import Predictor
+from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.report.ships import calibration_text, ship_rows, ships_html
 from ensemble_kd.stages.context import Console
 from ensemble_kd.train.calibration import fit_temperature
@@ -112,6 +114,21 @@ def test_a_second_run_keeps_the_forms_and_others_are_added(finished: Path) -> No
     assert len(client.search_model_versions("name='tiny-digits'")) == 1, "the same model was registered again"
     with pytest.raises(ConfigError, match=r"export: this configuration has none; add an? `export` block"):
         pipeline.run(tiny("export=null"), finished, until="export")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_form_that_fails_costs_no_report(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "digits"))
+    (run / "report.json").unlink()
+    settings = ["export.register_as=null", "tracking.enabled=false"]
+    with pytest.raises(ExportError, match="onnx: its logits differ"):
+        pipeline.run(tiny("export.tolerance=1e-30", *settings), run)
+    assert json.loads((run / "report.json").read_text())["ships"] is None
+    weights = [(folder / "model/weights.safetensors").read_bytes() for folder in (run, finished)]
+    assert weights[0] == weights[1] and not (run / "model" / EXPORT).exists()
+    pipeline.run(tiny(*settings), run)
+    assert json.loads((run / "report.json").read_text())["ships"]["forms"]
 
 
 @pytest.mark.slow

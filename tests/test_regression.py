@@ -48,7 +48,7 @@ from ensemble_kd.report.page import render
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.shards import encode
-from ensemble_kd.train.batches import Block, as_tensor
+from ensemble_kd.train.batches import Block, Picked, as_tensor
 from ensemble_kd.train.fused import fuse_key, fused_epochs
 from ensemble_kd.train.initial import load_initial
 from ensemble_kd.train.loop import predict
@@ -428,7 +428,7 @@ def test_a_streamed_student_sees_the_same_rows(tmp_path: Path) -> None:
     def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
         def open_epoch(epoch: int) -> Iterator[Block]:
             for rows in torch.arange(96).split(24):
-                members = teacher.pick(rows, torch.zeros_like(rows)) if targets else None
+                members = Picked(teacher, rows, torch.zeros_like(rows)) if targets else None
                 yield Block(rows, inputs[rows], labels[rows], members, torch.zeros_like(rows))
 
         return open_epoch

@@ -51,9 +51,13 @@ def test_mixing_before_restoring_gives_what_mixing_after_it_gave(
     order = torch.randperm(len(whole.rows), generator=torch.Generator().manual_seed(11))
     expected = slice_block(whole, order)
     assert not torch.equal(found.rows, torch.arange(len(found.rows)))
-    for name in ("rows", "inputs", "labels", "member_logits", "views"):
-        one, two = getattr(found, name), getattr(expected, name)
-        assert (one is None and two is None) or (one.dtype == two.dtype and torch.equal(one, two)), name
+    for name in ("rows", "inputs", "labels", "views"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    if layouts:
+        assert found.member_logits is not None
+        # Each shard restored by itself, and mixed then.
+        each = torch.cat([_block(batch, layouts).member_logits.logits() for batch in window])  # type: ignore[union-attr]
+        assert torch.equal(found.member_logits.logits(), each[order])
 
 
 def test_large_shards_are_restored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +68,10 @@ def test_large_shards_are_restored_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     parts = list(_blocks(batch, layouts))
     assert [len(part.rows) for part in parts] == [7, 7, 4]
     joined = reduce(join_blocks, parts)
-    for name in ("rows", "inputs", "labels", "member_logits", "views"):
+    for name in ("rows", "inputs", "labels", "views"):
         assert torch.equal(getattr(joined, name), getattr(whole, name)), name
+    assert whole.member_logits is not None and joined.member_logits is not None
+    assert torch.equal(joined.member_logits.logits(), whole.member_logits.logits())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from ensemble_kd.train.masking import Masking
 BLOCK_EXAMPLES = 8192
 """Examples gathered at once; large enough to hide Python, small enough to stay in the cache."""
 
+RESTORED_BYTES = 8 * 2**20
+"""Member logits of a block that are restored and averaged at once."""
+
 VIEW_SEED = 0
 """Seed of the stored views: the stage that fills the store and the student must see the same ones."""
 
@@ -42,7 +45,7 @@ class Block:
     """(B, ...) raw inputs."""
     labels: Tensor
     """(B,) int64, -1 where unlabelled; or float32 values, NaN where unlabelled."""
-    member_logits: Tensor | None = None
+    member_logits: Deferred | None = None
     """(B, M, C) the members' logits, for the view that `views` names."""
     views: Tensor | None = None
     """(B,) int64: which stored view of the example this is."""
@@ -56,6 +59,44 @@ class MemberLogits(Protocol):
     def pick(self, rows: Tensor, views: Tensor) -> Tensor:
         """(B, M, C) logits of the members."""
         ...
+
+
+class Deferred(Protocol):
+    """The members' logits of a block: a replica restores those of its own share alone.
+
+    As they are stored they may be a fiftieth of the size.
+    """
+
+    def __getitem__(self, part: slice | Tensor) -> Self:
+        """Those of some of the rows."""
+        ...
+
+    def join(self, other: Self) -> Self:
+        """Followed by those of another block of the same source."""
+        ...
+
+    def logits(self) -> Tensor:
+        """(B, M, C)"""
+        ...
+
+
+@dataclass
+class Picked:
+    """Rows (B,) and views (B,) of what is in memory."""
+
+    teacher: MemberLogits
+    rows: Tensor
+    views: Tensor
+
+    def __getitem__(self, part: slice | Tensor) -> Picked:
+        return Picked(self.teacher, self.rows[part], self.views[part])
+
+    def join(self, other: Picked) -> Picked:
+        rows, views = (torch.cat(pair) for pair in ((self.rows, other.rows), (self.views, other.views)))
+        return Picked(self.teacher, rows, views)
+
+    def logits(self) -> Tensor:
+        return self.teacher.pick(self.rows, self.views)
 
 
 class Source(Protocol):
@@ -120,7 +161,7 @@ class TensorSource:
                 block.views = torch.randint(self.num_views, rows.shape, generator=generator).to(rows.device)
             if self.teacher is not None:
                 views = block.views if block.views is not None else torch.zeros_like(rows)
-                block.member_logits = self.teacher.pick(rows, views)
+                block.member_logits = Picked(self.teacher, rows, views)
             yield block
 
     def _order(self, epoch: int, num_examples: int) -> Iterator[tuple[int, Tensor]]:
@@ -179,29 +220,24 @@ class StreamSource:
 
 
 def slice_block(block: Block, part: slice | Tensor) -> Block:
-    def take(tensor: Tensor) -> Tensor:  # member logits may lie on another device than the rows
-        return tensor[part if isinstance(part, slice) else part.to(tensor.device)]
-
     return Block(
-        take(block.rows),
-        take(block.inputs),
-        take(block.labels),
-        None if block.member_logits is None else take(block.member_logits),
-        None if block.views is None else take(block.views),
+        block.rows[part],
+        block.inputs[part],
+        block.labels[part],
+        None if block.member_logits is None else block.member_logits[part],
+        None if block.views is None else block.views[part],
     )
 
 
 def join_blocks(first: Block, second: Block) -> Block:
-    def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else torch.cat([a, b])
-
     inputs = pad_alike(first.inputs, second.inputs)
+    logits, views = (first.member_logits, second.member_logits), (first.views, second.views)
     return Block(
         torch.cat([first.rows, second.rows]),
         torch.cat(inputs),
         torch.cat([first.labels, second.labels]),
-        cat(first.member_logits, second.member_logits),
-        cat(first.views, second.views),
+        None if logits[0] is None or logits[1] is None else logits[0].join(logits[1]),
+        None if views[0] is None or views[1] is None else torch.cat([views[0], views[1]]),
     )
 
 
@@ -303,18 +339,31 @@ class Batches:
             inputs = view(inputs, rows, block.views.to(self.device), VIEW_SEED, self.augment)
         teacher = None
         if block.member_logits is not None:
-            members = block.member_logits.to(self.device, non_blocking=True)
-            if self.targets.pseudo_labels:
-                guess = mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1)
+            guess, teacher = self._targets(block.member_logits, len(rows))
+            if guess is not None:
                 labels = torch.where(labels < 0, guess, labels)
-            if self.targets.soft:
-                teacher = self.targets.average(members)
-                if self.targets.certain is not None:
-                    teacher = _certain(teacher, labels, self.targets.certain.to(self.device))
+            if teacher is not None and self.targets.certain is not None:
+                teacher = _certain(teacher, labels, self.targets.certain.to(self.device))
         if self.targets.specialist_outputs is not None:
             outputs = self.targets.specialist_outputs.to(self.device)
             labels = torch.where(labels >= 0, outputs[labels.clamp(min=0)], labels)
         return inputs, labels, teacher
+
+    def _targets(self, stored: Deferred, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """The ensemble's most probable class (B,) and the teacher's logits (..., B, C), if asked for.
+
+        Members are restored a part at a time: those of a block may be gigabytes, and larger than every cache.
+        """
+        guesses, teachers = [], []
+        a_row = stored[:1].logits()
+        size = max(1, RESTORED_BYTES // (a_row.numel() * a_row.element_size()))
+        for begin in range(0, rows, size):
+            members = stored[begin : begin + size].logits().to(self.device, non_blocking=True)
+            if self.targets.pseudo_labels:
+                guesses.append(mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1))
+            if self.targets.soft:
+                teachers.append(self.targets.average(members))
+        return _joined(guesses, 0), _joined(teachers, -2)
 
     def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None], rows: Tensor, epoch: int) -> Iterator[Batch]:
         inputs, labels, teacher = parts
@@ -332,6 +381,10 @@ class Batches:
                 continue
             soft = None if teacher is None else Outputs(teacher[..., part, :])
             yield Batch(batch_inputs, labels[part], soft, rows=rows[part])
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor | None:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0] if parts else None
 
 
 def _certain(teacher: Tensor, labels: Tensor, certain: Tensor) -> Tensor:

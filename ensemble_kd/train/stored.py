@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,35 @@ class StoredLogits:
         """(B, M, C) logits of the members for these rows (B,) and views (B,)."""
         rows, views = rows.cpu(), views.cpu()
         return restore({name: column[rows, views] for name, column in self.columns.items()}, self.layout)
+
+
+@dataclass
+class StoredPart:
+    """Rows of one or several stores, as they are stored; the members of several stand in a row."""
+
+    stores: list[tuple[dict[str, Tensor], StoreLayout]]
+    """Columns (B, M, ...) of one view."""
+
+    def __getitem__(self, part: slice | Tensor) -> StoredPart:
+        at = part if isinstance(part, slice) else part.cpu()
+        return StoredPart(
+            [
+                ({name: column[at] for name, column in columns.items()}, layout)
+                for columns, layout in self.stores
+            ]
+        )
+
+    def join(self, other: StoredPart) -> StoredPart:
+        return StoredPart(
+            [
+                ({name: torch.cat([column, others[name]]) for name, column in columns.items()}, layout)
+                for (columns, layout), (others, _) in zip(self.stores, other.stores, strict=True)
+            ]
+        )
+
+    def logits(self) -> Tensor:
+        """(B, M, C)"""
+        return torch.cat([restore(columns, layout) for columns, layout in self.stores], 1)
 
 
 class JoinedLogits:

@@ -11,9 +11,21 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.config import AugmentConfig
+from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.objectives.base import Batch
+from ensemble_kd.stages.shards import encode
 from ensemble_kd.train import batches as module
-from ensemble_kd.train.batches import Batches, Block, StreamSource, Targets, TensorSource, mix
+from ensemble_kd.train.batches import (
+    Batches,
+    Block,
+    Source,
+    StreamSource,
+    Targets,
+    TensorSource,
+    as_tensor,
+    mix,
+)
+from ensemble_kd.train.stored import StoredLogits, StoredPart, restore
 
 NONE = AugmentConfig()
 
@@ -82,6 +94,40 @@ def test_soft_targets_belong_to_the_row_and_view() -> None:
         torch.testing.assert_close(v[:, 0], batch.inputs[:, 0] / 10, atol=1e-4, rtol=1e-4)
         seen |= {round(float(x)) for x in v[:, 1]}
     assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_replica_restores_the_soft_targets_of_its_own_share(
+    monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    layout = StoreLayout(1, 2, 6, top_k=3)
+    columns, _ = encode(torch.randn(100, 1, 2, 6), layout)
+    store, one_view = StoredLogits(columns, layout), {n: as_tensor(c[:, 0]) for n, c in columns.items()}
+
+    def open_epoch(epoch: int) -> Iterator[Block]:
+        for begin in range(0, 100, 30):  # what is left of one batch of 20 opens the next
+            at = torch.arange(begin, min(begin + 30, 100))
+            part = StoredPart([({name: column[at] for name, column in one_view.items()}, layout)])
+            yield Block(at, at[:, None].float(), at % 5, part)
+
+    restored: list[int] = []
+
+    def counted(columns: dict[str, Tensor], layout: StoreLayout) -> Tensor:
+        restored.append(len(columns["rest"]))
+        return restore(columns, layout)
+
+    monkeypatch.setattr("ensemble_kd.train.stored.restore", counted)
+    one: Source = StreamSource(open_epoch) if streamed else source(teacher=store)
+
+    def soft(rank: int, replicas: int) -> list[Tensor]:
+        restored.clear()
+        targets = Targets(temperature=1.0, soft=True)
+        found = collect(Batches(one, 20, 5, targets, NONE, rank=rank, replicas=replicas))
+        assert sum(n for n in restored if n > 1) == 100 // replicas  # single ones tell how large they are
+        return [batch.teacher.logits for batch in found if batch.teacher is not None]
+
+    for whole, *shares in zip(soft(0, 1), *(soft(rank, 4) for rank in range(4)), strict=True):
+        assert torch.equal(torch.cat(shares), whole)
 
 
 def test_pseudo_labels_fill_only_missing_labels() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ensemble_kd.config import AugmentConfig, MLPConfig, TrainingConfig
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.models.build import Network, build
-from ensemble_kd.train.batches import Batches, Block, Targets, TensorSource
+from ensemble_kd.train.batches import Batches, Block, Picked, Targets, TensorSource
 from ensemble_kd.train.member import MemberTask, TrainingData
 
 FEATURES, CLASSES = 6, 3
@@ -113,7 +113,7 @@ def streamed(whole: TrainingData, shard: int = 20) -> TrainingData:
                 rows = torch.arange(begin, min(begin + shard, len(labels)))
                 rows = rows[torch.randperm(len(rows), generator=generator)]
                 none = torch.zeros_like(rows)
-                members = whole.teacher.pick(rows, none) if targets and whole.teacher else None
+                members = Picked(whole.teacher, rows, none) if targets and whole.teacher else None
                 yield Block(rows, inputs[rows], labels[rows], members, none)
 
         return open_epoch
