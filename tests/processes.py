@@ -9,7 +9,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
 
 
 def descendants(root: int, name: str = "") -> list[int]:
@@ -40,21 +42,22 @@ def kill(*pids: int) -> None:
 
 
 def wait_for(
-    what: Callable[[], object],
+    what: Callable[[], Found],
     process: subprocess.Popen[Any],
     seconds: float = 180,
     said: Callable[[], str] = str,
     pause: float = 0.01,
-) -> None:
-    """Look until it holds.
+) -> Found:
+    """Look until there is something; returns it.
 
     Raises AssertionError, with what was said, if the process ends first, or after `seconds`.
     """
     end = time.monotonic() + seconds
-    while not what():
+    while not (found := what()):
         assert process.poll() is None, f"it ended with {process.returncode} first\n{said()[-4000:]}"
         assert time.monotonic() < end, f"it did not come in time\n{said()[-4000:]}"
         time.sleep(pause)
+    return found
 
 
 def listens(port: int) -> bool:

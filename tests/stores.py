@@ -102,7 +102,7 @@ class Store:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(lambda: listens(self.port), self.process)
+        wait_for(lambda: listens(self.port), self.process, 90)
 
     def make_bucket(self) -> None:
         import boto3

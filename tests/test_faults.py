@@ -106,7 +106,7 @@ def test_driver_killed_in_the_middle_of_stages(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(in_the_middle, process, said=f"in the middle of {stage}".format)
+        wait_for(in_the_middle, process, said=f"in the middle of {stage}".format, pause=0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not list((folder / "model").glob("manifest.json")) or stage == "report"
@@ -214,11 +214,13 @@ def test_a_trial_s_process_and_then_the_driver_killed_in_the_middle_of_a_sweep(t
         )
     in_the_middle = unfinished(folder, "sweep", "members/*/checkpoint.safetensors")
     at_work = partial(descendants, process.pid, "ray::Students")
-    wait_for(lambda: in_the_middle() and at_work(), process, said=log.read_text)
-    kill(at_work()[0])
+    end = time.monotonic() + 180
+    actors = wait_for(lambda: at_work() if in_the_middle() else [], process, said=log.read_text)
+    kill(actors[0])
     wait_for(
         lambda: "its students go on in another" in log.read_text() and len(finished_trials(folder)) >= 2,
         process,
+        end - time.monotonic(),
         said=log.read_text,
     )
     process.send_signal(signal.SIGKILL)

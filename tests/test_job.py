@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_nodes import Cluster, running_cluster
 from mlflow_server import MLflowServer, running_mlflow
-from processes import kill, wait_for
+from processes import Found, kill, wait_for
 from stores import BUCKET, SECRET, Store, running_store
 
 from ensemble_kd.mirror import Mirror
@@ -156,10 +156,10 @@ class Scene:
         self.seconds += time.monotonic() - self.began
         return code
 
-    def until(self, what: Callable[[], object], seconds: float = 400) -> None:
+    def until(self, what: Callable[[], Found], seconds: float = 400) -> Found:
         """Raises AssertionError if the job ends first."""
         assert self.job is not None
-        wait_for(what, self.job, seconds, lambda: self.text, pause=0.1)
+        return wait_for(what, self.job, seconds, lambda: self.text, pause=0.1)
 
     def until_in(self, stage: str, pattern: str) -> None:
         """Until the store shows that this job is in the middle of a stage. Fails where it is over by then."""
@@ -177,25 +177,14 @@ class Scene:
 
     def process(self, name: str) -> int:
         """One of the cluster's that works on this run."""
-        found: list[int] = []
-
-        def there() -> bool:
-            found.extend(self.cluster.processes(name))
-            return bool(found)
-
-        self.until(there)
-        return found[-1]
+        return self.until(lambda: self.cluster.processes(name))[-1]
 
     def node_at_work(self) -> int:
         """The number of a node, not the head, that trains."""
-        found: list[int] = []
-
-        def there() -> bool:
-            found.extend(n for n in self.cluster.alive()[1:] if self.cluster.processes("RayTrainWorker", n))
-            return bool(found)
-
-        self.until(there)
-        return found[-1]
+        cluster = self.cluster
+        return self.until(lambda: [n for n in cluster.alive()[1:] if cluster.processes("RayTrainWorker", n)])[
+            -1
+        ]
 
 
 def nothing_happens(scene: Scene) -> None:

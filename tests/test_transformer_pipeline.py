@@ -230,7 +230,7 @@ def test_driver_killed_in_the_middle_of_phases(folder: Path, undisturbed: Path, 
         process = subprocess.Popen(
             command(folder, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        wait_for(partial(done, phases), process)
+        wait_for(partial(done, phases), process, 240, pause=0.005)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command(folder, run), check=True, capture_output=True, timeout=400)
