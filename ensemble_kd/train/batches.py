@@ -363,7 +363,7 @@ class Batches:
                 guesses.append(mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1))
             if self.targets.soft:
                 teachers.append(self.targets.average(members))
-        return _joined(guesses, 0), _joined(teachers, -2)
+        return cat(guesses, 0) if guesses else None, cat(teachers, -2) if teachers else None
 
     def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None], rows: Tensor, epoch: int) -> Iterator[Batch]:
         inputs, labels, teacher = parts
@@ -383,8 +383,9 @@ class Batches:
             yield Batch(batch_inputs, labels[part], soft, rows=rows[part])
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor | None:
-    return torch.cat(parts, dim) if len(parts) > 1 else parts[0] if parts else None
+def cat(parts: list[Tensor], dim: int) -> Tensor:
+    """`torch.cat`, which would copy a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _certain(teacher: Tensor, labels: Tensor, certain: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.ensemble import top_k
-from ensemble_kd.train.batches import MemberLogits, as_tensor
+from ensemble_kd.train.batches import MemberLogits, as_tensor, cat
 
 
 def restore(columns: dict[str, Tensor], layout: StoreLayout) -> Tensor:
@@ -60,7 +60,7 @@ class StoredPart:
 
     def logits(self) -> Tensor:
         """(B, M, C)"""
-        return torch.cat([restore(columns, layout) for columns, layout in self.stores], 1)
+        return cat([restore(columns, layout) for columns, layout in self.stores], 1)
 
 
 class JoinedLogits:
@@ -71,6 +71,4 @@ class JoinedLogits:
 
     def pick(self, rows: Tensor, views: Tensor) -> Tensor:
         """(B, M, C) of all members, store by store."""
-        picked = [store.pick(rows, views) for store in self.stores]
-        kind = torch.promote_types(picked[0].dtype, picked[-1].dtype)
-        return torch.cat([logits.to(kind) for logits in picked], 1)
+        return torch.cat([store.pick(rows, views) for store in self.stores], 1)
