@@ -19,6 +19,12 @@ FLOAT64_FROM = 32.0
 difference it is, and float32 would leave an error of about 1e-7 T^2 in the loss."""
 
 
+def precision(logits: Tensor, temperature: float | Tensor) -> torch.dtype:
+    """float64 where `FLOAT64_FROM` asks for it, in a stack for any of its members; else at least float32."""
+    hot = bool(torch.as_tensor(temperature).max() >= FLOAT64_FROM)
+    return torch.float64 if hot else torch.promote_types(logits.dtype, torch.float32)
+
+
 @register("kl")
 @dataclass(frozen=True, config=STRICT)
 class KL:
