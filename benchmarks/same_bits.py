@@ -118,7 +118,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         return [
             line
             for i, pair in enumerate(zip(old, new, strict=True))
-            for line in differences(*pair, f"{path}.{i}")
+            for line in differences(pair[0], pair[1], f"{path}.{i}")
         ]
     numbers = isinstance(old, (int, float)) and isinstance(new, (int, float))
     same = old == new or (numbers and old != old and new != new)
@@ -137,7 +137,7 @@ def compare(old: Path, new: Path) -> list[str]:
         if digests[0] != digests[1]:
             found.append(f"{name}: {digests[0][:12]} -> {digests[1][:12]}")
     reports = [json.loads((run / "report.json").read_text()) for run in (old, new)]
-    return found + differences(*reports, "report")
+    return found + differences(reports[0], reports[1], "report")
 
 
 def main(

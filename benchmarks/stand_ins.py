@@ -63,7 +63,7 @@ def write_transformer(folder: Path) -> None:
         "max_position_embeddings": 64,
     }
     write_json(folder / "config.json", settings)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (len(vocabulary), WIDTH),
         "embeddings.position_embeddings.weight": (64, WIDTH),
         "embeddings.token_type_embeddings.weight": (2, WIDTH),

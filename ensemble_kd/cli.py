@@ -25,7 +25,6 @@ from rich.table import Table
 
 from ensemble_kd import __version__
 from ensemble_kd.config import (
-    STAGES,
     Config,
     json_schema,
     load_config,
@@ -35,6 +34,7 @@ from ensemble_kd.config import (
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
+from ensemble_kd.stage_list import ENTRIES, STAGES
 
 if TYPE_CHECKING:
     from ensemble_kd.train.measures import Column
@@ -157,14 +157,10 @@ def _stage_command(name: str, until: str, text: str) -> None:
                 _print_results(folder, run_dir)
 
 
-_stage_command("run", "report", "Run all stages, skipping what is done, and print the results.")
-_stage_command("augment", "augment", "Make further texts for the transfer set.")
-_stage_command("data", "data", "Prepare the data set.")
-_stage_command("teachers", "teachers", "Train the ensemble.")
-_stage_command("soft-targets", "soft-targets", "Run the teachers over the transfer set, once.")
-_stage_command("clusters", "clusters", "Find the classes that the teachers confuse.")
-_stage_command("specialists", "specialists", "Train a specialist for every cluster.")
-_stage_command("combined-targets", "combined-targets", "Combine the ensemble with its specialists, once.")
+_stage_command("run", STAGES[-1], "Run all stages, skipping what is done, and print the results.")
+for entry in ENTRIES:
+    if entry.name not in ("sweep", "export"):  # these have options of their own
+        _stage_command(entry.name, entry.name, entry.text)
 
 
 @app.command()
@@ -235,10 +231,6 @@ def export(
         settings = load_config(target, overrides, export=form or [])
         folder = _pipeline("report", settings, run_dir, address, {"export"} if fresh else set(), verbose)
         _print_results(folder, run_dir)
-
-
-_stage_command("student", "student", "Train the students: distilled, and on hard labels alone.")
-_stage_command("report", "report", "Write the report and the model folder.")
 
 
 @app.command()

@@ -20,23 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
-
-STAGES = (
-    "augment",
-    "data",
-    "teachers",
-    "soft-targets",
-    "clusters",
-    "specialists",
-    "combined-targets",
-    "sweep",
-    "student",
-    "export",
-    "report",
-)
-"""All stages, in order; `stages_of` says which a run has."""
-SPECIALIST_STAGES = ("clusters", "specialists", "combined-targets")
-"""Those of a run with specialists."""
+from ensemble_kd.stage_list import stages_of
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 SPACES = Path(__file__).parent.parent / "tune" / "spaces"
@@ -778,14 +762,7 @@ class Config(Block):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order."""
-        absent = set(SPECIALIST_STAGES) if self.specialists is None else set()
-        if self.sweep is None:
-            absent.add("sweep")
-        if self.data.text_augment is None:
-            absent.add("augment")
-        if self.export is None:
-            absent.add("export")
-        return tuple(stage for stage in STAGES if stage not in absent)
+        return stages_of(self)
 
     @property
     def mean(self) -> str:

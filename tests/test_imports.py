@@ -33,16 +33,18 @@ LEVELS = [
     {"space"},
     {"termination"},
     {"errors"},
-    {"redact"},
+    {"redact", "stage_list"},
 ]
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {
+    "base",
     "context",
     "given_teachers",
     "kept",
+    "layout",
     "members",
     "mlflow_models",
     "shards",

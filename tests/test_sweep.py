@@ -19,8 +19,8 @@ from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.errors import ConfigError, TrainingError
-from ensemble_kd.stages import sweep as sweep_stage
 from ensemble_kd.stages.context import Console
+from ensemble_kd.stages.trial_book import result_of
 
 pytestmark = pytest.mark.slow
 
@@ -302,7 +302,7 @@ def test_a_sweep_goes_on_when_more_trials_are_asked_for(copy: Path) -> None:
     done, lines = run(copy, "sweep.trials=3", until="sweep")
     # The report is written again, though the sweep's own fingerprint is the same.
     assert done["sweep"].fingerprint == before["sweep"].fingerprint
-    assert sweep_stage.result_of(done["sweep"]) != sweep_stage.result_of(before["sweep"])
+    assert result_of(done["sweep"]) != result_of(before["sweep"])
     more = {t["name"]: t for t in done["sweep"].summary["trials"]}
     assert set(more) - set(first) == {"trial-002"}
     for name, trial in first.items():

@@ -39,6 +39,7 @@ from ensemble_kd.data.word_candidates import Candidates, MaskedWords, WordVector
 from ensemble_kd.data.word_classes import WordClasses, learn_word_classes
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.mirror import attach, attached, attached_spec, ensure
+from ensemble_kd.stages.base import Artifact, Done, Stage
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 
 TEXTS = "texts"
@@ -353,3 +354,23 @@ def _in_actors(context: Context, todo: list[str], arguments: dict[str, Any]) -> 
     for row in dataset.iter_rows():
         ensure(folder / MADE / str(row["name"]))
         yield str(row["name"])
+
+
+class Augment(Stage):
+    name = "augment"
+    decides = True
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        return run(context, plan)
+
+    def rewrite(self, config: Config, artifact: Artifact) -> Config:
+        return with_texts(config, artifact.plan)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        return f"{summary['texts']} texts from {summary['rows']} rows"
+
+
+STAGE = Augment()

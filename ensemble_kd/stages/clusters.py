@@ -30,7 +30,9 @@ from ensemble_kd.ensemble.clusters import (
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.ensemble.store_covariance import Moments, SparseMoments, softened
 from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.stages.base import DataFound, Done, Stage
 from ensemble_kd.stages.context import MATRIX, Context, StagePlan
+from ensemble_kd.stages.members import teachers_predictions
 from ensemble_kd.stages.training_data import shards_of
 from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.metrics import confusion_matrix
@@ -252,3 +254,29 @@ def add_shard(moments: Moments, shard: str, layout: StoreLayout, temperature: fl
     rows = max(1, min(BATCH, 2**25 // (layout.members * layout.classes)))
     for part in first["logits"].split(rows):
         moments.update(softened(part, temperature))
+
+
+class Clusters(Stage):
+    name = "clusters"
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        return problems(config, found.info["num_classes"])
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run, done["data"].fingerprint, done["soft-targets"].fingerprint)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        store = done["soft-targets"]
+        validation = teachers_predictions(context.folder, done["teachers"].manifest)
+        return run(context, plan, done["data"].folder, done.info, store.folder, store.manifest, validation)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        sizes = sorted(len(cluster["classes"]) for cluster in summary["clusters"])
+        text = f"{len(sizes)} of {sizes[0]} to {sizes[-1]} classes, "
+        text += f"{100 * summary['confusion_captured']:.0f}% of the confusion inside"
+        if summary["without"]:
+            text += f"; {len(summary['without'])} classes without"
+        return text
+
+
+STAGE = Clusters()

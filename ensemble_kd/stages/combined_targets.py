@@ -28,7 +28,9 @@ from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.ensemble.specialists import active_specialists
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
+from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import COMBINED, Context, StagePlan
+from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
@@ -346,3 +348,27 @@ class Combiner:
                 clusters.append((cluster["classes"], logits))
             views.append(with_specialists(self.members(stored, v), clusters, weights, self.top_n))
         return torch.stack(views, 1)
+
+
+class CombinedTargets(Stage):
+    name = "combined-targets"
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        above = (done["data"].fingerprint, done["soft-targets"].fingerprint)
+        return plan(config, run, *above, done["specialists"].manifest)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        data, store = done["data"].folder, done["soft-targets"]
+        above = (done["teachers"].manifest, store.folder, store.manifest, done["specialists"].manifest)
+        return run(context, plan, data, done.info, *above)
+
+    def expected(self, config: Config, done: Done) -> int:
+        """As much as the teachers' logits."""
+        layout = layout_of(config, done.info, len(done["teachers"].known("members"))).logits_alone
+        return layout.bytes_per_row * int(done.info["counts"]["transfer"])
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        return str(summary["text"])
+
+
+STAGE = CombinedTargets()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, text_source
 from ensemble_kd.data.prepared import prepare, source_fingerprint
+from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 
 
@@ -35,3 +37,28 @@ def run(context: Context, plan: StagePlan) -> Manifest:
     info, files = prepare(context.config, plan.folder)
     summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began}
     return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)
+
+
+class Data(Stage):
+    name = "data"
+    decides = True
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        return run(context, plan)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        info = summary["info"]
+        counts = info["counts"]
+        unlabelled = counts["transfer"] - counts["labelled"]
+        extra = f" and {unlabelled} without" if unlabelled else ""
+        return (
+            f"{counts['labelled']} rows with label{extra}, {counts['validation']} validation, "
+            f"{counts['test']} test, "
+            + (f"{info['num_classes']} classes" if info.get("target") is None else "values")
+        )
+
+
+STAGE = Data()

@@ -15,12 +15,13 @@ from ensemble_kd.artifacts import Manifest, finish, read_manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
-from ensemble_kd.errors import ArtifactError
+from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.export.forms import Rows, available, export_forms, measured
 from ensemble_kd.inference.latency import SIZES
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import Package
 from ensemble_kd.models.quantise import description
+from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.train.calibration import before_and_after, calibrate
@@ -182,3 +183,23 @@ def _all(networks: list[Network]) -> Callable[[np.ndarray], np.ndarray]:
 def _quality(logits: np.ndarray, test: Arrays) -> dict[str, float]:
     found = classification_metrics(log_softmax(logits), test.labels)
     return {name: found[name] for name in ("accuracy", "nll", "ece")}
+
+
+class Export(Stage):
+    name = "export"
+    postponed = (ExportError,)
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run, *(done[name].fingerprint for name in ("data", "teachers", "student")))
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        above = (done["teachers"].manifest, done["student"].manifest, done.lineage())
+        return run(context, plan, done["data"].folder, done.info, *above)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        return ", ".join(
+            f"{form} {entry['model_bytes'] / 1e6:.2f} MB" for form, entry in summary["forms"].items()
+        )
+
+
+STAGE = Export()

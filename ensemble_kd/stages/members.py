@@ -11,7 +11,7 @@ from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.train.member import FAILED, MemberTask, finished
+from ensemble_kd.train.member import FAILED, PREDICTIONS, MemberTask, finished
 from ensemble_kd.workers import LoadData, train_members
 
 STREAM_OF_TEACHERS, STREAM_OF_STUDENTS, STREAM_OF_SPECIALISTS = 101, 202, 404
@@ -206,7 +206,7 @@ def _failed(task: MemberTask, tasks: list[MemberTask], members: Path) -> bool:
     return any(_failed(other, tasks, members) for other in tasks if other.fingerprint == before)
 
 
-def intact(plan: StagePlan, context: Context) -> Manifest | None:
+def members_intact(plan: StagePlan, context: Context) -> Manifest | None:
     """The finished stage, if the members behind it are intact; damaged ones are named and put aside."""
     manifest = plan.checked(context.console)
     if manifest is None or manifest.summary.get("source") == "predictions":
@@ -219,3 +219,20 @@ def intact(plan: StagePlan, context: Context) -> Manifest | None:
 def prefixed(inputs: dict[str, str]) -> dict[str, str]:
     """Lineage as MLflow tags: `input.data` and so on."""
     return {f"input.{name}": value for name, value in inputs.items()}
+
+
+def teachers_predictions(run: Path, teachers: Manifest) -> list[Path]:
+    """Files with each trained teacher's logits on validation and test rows."""
+    members = members_folder(run, "teachers")
+    return [members / entry["fingerprint"] / PREDICTIONS for entry in teachers.summary["members"]]
+
+
+def trained(run: Path, teachers: Manifest) -> list[tuple[dict[str, Any], str]]:
+    """Settings and folder of each trained teacher."""
+    found = []
+    for entry in teachers.summary["members"]:
+        member = members_folder(run, "teachers") / entry["fingerprint"]
+        manifest = read_manifest(member)
+        assert manifest is not None, "the teachers stage has just looked after its members"
+        found.append((manifest.config, str(member.resolve())))
+    return found

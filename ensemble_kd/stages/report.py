@@ -24,8 +24,10 @@ from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, b
 from ensemble_kd.report.card import model_card
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
+from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
+from ensemble_kd.stages.trial_book import result_of
 from ensemble_kd.train.member import PREDICTIONS, load_network
 
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
@@ -300,3 +302,33 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.tmp")
     shutil.copyfile(source, partial)
     partial.replace(target)
+
+
+class Report(Stage):
+    name = "report"
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        swept = result_of(done["sweep"].manifest) if "sweep" in done else None
+        forms = done["export"].fingerprint if "export" in done else None
+        return plan(config, run, done["teachers"].fingerprint, done["student"].fingerprint, swept, forms)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        teachers, special, forms = done["teachers"], None, None
+        if "combined-targets" in done:
+            clusters, combined = done["clusters"], done["combined-targets"]
+            found = (clusters.manifest, done["specialists"].manifest)
+            special = (clusters.folder, *found, combined.folder, combined.manifest)
+        if "export" in done:
+            forms = (done["export"].folder, done["export"].manifest)
+        sweep = done["sweep"].manifest if "sweep" in done else None
+        above = (teachers.manifest, teachers.folder, done["student"].manifest, done.lineage())
+        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms)
+
+    def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
+        return intact(plan, context)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        return str(summary["verdict"]["text"])
+
+
+STAGE = Report()

@@ -15,10 +15,14 @@ from ensemble_kd.data.augment import view
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
-from ensemble_kd.errors import ArtifactError, ConfigError, InputError
+from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.models.outputs import state_name
+from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
-from ensemble_kd.stages.kept import kept_of
+from ensemble_kd.stages.given_teachers import predictions_of
+from ensemble_kd.stages.kept import kept_problems
+from ensemble_kd.stages.layout import layout_of
+from ensemble_kd.stages.members import trained
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
 from ensemble_kd.train.device import autocast
@@ -41,19 +45,6 @@ def plan(config: Config, run: Path, data: str, teachers: dict[str, str]) -> Stag
         for name in ("keep_layers", "keep_positions", "keep_dtype"):
             settings[name] = getattr(config.soft_targets, name)
     return StagePlan.of(run, "soft_targets", settings, {"data": data, **teachers})
-
-
-def layout_of(config: Config, info: dict[str, Any], members: int) -> StoreLayout:
-    """Raises ConfigError where top_k keeps as much as there is, or `keep` does not fit the teachers."""
-    top_k = config.soft_targets.top_k
-    if top_k is not None and top_k >= info["num_classes"]:
-        raise ConfigError(
-            f"soft_targets.top_k: {top_k} of {info['num_classes']} classes saves nothing; "
-            "lower it, or set it to null"
-        )
-    views, classes = config.soft_targets.views, info["num_classes"]
-    values = info.get("target") is not None
-    return StoreLayout(views, members, classes, top_k, kept_of(config, info), values)
 
 
 class Labeller:
@@ -225,3 +216,57 @@ def check_store(
             f"{folder}: the soft targets belong to something else: {'; '.join(problems)}. "
             "Run the soft-targets stage again"
         )
+
+
+class SoftTargets(Stage):
+    name = "soft-targets"
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        members = {entry["name"]: entry["fingerprint"] for entry in done["teachers"].known("members")}
+        return plan(config, run, done["data"].fingerprint, members)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        teachers = done["teachers"]
+        given = predictions_of(context.config, teachers.folder, done.info, teachers.summary["source"])
+        networks = trained(context.folder, teachers.manifest) if given is None else []
+        return run(context, plan, done["data"].folder, done.info, networks, given)
+
+    def verify(self, config: Config, artifact: Artifact, done: Done) -> None:
+        """Raises ArtifactError for a store that was made for something else."""
+        members = {entry["name"]: entry["fingerprint"] for entry in done["teachers"].known("members")}
+        check_store(
+            artifact.manifest,
+            artifact.folder,
+            {"data": done["data"].fingerprint, **members},
+            done.info["class_names"],
+            done.info["counts"]["transfer"],
+        )
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        problems = kept_problems(config, found.info)
+        top_k, classes = config.soft_targets.top_k, found.info["num_classes"]
+        if top_k is not None and top_k >= classes:
+            problems.append(
+                f"soft_targets.top_k: {top_k} of {classes} classes saves nothing; lower it, or set it to null"
+            )
+        return problems
+
+    def expected(self, config: Config, done: Done) -> int:
+        layout = layout_of(config, done.info, len(done["teachers"].known("members")))
+        return layout.bytes_per_row * int(done.info["counts"]["transfer"])
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        layout = summary["layout"]
+        shape = f"{summary['rows']} rows x {layout['views']} views x {layout['members']} members"
+        text = f"{shape}, {size / 1e6:.1f} MB"
+        if layout["top_k"]:
+            bound = summary["error_bound_at_temperature_1"]
+            text += f", top {layout['top_k']}, error at most {bound:.3g} at T = 1"
+        if kept := layout.get("kept"):
+            text += "".join(
+                f", {name} of {len(kept[name])} layers" for name in ("hidden", "attention") if kept[name]
+            )
+        return text
+
+
+STAGE = SoftTargets()

@@ -25,12 +25,14 @@ from ensemble_kd.errors import InputError, TrainingError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.transplant import resolve
+from ensemble_kd.stages.base import DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
     best,
     member_summary,
     members_folder,
+    members_intact,
     train_and_follow,
 )
 from ensemble_kd.stages.start import teacher_model
@@ -269,3 +271,37 @@ def run(
         "seconds": time.perf_counter() - began,
     }
     return finish(plan.folder, "specialists", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+class Specialists(Stage):
+    name = "specialists"
+    has_members = True
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        return problems(config, found.info)
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        data, clusters, store = (done[name].fingerprint for name in ("data", "clusters", "soft-targets"))
+        return plan(config, run, data, clusters, store, done["teachers"].summary["members"])
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        data, store = done["data"].folder, done["soft-targets"]
+        above = (done["clusters"].manifest, done["teachers"].manifest)
+        return run(context, plan, data, done.info, *above, store.folder, store.manifest)
+
+    def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
+        return members_intact(plan, context)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        known = [m for m in summary["members"] if m["conditional_accuracy"] is not None]
+        text = f"{len(summary['members'])} members"
+        if known:
+            before, after = (
+                100 * sum(m[key] for m in known) / len(known)
+                for key in ("conditional_accuracy_before", "conditional_accuracy")
+            )
+            text += f", validation accuracy among their classes {before:.2f} -> {after:.2f}%"
+        return text
+
+
+STAGE = Specialists()

@@ -11,20 +11,23 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, student_blocks
+from ensemble_kd.config import Config, num_teachers, student_blocks
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
+from ensemble_kd.stages.base import DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
     STREAM_OF_STUDENTS,
     adopt,
     kept_weights,
     member_summary,
     members_folder,
+    members_intact,
     train_and_follow,
 )
 from ensemble_kd.stages.shards import encode
@@ -32,13 +35,23 @@ from ensemble_kd.stages.start import (
     Basis,
     basis_of,
     corpora,
+    corpus_size_problems,
     online_of,
+    phase_size_problems,
     phase_tasks,
     source_digests,
     source_problems,
     start_of,
+    student_problems,
+    teacher_problems,
 )
-from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
+from ensemble_kd.stages.training_data import (
+    Store,
+    arrays_and_loader,
+    bytes_in_memory,
+    states_fit,
+    states_layout,
+)
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
 from ensemble_kd.train.validation import preference
@@ -418,3 +431,78 @@ def _refit(
     if not train_and_follow(context, "student", [task], load, arrays, replicas):
         raise TrainingError(f"student: {task.name}: the loss became NaN or infinite; set sweep.refit=none")
     return member_summary(task, members_folder(context.folder, "student"))
+
+
+def inputs_of(config: Config, done: Done) -> tuple[str, str, str | None]:
+    """Fingerprints of the data, the soft targets, and with specialists the combined targets."""
+    combined = done["combined-targets"].fingerprint if config.specialists is not None else None
+    return done["data"].fingerprint, done["soft-targets"].fingerprint, combined
+
+
+def combination_of(done: Done) -> Store | None:
+    if "combined-targets" not in done:
+        return None
+    combined = done["combined-targets"]
+    return combined.folder, combined.manifest
+
+
+def data_problems(config: Config, found: DataFound, before: bool = False) -> list[str]:
+    """What is wrong with the student's settings on this data; whether it fits its teachers is left out where
+    something is wrong with these `before`."""
+    problems, info = [], found.info
+    size, rows = (
+        config.student.training.batch_size,
+        round(found.counts["transfer"] * config.student.fraction),
+    )
+    if rows < size:
+        problems.append(f"student.training.batch_size: {size}, but a student sees {rows} rows; lower it")
+    problems += phase_size_problems(config, rows)
+    if unknown := [c for c in config.student.without_classes if c >= info["num_classes"]]:
+        problems.append(
+            f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
+        )
+    problems += bias_problems(config, info)
+    problems += quantization_problems(config, info)
+    return problems if before else problems + student_problems(config, info)
+
+
+class Student(Stage):
+    name = "student"
+    has_members = True
+
+    def settings_problems(self, config: Config) -> list[str]:
+        return objective_problems(config)
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        bad_teachers = bool(teacher_problems(config, found.info))
+        problems = data_problems(config, found, bad_teachers)
+        return problems + (corpus_size_problems(config, found.folder) if found.folder else [])
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run, *inputs_of(config, done))
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        store = done["soft-targets"]
+        ready = members_folder(context.folder, "sweep") if "sweep" in done else None
+        above = (store.folder, store.manifest, done["teachers"].manifest, combination_of(done), ready)
+        return run(context, plan, done["data"].folder, done.info, *above)
+
+    def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
+        return members_intact(plan, context)
+
+    def note(self, config: Config, done: Done) -> str:
+        info, budget = done.info, config.compute.memory_budget
+        layout = layout_of(config, info, num_teachers(config))
+        layouts = [layout, *([] if config.specialists is None else [layout.logits_alone])]
+        if not states_fit(info, budget, *layouts):
+            layouts = [each.logits_alone for each in layouts]
+        held = bytes_in_memory(info, *layouts)
+        how = "held in memory" if held <= budget * 1e9 else "streamed"
+        return f"transfer set of {held / 1e6:.1f} MB {how}"
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        shipped = next(m for m in summary["members"] if m["name"] == summary["shipped"])
+        return f"{len(summary['members'])} trained, {shipped['name']} is shipped"
+
+
+STAGE = Student()

@@ -10,19 +10,29 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kd import space as spaces
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_json, write_json
-from ensemble_kd.config import Config, StudentConfig, SweepConfig, cross_field_problems
+from ensemble_kd.artifacts import Manifest, finish, read_json, write_json
+from ensemble_kd.config import (
+    Config,
+    StudentConfig,
+    SweepConfig,
+    corner_problems,
+    cross_field_problems,
+    num_teachers,
+)
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import kept_weights
-from ensemble_kd.stages.start import basis_of
-from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
+from ensemble_kd.stages.start import basis_of, teacher_problems
+from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.train.member import MemberTask
 
@@ -68,11 +78,6 @@ def enough(sweep: SweepConfig, manifest: Manifest) -> bool:
     """Whether a finished sweep has the trials that are asked for, or all that there can be."""
     tried = sum(trial["kind"] == "searched" for trial in manifest.summary["trials"])
     return bool(manifest.summary["exhausted"]) or tried >= sweep.trials
-
-
-def result_of(manifest: Manifest) -> str:
-    """A fingerprint of what was found: with more trials a sweep's own stays the same."""
-    return fingerprint([[t["name"], t["state"], t["value"]] for t in manifest.summary["trials"]])
 
 
 def with_winner(config: Config, manifest: Manifest) -> Config:
@@ -219,3 +224,75 @@ UNFUSED = ("training.epochs", "training.batch_size", "training.optimizer", "trai
 
 def _ends(dimension: spaces.Dimension | None) -> list[Any]:
     return [] if dimension is None else dimension.points(2)
+
+
+class Sweep(Stage):
+    name = "sweep"
+    has_members = True
+    decides = True
+
+    def settings_problems(self, config: Config) -> list[str]:
+        student = student_stage.objective_problems
+        return [] if student(config) else corner_problems(config, student)
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        assert config.sweep is not None
+        problems = []
+        if not found.counts["validation"]:
+            problems.append(
+                "sweep: trials are judged on validation rows, and there are none; raise "
+                "data.validation_fraction, or give a validation split"
+            )
+        if config.sweep.refit != "none" and _streams(config, found.info):
+            problems.append(
+                "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which "
+                "leaves the validation rows out; raise the budget, or set refit to none"
+            )
+        bad = bool(teacher_problems(config, found.info))  # once: no corner of a space changes a teacher
+        return problems + corner_problems(
+            config, lambda corner: student_stage.data_problems(corner, found, bad)
+        )
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run, *student_stage.inputs_of(config, done))
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        store = done["soft-targets"]
+        beside = student_stage.combination_of(done)
+        above = (store.folder, store.manifest, done["teachers"].manifest, beside)
+        return run(context, plan, done["data"].folder, done.info, *above)
+
+    def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
+        return intact(plan, context)
+
+    def complete(self, config: Config, plan: StagePlan) -> Manifest | None:
+        manifest = plan.done()
+        assert config.sweep is not None
+        return manifest if manifest is not None and enough(config.sweep, manifest) else None
+
+    def rewrite(self, config: Config, artifact: Artifact) -> Config:
+        return with_winner(config, artifact.manifest)
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        trials = {trial["name"]: trial for trial in summary["trials"]}
+        winner, baseline = (trials[summary[key]]["value"] for key in ("winner", "baseline"))
+        states = Counter(trial["state"] for trial in summary["trials"])
+        counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        chosen = ", ".join(f"{k}={_short(v)}" for k, v in trials[summary["winner"]]["parameters"].items())
+        return (
+            f"{len(trials)} trials ({counted}); {summary['winner']} wins with {chosen}: "
+            f"{summary['metric']} {winner:.4f}, on hard labels {baseline:.4f}"
+        )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _streams(config: Config, info: dict[str, Any]) -> bool:
+    """Whether transfer set and soft targets are larger than may be held in memory."""
+    layout = layout_of(config, info, num_teachers(config)).logits_alone
+    return bytes_in_memory(info, layout) > config.compute.memory_budget * 1e9
+
+
+STAGE = Sweep()

@@ -18,15 +18,17 @@ from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.models.transplant import resolve
+from ensemble_kd.stages.base import DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
 from ensemble_kd.stages.members import (
     STREAM_OF_TEACHERS,
     member_summary,
     members_folder,
+    members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.start import teacher_model
+from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask
@@ -137,3 +139,49 @@ def _from_predictions(
         entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
+
+
+class Teachers(Stage):
+    name = "teachers"
+    has_members = True
+
+    def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        return plan(config, run, done["data"].fingerprint)
+
+    def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
+        return run(context, plan, done["data"].folder, done.info)
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        problems = []
+        if config.teachers.source == "train":
+            rows = round(found.counts["labelled"] * config.teachers.fraction)
+            size = config.teachers.training.batch_size
+            if rows < size:
+                problems.append(
+                    f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it"
+                )
+        return problems + teacher_problems(config, found.info)
+
+    def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
+        return members_intact(plan, context)
+
+    def preview(self, config: Config, plan: StagePlan, done: Done) -> dict[str, Any]:
+        if config.teachers.source in ("train", "pretrained"):
+            wanted = tasks(config, done["data"].fingerprint, done.info["counts"]["labelled"])
+            return {"members": [{"name": task.name, "fingerprint": task.fingerprint} for task in wanted]}
+        names = (f"teacher-{i:03d}" for i in range(num_teachers(config)))
+        return {"members": [{"name": name, "fingerprint": "to be read"} for name in names]}
+
+    def describe(self, summary: dict[str, Any], size: int) -> str:
+        accuracies = [m["validation_accuracy"] for m in summary["members"] if "validation_accuracy" in m]
+        losses = [m["validation_loss"] for m in summary["members"] if "validation_pearson" in m]
+        if losses:
+            low, high = min(losses), max(losses)
+            return f"{len(losses)} members, validation loss {low:.4f} to {high:.4f}"
+        if not accuracies:
+            return f"{len(summary['members'])} given"
+        low, high = 100 * min(accuracies), 100 * max(accuracies)
+        return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%"
+
+
+STAGE = Teachers()

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
-from ensemble_kd.artifacts import canonical, read_json, write_json
+from ensemble_kd.artifacts import Manifest, canonical, fingerprint, read_json, write_json
 from ensemble_kd.config import StudentConfig, SweepConfig
 from ensemble_kd.data.prepared import load_info, load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
@@ -383,3 +383,8 @@ class TrialBook:
 
 def _role(student: StudentConfig) -> str:
     return "distilled" if student.alpha > 0 or student.terms else "hard"
+
+
+def result_of(manifest: Manifest) -> str:
+    """A fingerprint of what was found: with more trials a sweep's own stays the same."""
+    return fingerprint([[t["name"], t["state"], t["value"]] for t in manifest.summary["trials"]])

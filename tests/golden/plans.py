@@ -20,26 +20,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.stand_ins import write_images, write_texts, write_transformer
+from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import ConfigError, InputError
-from ensemble_kd.stages import (
-    augment,
-    clusters,
-    combined_targets,
-    data,
-    export,
-    report,
-    soft_targets,
-    specialists,
-    student,
-    sweep,
-    teachers,
-)
-from ensemble_kd.stages.context import Console
+from ensemble_kd.stage_list import stages_of
+from ensemble_kd.stages import specialists, student, teachers
+from ensemble_kd.stages.base import Artifact, Done
+from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.start import basis_of
+from ensemble_kd.train.member import MemberTask
 
 GOLDEN = Path(__file__).with_name("plans.json")
 
@@ -125,81 +117,54 @@ def settings_of(recipe: str, folder: Path) -> list[str]:
 def plans_of(config: Config, run: Path) -> dict[str, str]:
     """Fingerprint by stage, and by stage and `members` one over names and fingerprints of all its members."""
     found: dict[str, str] = {}
-
-    def note(name: str, plan: Any) -> None:
+    done = Done()
+    for name in stages_of(config):
+        stage = pipeline.stage(name)
+        plan = stage.plan(config, run, done)
         found[name] = plan.fingerprint
-
-    def note_members(name: str, tasks: list[Any]) -> None:
-        found[f"{name} members"] = f"{len(tasks)}: {fingerprint([[t.name, t.fingerprint] for t in tasks])}"
-
-    context: Any = SimpleNamespace(config=config, console=Console(), folder=run)
-    if config.data.text_augment is not None:
-        plan = augment.plan(config, run)
-        note("augment", plan)
-        if plan.done() is None:
-            augment.run(context, plan)
-        config = augment.with_texts(config, plan)
-        context.config = config
-    plan = data.plan(config, run)
-    note("data", plan)
-    manifest = plan.done() or data.run(context, plan)
-    info, data_plan = manifest.summary["info"], plan
-
-    teachers_plan = teachers.plan(config, run, data_plan.fingerprint)
-    note("teachers", teachers_plan)
-    tasks = teachers.tasks(config, data_plan.fingerprint, info["counts"]["labelled"])
-    note_members("teachers", tasks)
-    entries = []
-    for i, task in enumerate(tasks):
-        folder = members_folder(run, "teachers") / task.fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
-        finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
-        entries.append({"name": task.name, "fingerprint": task.fingerprint, "validation_loss": 1 - i / 100})
-    members = {task.name: task.fingerprint for task in tasks}
-    of_teachers = made_up("teachers", {"source": "train", "members": entries})
-
-    store = soft_targets.plan(config, run, data_plan.fingerprint, members)
-    note("soft-targets", store)
-    combined = None
-    if config.specialists is not None:
-        plan = clusters.plan(config, run, data_plan.fingerprint, store.fingerprint)
-        note("clusters", plan)
-        inputs = (data_plan.fingerprint, plan.fingerprint, store.fingerprint)
-        plan = specialists.plan(config, run, *inputs, entries)
-        note("specialists", plan)
-        labels = load_labels(data_plan.folder, "transfer")
-        found_clusters = [{"classes": [0, 1]}, {"classes": [2, 3]}]
-        special = specialists.tasks(config, plan.inputs, found_clusters, entries, labels[labels >= 0])
-        note_members("specialists", special)
-        result = made_up("specialists", {"members": [{"fingerprint": task.fingerprint} for task in special]})
-        plan = combined_targets.plan(config, run, data_plan.fingerprint, store.fingerprint, result)
-        note("combined-targets", plan)
-        combined = plan.fingerprint
-    inputs_of_student = (data_plan.fingerprint, store.fingerprint, combined)
-    swept = None
-    if config.sweep is not None:
-        plan = sweep.plan(config, run, *inputs_of_student)
-        note("sweep", plan)
-        swept = "made up"
-    plan = student.plan(config, run, *inputs_of_student)
-    note("student", plan)
-    basis = basis_of(config, run, data_plan.folder, of_teachers)
-    made = student.tasks(
-        config, data_plan.fingerprint, store.fingerprint, info["counts"], basis, None, combined
-    )
-    note_members("student", made)
-    forms = None
-    student_fingerprint = plan.fingerprint
-    if config.export is not None:
-        plan = export.plan(config, run, data_plan.fingerprint, teachers_plan.fingerprint, student_fingerprint)
-        note("export", plan)
-        forms = plan.fingerprint
-    note("report", report.plan(config, run, teachers_plan.fingerprint, student_fingerprint, swept, forms))
+        if name in ("augment", "data"):  # these need no training
+            context: Any = SimpleNamespace(config=config, console=Console(), folder=run)
+            manifest = plan.done() or stage.run(context, plan, done)
+        else:
+            tasks, summary = made_up(name, config, run, plan, done)
+            if tasks:
+                digest = fingerprint([[task.name, task.fingerprint] for task in tasks])
+                found[f"{name} members"] = f"{len(tasks)}: {digest}"
+            manifest = Manifest(name, plan.fingerprint, plan.config, plan.inputs, {}, summary, 0.0)
+        done.add(Artifact(name, plan, manifest))
+        if name == "augment":
+            config = stage.rewrite(config, done[name])
     return found
 
 
-def made_up(stage: str, summary: dict[str, Any]) -> Manifest:
-    return Manifest(stage, f"{stage} made up", {}, {}, {}, summary, 0.0)
+def made_up(
+    name: str, config: Config, run: Path, plan: StagePlan, done: Done
+) -> tuple[list[MemberTask], dict[str, Any]]:
+    """The members of a stage, and a summary as if it had run."""
+    if name == "teachers":
+        tasks = teachers.tasks(config, done["data"].fingerprint, done.info["counts"]["labelled"])
+        entries = []
+        for i, task in enumerate(tasks):
+            folder = members_folder(run, "teachers") / task.fingerprint
+            folder.mkdir(parents=True, exist_ok=True)
+            finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
+            loss = {"validation_loss": 1 - i / 100}
+            entries.append({"name": task.name, "fingerprint": task.fingerprint, **loss})
+        return tasks, {"source": "train", "members": entries}
+    if name == "specialists":
+        labels = load_labels(done["data"].folder, "transfer")
+        clusters = [{"classes": [0, 1]}, {"classes": [2, 3]}]
+        entries = done["teachers"].summary["members"]
+        tasks = specialists.tasks(config, plan.inputs, clusters, entries, labels[labels >= 0])
+        return tasks, {"members": [{"fingerprint": task.fingerprint} for task in tasks]}
+    if name == "sweep":
+        return [], {"trials": [{"name": "trial-000", "state": "finished", "value": 0.5}]}
+    if name == "student":
+        basis = basis_of(config, run, done["data"].folder, done["teachers"].manifest)
+        data, store, combined = student.inputs_of(config, done)
+        tasks = student.tasks(config, data, store, done.info["counts"], basis, None, combined)
+        return tasks, {}
+    return [], {}
 
 
 def all_plans() -> dict[str, dict[str, Any]]:

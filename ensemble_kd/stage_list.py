@@ -1,0 +1,58 @@
+"""The stages by name, in the order in which they run. The only place where that order stands.
+
+The command line, `--until`, `check` and `run` follow from this list. It imports nothing of ours, so that
+`--help` answers at once; `pipeline.stage` imports a stage's class when it is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage, as far as it is known without importing it."""
+
+    name: str
+    text: str
+    """What the sub-command of this name does."""
+    block: str | None = None
+    """Block of the configuration without which a run leaves the stage out."""
+
+    @property
+    def module(self) -> str:
+        """The module that has the stage's class as `STAGE`."""
+        return f"ensemble_kd.stages.{self.name.replace('-', '_')}"
+
+    def enabled(self, config: Any) -> bool:
+        """Whether a run of this configuration has the stage."""
+        value = config
+        for part in (self.block or "").split("."):
+            value = getattr(value, part) if part else value
+        return value is not None
+
+
+ENTRIES = (
+    StageEntry("augment", "Make further texts for the transfer set.", "data.text_augment"),
+    StageEntry("data", "Prepare the data set."),
+    StageEntry("teachers", "Train the ensemble."),
+    StageEntry("soft-targets", "Run the teachers over the transfer set, once."),
+    StageEntry("clusters", "Find the classes that the teachers confuse.", "specialists"),
+    StageEntry("specialists", "Train a specialist for every cluster.", "specialists"),
+    StageEntry("combined-targets", "Combine the ensemble with its specialists, once.", "specialists"),
+    StageEntry("sweep", "Search the student's settings on validation rows.", "sweep"),
+    StageEntry("student", "Train the students: distilled, and on hard labels alone."),
+    StageEntry("export", "Hand the student over as ONNX, int8 and others.", "export"),
+    StageEntry("report", "Write the report and the model folder."),
+)
+STAGES = tuple(entry.name for entry in ENTRIES)
+
+
+def entry_of(name: str) -> StageEntry:
+    return ENTRIES[STAGES.index(name)]
+
+
+def stages_of(config: Any) -> tuple[str, ...]:
+    """The stages of a run with this configuration, in order."""
+    return tuple(entry.name for entry in ENTRIES if entry.enabled(config))
