@@ -246,11 +246,14 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             "state",
             "on disk",
             "will take",
+            "to train",
             title=f"{settings.name} in {folder}",
             title_justify="left",
         )
         for stage in pipeline.check(settings, folder):
-            table.add_row(stage.name, escape(stage.state), _size(stage.size), _size(stage.expected))
+            table.add_row(
+                stage.name, escape(stage.state), _size(stage.size), _size(stage.expected), stage.work
+            )
         out.print(table)
 
 

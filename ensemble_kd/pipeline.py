@@ -35,7 +35,7 @@ from ensemble_kd.stage_list import STAGES, entry_of, stages_of
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.stages.members import prefixed
+from ensemble_kd.stages.members import pace, prefixed
 from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
@@ -303,6 +303,8 @@ class PlannedStage:
     """Bytes on disk now."""
     expected: int | None = None
     """Bytes it will take, where that can be told."""
+    work: str = ""
+    """What it has to train, and how long one worker takes where an earlier member tells its pace."""
 
 
 def check(config: Config, folder: Path) -> list[PlannedStage]:
@@ -349,4 +351,15 @@ def _line(current: Stage, config: Config, artifact: Artifact, done: Done) -> Pla
         return PlannedStage(current.name, f"done [{plan.fingerprint}]", size)
     note = current.note(config, done)
     state = f"to do: {plan.why()}" + (f"; {note}" if note else "")
-    return PlannedStage(current.name, state, size, current.expected(config, done))
+    return PlannedStage(
+        current.name, state, size, current.expected(config, done), _work(current, config, plan, done)
+    )
+
+
+def _work(current: Stage, config: Config, plan: StagePlan, done: Done) -> str:
+    if current.decides or (work := current.work(config, done)) is None:
+        return ""
+    speed = pace(plan.folder.parent / "members")
+    return str(work) + (
+        f", {work.examples / speed:,.0f} s of a worker at the pace of before" if speed else ""
+    )

@@ -62,6 +62,8 @@ def test_what_cannot_be_planned_yet_says_what_it_waits_for(folder: Path, tmp_pat
     states = {line.name: line.state for line in pipeline.check(config, tmp_path)}
     assert states["data"].startswith("done")
     assert states["teachers"] == states["soft-targets"] == states["clusters"] == "to do: not done yet"
+    work = {line.name: line.work for line in pipeline.check(config, tmp_path)}
+    assert work["teachers"] == "2 x 126 rows x 1 epoch" and work["data"] == work["report"] == ""
     assert states["specialists"] == "to do: follows teachers"  # which of them get specialists
     assert states["combined-targets"] == "to do: follows specialists"
     assert states["sweep"] == "to do: follows combined-targets"

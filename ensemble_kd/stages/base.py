@@ -117,6 +117,24 @@ class DataFound:
         return counts
 
 
+@dataclass(frozen=True)
+class Work:
+    """How much a stage that trains has to do."""
+
+    members: int
+    rows: int
+    """Examples of an epoch of each."""
+    epochs: int
+
+    @property
+    def examples(self) -> int:
+        return self.members * self.rows * self.epochs
+
+    def __str__(self) -> str:
+        epochs = f"{self.epochs} epoch" + ("s" if self.epochs != 1 else "")
+        return f"{self.members} x {self.rows:,} rows x {epochs}"
+
+
 class Stage(ABC):
     """One stage: what it reads, when it is complete, and how it runs.
 
@@ -175,6 +193,11 @@ class Stage(ABC):
 
     def expected(self, config: Config, done: Done) -> int | None:
         """Bytes that the result will take; None where that cannot be told."""
+        return None
+
+    def work(self, config: Config, done: Done) -> Work | None:
+        """What its members have to do, those that are finished among it; None where it trains none, or how
+        many there are is not known yet."""
         return None
 
     def note(self, config: Config, done: Done) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,20 @@ def members_intact(plan: StagePlan, context: Context) -> Manifest | None:
 def prefixed(inputs: dict[str, str]) -> dict[str, str]:
     """Lineage as MLflow tags: `input.data` and so on."""
     return {f"input.{name}": value for name, value in inputs.items()}
+
+
+def pace(members: Path) -> float | None:
+    """Examples a second of the member of this stage that was finished last; None where there is none."""
+    found = sorted(members.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        try:
+            manifest = read_manifest(path.parent)
+        except ArtifactError:
+            continue
+        history = manifest.summary.get("history") if manifest is not None else None
+        if history:
+            return statistics.median(entry["examples_per_second"] for entry in history)
+    return None
 
 
 def teachers_predictions(run: Path, teachers: Manifest) -> list[Path]:

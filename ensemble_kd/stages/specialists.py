@@ -25,7 +25,7 @@ from ensemble_kd.errors import InputError, TrainingError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.base import DataFound, Done, Stage
+from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
@@ -288,6 +288,18 @@ class Specialists(Stage):
         data, store = done["data"].folder, done["soft-targets"]
         above = (done["clusters"].manifest, done["teachers"].manifest)
         return run(context, plan, data, done.info, *above, store.folder, store.manifest)
+
+    def work(self, config: Config, done: Done) -> Work | None:
+        """Each sees as many rows of its own classes as of all others."""
+        if "clusters" not in done or done["clusters"].made is None:
+            return None
+        found = done["clusters"].summary["clusters"]
+        members = len(found) * len(generalists(config, done["teachers"].summary["members"]))
+        assert config.specialists is not None
+        counts, classes = done.info["counts"], sum(len(cluster["classes"]) for cluster in found)
+        share = classes / len(found) / done.info["num_classes"]
+        rows = round(counts["labelled"] * share / config.specialists.special_fraction)
+        return Work(members, rows, config.specialists.training.epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

@@ -18,7 +18,7 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
-from ensemble_kd.stages.base import DataFound, Done, Stage
+from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
@@ -144,19 +144,23 @@ def tasks(
     `weights` are those of the teachers in the store. `combined` is the fingerprint of the combination with
     specialists; then students of both kinds of targets are trained.
     """
-    roles = ["distilled"]
-    if combined:
-        roles.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
-    roles.append("hard")
-    roles += ["plain"] if config.soft_targets.views > 1 else []
-    # Of values the ensemble's answer is the soft target itself: there are no harder ones.
-    unlabelled = counts["transfer"] > counts["labelled"]
-    roles += ["pseudo"] if unlabelled and config.data.target == "class" else []
     return [
         task(config, role, seed, data, store, counts, basis, weights, combined)
         for seed in range(config.student.seeds)
-        for role in roles
+        for role in roles(config, counts, bool(combined))
     ]
+
+
+def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
+    """The students of each seed: the distilled one and its baselines."""
+    found = ["distilled"]
+    if combined:
+        found.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
+    found.append("hard")
+    found += ["plain"] if config.soft_targets.views > 1 else []
+    # Of values the ensemble's answer is the soft target itself: there are no harder ones.
+    unlabelled = counts["transfer"] > counts["labelled"]
+    return found + (["pseudo"] if unlabelled and config.data.target == "class" else [])
 
 
 def task(
@@ -486,6 +490,11 @@ class Student(Stage):
         ready = members_folder(context.folder, "sweep") if "sweep" in done else None
         above = (store.folder, store.manifest, done["teachers"].manifest, combination_of(done), ready)
         return run(context, plan, done["data"].folder, done.info, *above)
+
+    def work(self, config: Config, done: Done) -> Work | None:
+        counts, student = done.info["counts"], config.student
+        found = roles(config, counts, config.specialists is not None)
+        return Work(student.seeds * len(found), counts["transfer"], student.training.epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

@@ -18,7 +18,7 @@ from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.base import DataFound, Done, Stage
+from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
 from ensemble_kd.stages.members import (
@@ -161,6 +161,12 @@ class Teachers(Stage):
                     f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it"
                 )
         return problems + teacher_problems(config, found.info)
+
+    def work(self, config: Config, done: Done) -> Work | None:
+        if config.teachers.source != "train":
+            return None
+        rows = round(done.info["counts"]["labelled"] * config.teachers.fraction)
+        return Work(num_teachers(config), rows, config.teachers.training.epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)
