@@ -179,6 +179,12 @@ class DataConfig(Block):
     """Share of train rows whose label is kept, stratified; the others join the unlabelled transfer set."""
     unlabelled: str | None = None
     """File, folder, glob or URL of further unlabelled inputs for the transfer set."""
+    splits: dict[Literal["train", "validation", "test", "unlabelled"], str | list[str] | None] = {}
+    """Which splits of the source stand for ours, where they have other names, as in
+    `validation: validation_matched`, or a list of names; null for none (source: hub, or a folder as `path`)."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Rows of train whose input is in validation or test too, or repeats that of an earlier one: `keep` and
+    tell how many, or `drop`, before any split is held out (one more pass over the data)."""
     shard_rows: int = Field(8192, ge=1)
     """Rows per file of the prepared data and the soft targets: the unit of work, memory and resume."""
 

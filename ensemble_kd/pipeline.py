@@ -163,6 +163,9 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     plan = data_stage.plan(config, folder)
     with stage(context, "data", plan, fresh) as step:
         step.manifest = step.kept(plan.checked(context.console)) or data_stage.run(context, plan)
+    if step.skipped:  # told again: what is odd about the data has not gone away
+        for line in step.result.summary.get("warnings", []):
+            context.console.warning(line)
     data, info = plan, step.result.summary["info"]
     done["data"] = step.result
     if until == "data":
@@ -633,14 +636,15 @@ class PlannedStage:
     """Bytes it will take, where that can be told."""
 
 
-def check(config: Config, folder: Path) -> list[PlannedStage]:
+def check(config: Config, folder: Path, console: Console | None = None) -> list[PlannedStage]:
     """Validate everything that can be, and say what a run would do. Starts no Ray and writes nothing.
 
+    `console` takes what is odd about the data, but no reason to stop.
     Raises ConfigError or InputError with all problems.
     """
     check_objective(config)
     config = with_models(config, None)
-    if problems := inspect_source(config):
+    if problems := inspect_source(config, (console or Console()).warning):
         raise InputError(problems)
     found: list[PlannedStage] = []
     if config.data.text_augment is not None:
