@@ -180,8 +180,8 @@ class DataConfig(Block):
     unlabelled: str | None = None
     """File, folder, glob or URL of further unlabelled inputs for the transfer set."""
     splits: dict[Literal["train", "validation", "test", "unlabelled"], str | list[str] | None] = {}
-    """Which splits of the source stand for ours, where they have other names, as in
-    `validation: validation_matched`, or a list of names; null for none (source: hub, or a folder as `path`)."""
+    """The source's names of our splits, where they differ, as in `validation: validation_matched`: one, a list,
+    or null for none (source: hub, or a folder as `path`)."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Rows of train whose input is in validation or test too, or repeats that of an earlier one: `keep` and
     tell how many, or `drop`, before any split is held out (one more pass over the data)."""
@@ -968,6 +968,13 @@ def _data_problems(data: DataConfig) -> list[str]:
         problems.append("data.hub_name: missing; source 'hub' needs the name of a data set")
     if data.source != "hub" and data.hub_name:
         problems.append(f"data.hub_name: set, but data.source is {data.source!r}; set data.source=hub")
+    if data.splits and data.source == "digits":
+        problems.append("data.splits: the embedded digits have no splits of their own; leave it out")
+    if data.splits and isinstance(data.path, dict):
+        problems.append("data.splits: set, but data.path names a file for each split; leave one of them out")
+    if data.splits.get("unlabelled") and (data.unlabelled or data.text_augment):
+        other = "data.unlabelled" if data.unlabelled else "data.text_augment"
+        problems.append(f"data.splits.unlabelled: {other} is set too; leave one of them out")
     if data.augment.active and data.kind != "image":
         problems.append(f"data.augment: only for images; data.kind is {data.kind!r}")
     if data.kind == "text" and data.text.tokenizer == "subword" and data.text.vocabulary_size > 200_000:

@@ -89,7 +89,7 @@ def _gaps(classes: Classes, single: np.ndarray, rows: dict[int, int], place: Pla
 
 
 def _spellings(classes: Classes, counts: np.ndarray) -> list[str]:
-    lines = []
+    lines: list[str] = []
     if classes.listed or classes.numbers is not None:
         return lines
     for name, count in zip(classes.names, counts, strict=True):

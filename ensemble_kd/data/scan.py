@@ -353,7 +353,8 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
 def _check_batches(config: Config, labelled: int, train: int, problems: Problems) -> None:
     """Teachers draw from labelled rows, students from all of the transfer set."""
     size = config.student.training.batch_size
-    if size > train and config.data.unlabelled is None and config.data.text_augment is None:
+    more = config.data.unlabelled or config.data.text_augment or config.data.splits.get("unlabelled")
+    if size > train and not more:
         problems.add(f"student.training.batch_size: {size} is more than the {train} train rows; lower it")
     sizes: dict[str, int] = {}
     if config.teachers.source == "train":
