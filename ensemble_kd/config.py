@@ -180,8 +180,8 @@ class DataConfig(Block):
     unlabelled: str | None = None
     """File, folder, glob or URL of further unlabelled inputs for the transfer set."""
     splits: dict[Literal["train", "validation", "test", "unlabelled"], str | list[str] | None] = {}
-    """The source's names of our splits, where they differ, as in `validation: validation_matched`: one, a list,
-    or null for none (source: hub, or a folder as `path`)."""
+    """The source's names of our splits, where they differ, as in `validation: validation_matched`: one, a
+    list, or null for none (source: hub, or a folder as `path`)."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Rows of train whose input is in validation or test too, or repeats that of an earlier one: `keep` and
     tell how many, or `drop`, before any split is held out (one more pass over the data)."""

@@ -71,7 +71,7 @@ def _gaps(classes: Classes, single: np.ndarray, rows: dict[int, int], place: Pla
     if len(near) < 2:
         return lines
     absent = int(near[-1]) - int(near[0]) + 1 - len(near)
-    if absent:
+    if absent and list(near) != [-1, 1]:  # signs are no range
         after = np.flatnonzero(np.diff(near) > 1)[:SHOWN]
         spans = [(int(near[i]) + 1, int(near[i + 1]) - 1) for i in after]
         holes = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans)

@@ -134,9 +134,9 @@ def split_name(name: str) -> str:
     *folders, file = PurePosixPath(name).parts
     own = stem(file)
     parts = [*folders, SHARD.sub("", own) or own]
-    return next(
-        (p for p in parts if said(p)), next((p for p in parts if contained(p) is not None), parts[-1])
-    )
+    if saying := next((part for part in parts if said(part)), None):
+        return saying.lower()
+    return next((part for part in parts if contained(part)), parts[-1])
 
 
 def assign(pieces: list[P], wanted: Wanted, path: str, where: str, problems: Problems) -> dict[str, list[P]]:
@@ -191,7 +191,9 @@ def same_rows(pieces: list[P], where: str, problems: Problems) -> bool:
     """Whether no two files of a folder differ in their ending alone; told where they do."""
     seen: dict[str, str] = {}
     for piece in pieces:
-        other = seen.setdefault(str(PurePosixPath(piece.name).with_name(stem(piece.name))), piece.name)
+        other = seen.setdefault(
+            str(PurePosixPath(piece.name).with_name(stem(piece.name))).lower(), piece.name
+        )
         if other != piece.name:
             problems.add(
                 f"{where}: {other} and {piece.name} differ in their ending alone: the same rows twice? "
