@@ -38,6 +38,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):  # pyarrow 25 finds no integer in them
+        return pa.decimal128(kind.precision, kind.scale)
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):

@@ -71,8 +71,8 @@ def plain_values(array: pa.Array) -> pa.Array:
             return pc.cast(array, pa.int64())
         except pa.ArrowInvalid as error:
             raise ColumnError(
-                f"holds numbers that are not whole ({error}); write them as text, or, as labels that are to "
-                "be predicted as numbers, set data.target=value"
+                f"holds numbers that are not whole, or beyond 64 bits ({error}); write them "
+                "as text, or, as labels that are to be predicted as numbers, set data.target=value"
             ) from error
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
