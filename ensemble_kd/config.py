@@ -64,7 +64,8 @@ class ColumnsConfig(Block):
     """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
     of texts the two columns (tokenizer: pretrained)."""
     label: str = "label"
-    """Column of the class: an integer in 0..C-1, or a name listed in `data.class_names`; with
+    """Column of the class: text or whole numbers, and those that occur are the classes, in order (numbers, also
+    in text, by value); with `data.class_names` a name listed there, or its place from 0 on. With
     `data.target: value` of a number."""
     id: str | None = None
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
@@ -162,7 +163,8 @@ class DataConfig(Block):
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns."""
     class_names: list[str] | str | None = None
-    """Names in class order, or a file with one name a line (relative to `path`'s folder)."""
+    """Names in class order, or a file with one name a line (relative to `path`'s folder); null for the labels
+    that occur. Labels that are integers count the names from 0, unless each is one of the names itself."""
     image: ImageConfig = ImageConfig()
     """Layout of images (kind: image)."""
     text: TextConfig = TextConfig()

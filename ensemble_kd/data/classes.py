@@ -185,15 +185,11 @@ def off_by_one(columns: dict[str, pa.Array], names: list[str]) -> str | None:
     """What to do where integers count from 1 and the listed names from 0; None where they do not."""
     if not all(pa.types.is_integer(array.type) for array in columns.values()):
         return None
-    bounds = [pc.min_max(array).as_py() for array in columns.values()]
-    known = [bound for bound in bounds if bound["min"] is not None]
-    if not known:
-        return None
-    least, most = min(bound["min"] for bound in known), max(bound["max"] for bound in known)
-    if least < 1 or most < len(names) or most - least >= len(names):
+    distinct = pc.drop_null(pc.unique(pa.chunked_array(list(columns.values())))).to_pylist()
+    if len(names) not in distinct or min(distinct) < 1:
         return None
     return (
-        f"data.class_names: the labels are {least} to {most}, and the {len(names)} names stand for 0 to "
-        f"{len(names) - 1}; leave class_names out, and the classes are called '{least}' to '{most}', or "
-        f"subtract {least} from the labels, or write the names themselves into the label column"
+        f"data.class_names: the labels count from {min(distinct)}, and the {len(names)} names stand for 0 to "
+        f"{len(names) - 1}; leave class_names out, and the labels themselves are the classes' names, or "
+        "subtract 1 from the labels, or write the names into the label column"
     )

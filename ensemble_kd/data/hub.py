@@ -84,7 +84,7 @@ def open_hub(data: DataConfig, source: Source, problems: Problems) -> None:
             f"data.hub_name: no split 'train' in {data.hub_name!r}; it has {', '.join(loaded)}; say which it "
             f"is: data.splits={{train: {next(iter(loaded))}}}"
         )
-    tell_left(found.left, source.splits, "data.hub_name", problems)
+    tell_left(found, found.left, "data.hub_name", problems)
 
 
 def _withheld(dataset: Any, label: str, value: bool) -> bool:

@@ -234,8 +234,9 @@ def _encode(
         problems.add(shifted)
     for split, labels in raw.items():
         result.labels[split], bad = encode(labels, result.classes)
-        if shifted is None:
-            spread(bad, result.spans[split], "a wrong label", problems)
+        if shifted is not None:  # of the rows those alone that would be wrong all the same
+            bad = ((i, message) for i, message in bad if labels[i].as_py() != len(result.names))
+        spread(bad, result.spans[split], "a wrong label", problems)
         if split != "train":
             nulls = ((int(i), f"no label; {split} rows need one") for i in np.flatnonzero(labels.is_null()))
             spread(nulls, result.spans[split], "no label", problems)

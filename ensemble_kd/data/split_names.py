@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol, TypeVar
@@ -95,16 +95,18 @@ def resolve(have: list[str], wanted: Wanted, where: str, problems: Problems) -> 
     return result
 
 
-def tell_left(left: list[str], found: Iterable[str], where: str, problems: Problems) -> None:
-    """What is not used of a source that has train."""
+def tell_left(found: Resolved, left: list[str], where: str, problems: Problems) -> None:
+    """What is not used of a source that has train: `left`, as messages call it."""
     if not left or problems:
         return
-    absent = next((ours for ours in ("validation", "test") if ours not in found), None)
+    absent = next((ours for ours in ("validation", "test") if ours not in found.names), None)
     cut = f", and {absent} rows are held out of train" if absent is not None else ""
-    key = next((k for k in map(contained, left) if k is not None), "unlabelled")
+    key = next((key for key in map(contained, found.left) if key is not None), "unlabelled")
+    taken = found.names.get(key)
+    name = f"[{', '.join([*taken, found.left[0]])}]" if taken else found.left[0]
     problems.warn(
-        f"{where}: {_some(left)} not used{cut}; to use one, name it in data.splits, as in "
-        f"data.splits={{{key}: {left[0]}}}"
+        f"{where}: {_some(left)} not used{cut}; to use {'both' if taken else 'it'}, set "
+        f"data.splits={{{key}: {name}}}"
     )
 
 
@@ -163,7 +165,7 @@ def assign(pieces: list[P], wanted: Wanted, path: str, where: str, problems: Pro
             f"which is train: data.splits={{train: {have[0]}}}"
         )
     left = [piece.name for name in found.left for piece in groups[name]]
-    tell_left(left, splits, where, problems)
+    tell_left(found, left, where, problems)
     return splits
 
 

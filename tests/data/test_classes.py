@@ -40,7 +40,7 @@ def classes_of(config: Config) -> tuple[list[str], dict[float, str], list[str]]:
     with tempfile.TemporaryDirectory() as out:  # not in the folder of the data
         info, _ = prepare(config, Path(out), told.append)
         assert info.num_classes == len(info.class_names)
-        named = {}
+        named: dict[float, str] = {}
         for split in ("transfer", "validation", "test"):
             part = load_split(Path(out), split)
             rows = zip(part.inputs[:, 0].tolist(), part.labels.tolist(), strict=True)
@@ -157,9 +157,20 @@ def test_labels_from_1_for_names_from_0(tmp_path: Path, name: str) -> None:
     write(tmp_path, [1, 2, 3, 4, 5] * 12, name)
     config = config_of(tmp_path, class_names=["awful", "bad", "fair", "good", "great"])
     (line,) = problems_of(config)
-    assert line.startswith("data.class_names: the labels are 1 to 5, and the 5 names stand for 0 to 4; leave")
+    assert line.startswith(
+        "data.class_names: the labels count from 1, and the 5 names stand for 0 to 4; leave"
+    )
     # Each remedy that is named works.
     assert classes_of(config_of(tmp_path))[0] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_typo_beside_labels_from_1(tmp_path: Path) -> None:
+    labels = 1 + np.arange(60) % 5
+    labels[17] = 50
+    write(tmp_path, labels)
+    first, second = problems_of(config_of(tmp_path, class_names=list("abcde")))
+    assert first.startswith("data.class_names: the labels count from 1")
+    assert second.startswith("row 17 of train.parquet: label 50 is outside 0..4")
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "train.csv"])

@@ -117,7 +117,7 @@ def test_the_option_counts_for_the_fingerprint_only_where_it_is_set(tmp_path: Pa
     assert "duplicates" not in settings and "splits" not in settings
     drop = config_of(tmp_path / "in", *doubled(), duplicates="drop")
     assert data_stage.plan(drop, tmp_path).fingerprint != data_stage.plan(keep, tmp_path).fingerprint
-    texts = {"kind": "text", "text_augment": {}}
+    texts: dict[str, Any] = {"kind": "text", "text_augment": {}}
     plans = [
         augment_stage.plan(config_of(tmp_path / "in", ["a", "b"], [0, 1], **texts, **more), tmp_path)
         for more in ({}, {"duplicates": "drop"})

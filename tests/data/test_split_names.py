@@ -233,7 +233,10 @@ def test_splits_of_a_hub_s_data_set(tmp_path: Path) -> None:
     found, told = files_of(hub(folder, splits={"validation": "validation_matched"}), tmp_path / "out")
     assert found == {"transfer": {0}, "validation": {1}, "test": {3}}
     assert told[0] == "data.hub_name: 'test_matched' is taken as test"
-    assert told[1].startswith("data.hub_name: 'validation_mismatched', 'extra' not used; to use one")
+    assert told[1].startswith(
+        "data.hub_name: 'validation_mismatched', 'extra' not used; to use both, set data."
+        "splits={validation: [validation_matched, validation_mismatched]}"
+    )
 
 
 def test_unlabelled_rows_of_a_hub_s_data_set(tmp_path: Path) -> None:
