@@ -64,7 +64,7 @@ class ColumnsConfig(Block):
     """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
     of texts the two columns (tokenizer: pretrained)."""
     label: str = "label"
-    """Column of the class: text or whole numbers, and those that occur are the classes, in order (numbers, also
+    """Column of the class: text or whole numbers; those that occur are the classes, in order (numbers, also
     in text, by value); with `data.class_names` a name listed there, or its place from 0 on. With
     `data.target: value` of a number."""
     id: str | None = None
