@@ -75,12 +75,18 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _all(columns: dict[str, pa.Array], pattern: str) -> bool:
     return all(
-        pc.all(pc.match_substring_regex(array, pattern), min_count=0).as_py() for array in columns.values()
+        pc.all(pc.match_substring_regex(pc.unique(array), pattern), min_count=0).as_py()
+        for array in columns.values()
     )
 
 
 def _canonical(array: pa.Array) -> pa.Array:
     """Numbers in text in one spelling: no sign of plus, no zeros in front or at the end of a fraction."""
+    encoded = array.dictionary_encode()  # labels are few
+    return _spelt(encoded.dictionary).take(encoded.indices)
+
+
+def _spelt(array: pa.Array) -> pa.Array:
     array = pc.replace_substring_regex(pc.utf8_trim_whitespace(array), r"^\+", "")
     array = pc.replace_substring_regex(array, r"^(-?)0+([0-9])", r"\1\2")
     array = pc.replace_substring_regex(array, r"\.0*$", "")
