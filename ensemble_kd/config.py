@@ -190,6 +190,16 @@ class DataConfig(Block):
     shard_rows: int = Field(8192, ge=1)
     """Rows per file of the prepared data and the soft targets: the unit of work, memory and resume."""
 
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def _as_text(cls, names: Any) -> Any:
+        """Whole numbers are names, too; what YAML makes of `no` is none."""
+        if not isinstance(names, list):
+            return names
+        if any(isinstance(name, bool) for name in names):
+            raise ValueError("YAML reads no, off, yes and on as truth values; put these names in quotes")
+        return [str(name) if isinstance(name, int) else name for name in names]
+
 
 # -------------------------------------------------------------------------------------------- models
 

@@ -145,11 +145,13 @@ def assign(pieces: list[P], wanted: Wanted, path: str, where: str, problems: Pro
     """The files of each split of a folder. All are train where no name says or contains a split."""
     explicit = {n for v in wanted.values() if v is not None for n in ([v] if isinstance(v, str) else v)}
     groups: dict[str, list[P]] = {}
+    whole = explicit & {piece.name for piece in pieces}  # and no other file of that name in another folder
     for piece in pieces:
         # A file may be named by itself, by its folder, or as what it is a shard of.
         ways = [piece.name, PurePosixPath(piece.name).name, stem(piece.name), split_name(piece.name)]
         ways += [*PurePosixPath(piece.name).parts[:-1], SHARD.sub("", stem(piece.name))]
-        groups.setdefault(next((w for w in ways if w in explicit), ways[3]), []).append(piece)
+        named = next((w for w in ways if w in explicit and (w == piece.name or w not in whole)), ways[3])
+        groups.setdefault(named, []).append(piece)
     if not explicit and not any(said(name) or contained(name) for name in groups):
         return {"train": pieces} if same_rows(pieces, where, problems) else {}
     have = list(groups)
@@ -173,16 +175,17 @@ def _check_group(pieces: list[P], ours: str, where: str, problems: Problems) -> 
     """Files that one name stands for must be shards of one set, not forms or versions of it."""
     if not same_rows(pieces, where, problems):
         return
+    within = any(said(part) for piece in pieces for part in PurePosixPath(piece.name).parts[:-1])
     by_format = {piece.format: piece.name for piece in reversed(pieces)}
     names = sorted(by_format.values())
     why = "in two formats"
     if len(names) == 1:
         numbered = {bool(SHARD.search(stem(piece.name))): piece.name for piece in reversed(pieces)}
-        folders = {str(PurePosixPath(piece.name).parent) for piece in pieces}
-        inside = any(said(part) for part in PurePosixPath(pieces[0].name).parts[:-1])
-        if len(numbered) < 2 or len(folders) > 1 or inside:
-            return
-        names, why = sorted(numbered.values()), "one of them numbered"
+        depths = {len(PurePosixPath(piece.name).parts): piece.name for piece in reversed(pieces)}
+        if within or max(len(numbered), len(depths)) < 2:
+            return  # shards, or a file for each of several folders side by side
+        odd, why = (depths, "one above the other") if len(depths) > 1 else (numbered, "one of them numbered")
+        names = [name for _, name in sorted(odd.items())]
     problems.add(
         f"{where}: {names[0]} and {names[1]} are both {ours}, {why}: the same rows twice? Remove one, or "
         f"name those to use: data.splits={{{ours}: [{names[0]}]}}"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import inspect_source, load_split, prepare
-from ensemble_kd.errors import InputError
+from ensemble_kd.errors import ConfigError, InputError
 
 
 def write(folder: Path, labels: Any, name: str = "train.parquet", first: int = 0) -> None:
@@ -179,6 +179,13 @@ def test_names_that_are_the_labels_themselves(tmp_path: Path, name: str) -> None
     config = config_of(tmp_path, class_names=["3", "02", "1"])
     names, named, _ = classes_of(config)
     assert names == ["3", "02", "1"] and named[0.0] == "1" and named[1.0] == "02"
+
+
+def test_names_in_yaml_may_be_numbers_but_not_truth_values(tmp_path: Path) -> None:
+    write(tmp_path, [1, 2, 3] * 20)
+    assert config_of(tmp_path, class_names=[1, 2, 3]).data.class_names == ["1", "2", "3"]
+    with pytest.raises(ConfigError, match=r"data\.class_names: .*put these names in quotes"):
+        config_of(tmp_path, class_names=[False, True])
 
 
 def test_text_that_is_an_index_of_the_names_listed(tmp_path: Path) -> None:

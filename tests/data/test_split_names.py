@@ -69,6 +69,7 @@ ALONE = {"transfer": {0}, "validation": {0}, "test": {0}}
         ["rows.csv", "rows.parquet"],
         ["train.csv", "train-1.csv"],
         ["train.csv", "train2.csv"],
+        ["train.csv", "backup/train.csv"],
     ],
 )
 def test_two_forms_of_one_split(tmp_path: Path, names: list[str]) -> None:
@@ -181,6 +182,14 @@ def test_files_named_by_themselves(tmp_path: Path) -> None:
     splits = {"train": ["train.csv", "train_old.csv"]}
     found, (line,) = files_of(config_of(tmp_path / "in", splits=splits), tmp_path / "out")
     assert found["transfer"] == {0, 1} and "'train.parquet' not used" in line
+
+
+def test_a_file_by_its_path(tmp_path: Path) -> None:
+    write(tmp_path / "in", ["train.csv", "backup/train.csv"])
+    config = config_of(tmp_path / "in", splits={"train": "train.csv"})
+    assert files_of(config, tmp_path / "out")[0] == ALONE
+    config = config_of(tmp_path / "in", splits={"train": "backup/train.csv"})
+    assert files_of(config, tmp_path / "out")[0]["transfer"] == {1}
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
