@@ -239,6 +239,7 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
     with reported(False):
         settings = load_config(config, set_)
         from ensemble_kd import pipeline  # torch loads only once the settings are known to be good
+        from ensemble_kd.stages.context import Console
 
         folder = pipeline.copied(settings, run_dir or Path("runs") / settings.name)
         table = Table(
@@ -250,7 +251,7 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             title=f"{settings.name} in {folder}",
             title_justify="left",
         )
-        for stage in pipeline.check(settings, folder):
+        for stage in pipeline.check(settings, folder, Console(warning=Screen(out).warning)):
             table.add_row(
                 stage.name, escape(stage.state), _size(stage.size), _size(stage.expected), stage.work
             )

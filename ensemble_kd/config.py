@@ -48,7 +48,8 @@ class ColumnsConfig(Block):
     """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
     of texts the two columns (tokenizer: pretrained)."""
     label: str = "label"
-    """Column of the class: an integer in 0..C-1, or a name listed in `data.class_names`; with
+    """Column of the class: text or whole numbers; those that occur are the classes, in order (numbers, also
+    in text, by value); with `data.class_names` a name listed there, or its place from 0 on. With
     `data.target: value` of a number."""
     id: str | None = None
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
@@ -146,7 +147,8 @@ class DataConfig(Block):
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns."""
     class_names: list[str] | str | None = None
-    """Names in class order, or a file with one name a line (relative to `path`'s folder)."""
+    """Names in class order, or a file with one name a line (relative to `path`'s folder); null for the labels
+    that occur. Labels that are integers count the names from 0, unless each is one of the names itself."""
     image: ImageConfig = ImageConfig()
     """Layout of images (kind: image)."""
     text: TextConfig = TextConfig()
@@ -163,8 +165,24 @@ class DataConfig(Block):
     """Share of train rows whose label is kept, stratified; the others join the unlabelled transfer set."""
     unlabelled: str | None = None
     """File, folder, glob or URL of further unlabelled inputs for the transfer set."""
+    splits: dict[Literal["train", "validation", "test", "unlabelled"], str | list[str] | None] = {}
+    """The source's names of our splits, where they differ, as in `validation: validation_matched`: one, a
+    list, or null for none (source: hub, or a folder as `path`)."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Rows of train whose input is in validation or test too, or repeats that of an earlier one: `keep` and
+    tell how many, or `drop`, before any split is held out (one more pass over the data)."""
     shard_rows: int = Field(8192, ge=1)
     """Rows per file of the prepared data and the soft targets: the unit of work, memory and resume."""
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def _as_text(cls, names: Any) -> Any:
+        """Whole numbers are names, too; what YAML makes of `no` is none."""
+        if not isinstance(names, list):
+            return names
+        if any(isinstance(name, bool) for name in names):
+            raise ValueError("YAML reads no, off, yes and on as truth values; put these names in quotes")
+        return [str(name) if isinstance(name, int) else name for name in names]
 
 
 # -------------------------------------------------------------------------------------------- models
@@ -939,6 +957,13 @@ def _data_problems(data: DataConfig) -> list[str]:
         problems.append("data.hub_name: missing; source 'hub' needs the name of a data set")
     if data.source != "hub" and data.hub_name:
         problems.append(f"data.hub_name: set, but data.source is {data.source!r}; set data.source=hub")
+    if data.splits and data.source == "digits":
+        problems.append("data.splits: the embedded digits have no splits of their own; leave it out")
+    if data.splits and isinstance(data.path, dict):
+        problems.append("data.splits: set, but data.path names a file for each split; leave one of them out")
+    if data.splits.get("unlabelled") and (data.unlabelled or data.text_augment):
+        other = "data.unlabelled" if data.unlabelled else "data.text_augment"
+        problems.append(f"data.splits.unlabelled: {other} is set too; leave one of them out")
     if data.augment.active and data.kind != "image":
         problems.append(f"data.augment: only for images; data.kind is {data.kind!r}")
     if data.kind == "text" and data.text.tokenizer == "subword" and data.text.vocabulary_size > 200_000:

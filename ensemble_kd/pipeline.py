@@ -145,6 +145,8 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
             continue
         artifact = Artifact(current.name, plan, step.result)
         done.add(artifact)
+        for line in artifact.summary.get("warnings", []) if step.skipped else ():
+            context.console.warning(line)  # told again: what is odd about it has not gone away
         if until == current.name:
             break
         _verify(current, context.config, artifact, done)
@@ -307,14 +309,15 @@ class PlannedStage:
     """What it has to train, and how long one worker takes where an earlier member tells its pace."""
 
 
-def check(config: Config, folder: Path) -> list[PlannedStage]:
+def check(config: Config, folder: Path, console: Console | None = None) -> list[PlannedStage]:
     """Validate everything that can be, and say what a run would do. Starts no Ray and writes nothing.
 
+    `console` takes what is odd about the data, but no reason to stop.
     Raises ConfigError or InputError with all problems.
     """
     check_objective(config)
     config = with_models(config, None)
-    if problems := inspect_source(config):
+    if problems := inspect_source(config, (console or Console()).warning):
         raise InputError(problems)
     done, found, first = Done(), [], ""
     for current in map(stage, stages_of(config)):

@@ -14,7 +14,7 @@ import pyarrow.compute
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from ensemble_kd.data.decode import Bad
+from ensemble_kd.data.decode import Bad, single
 from ensemble_kd.data.files import FilePiece, list_files
 from ensemble_kd.data.preprocess import no_column
 from ensemble_kd.data.tolerant import batches, columns_of
@@ -111,6 +111,12 @@ def wanted_columns(
     missing = [name for name in predictor.columns if name not in held]
     if missing:
         raise InputError([f"INPUT: {no_column(name, piece.name, held)}" for name in missing])
+    used = [*predictor.columns, predictor.id_column]
+    if twice := [name for name in dict.fromkeys(held) if held.count(name) > 1 and name in used]:
+        raise InputError(
+            f"INPUT: {piece.name} has {held.count(twice[0])} columns of the name {twice[0]!r}; rename or "
+            "remove all but one"
+        )
     if unknown := [name for name in held if name not in predictor.known_columns]:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         names = ", ".join(map(repr, unknown[:5])) + more
@@ -132,7 +138,7 @@ def result(
     Of a regressor it is the value alone.
     """
     key = predictor.id_column
-    ids = table[key] if key in table.column_names else pa.array(range(first, first + table.num_rows))
+    ids = _ids(table[key]) if key in table.column_names else pa.array(range(first, first + table.num_rows))
     rows = np.arange(table.num_rows) if keep_bad else answers.good
     bad = np.array([answers.problems[i] is not None for i in rows], bool)
     probabilities = answers.probabilities[rows].astype(float)
@@ -161,6 +167,13 @@ def result(
     if keep_bad:
         columns["problem"] = pa.array([answers.problems[i] for i in rows], pa.string())
     return pa.table(columns)
+
+
+def _ids(column: pa.ChunkedArray) -> pa.Array:
+    """Of a type that every format of output has: decimals, dates and the like as text."""
+    ids = single(column)
+    kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_null)
+    return ids if any(holds(ids.type) for holds in kept) else pa.compute.cast(ids, pa.string())
 
 
 # ------------------------------------------------------------------------------------------- writing

@@ -100,6 +100,37 @@ def test_it_writes_every_format(tmp_path: Path, suffix: str) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    "kind", [pa.decimal128(9, 2), pa.string_view(), pa.date32(), pa.dictionary(pa.int8(), pa.large_string())]
+)
+def test_ids_of_any_type(tmp_path: Path, kind: pa.DataType, suffix: str) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    ids = pa.array(["2024-01-01", "2024-01-02"] if pa.types.is_date(kind) else ["1.5", "22.0"])
+    ids = ids.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else ids.cast(kind)
+    table = pa.table({"key": ids, **{f"f{j}": numbers(2)[:, j] for j in range(4)}})
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    target = tmp_path / f"out{suffix}"
+    assert predict_file(model, str(tmp_path / "rows.arrow"), target, 1, print) == []
+    assert "2024-01-02" in str(target.read_bytes()) or "22.0" in str(target.read_bytes())
+    found, _ = lines(model, tmp_path / "rows.arrow")
+    assert [row["id"] for row in found] == [
+        str(value) if not pa.types.is_decimal(kind) else f"{value:.2f}" for value in ids.to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("name", ["f1", "key"])
+def test_two_columns_of_one_name(tmp_path: Path, name: str) -> None:
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    values = numbers(2)
+    arrays = [pa.array([1, 2]), *(pa.array(values[:, j]) for j in range(4)), pa.array([1, 2])]
+    table = pa.table(arrays, names=["key", "f0", "f1", "f2", "f3", name])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=f"INPUT: rows.parquet has 2 columns of the name '{name}'; rename"):
+        lines(model, tmp_path / "rows.parquet")
+
+
 def test_bad_rows_are_skipped_and_named(tmp_path: Path) -> None:
     model, network = package(tmp_path, "numeric", **COLUMNS)
     values = numbers(6)

@@ -25,14 +25,60 @@ class ColumnError(Exception):
 
 
 def single(column: pa.ChunkedArray) -> pa.Array:
-    """One array of the column, without dictionaries and extension types."""
-    chunks = column.chunks
-    array = (
-        chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
-    )
+    """One array of the column in a plain type, as `plain_type` says."""
+    chunks = [plain(chunk) for chunk in column.chunks]  # first: dictionaries differ from chunk to chunk
+    if not chunks:
+        return pa.array([], plain_type(column.type))
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries, views, run lengths and extensions: what polars and pandas write."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):  # pyarrow 25 finds no integer in them
+        return pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list_view(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_large_list_view(kind):
+        return pa.large_list(plain_type(kind.value_type))
+    if _is_list(kind) and (inner := plain_type(kind.value_type)) != kind.value_type:
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(inner, kind.list_size)
+        return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
+    return kind
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """The same values in a plain type."""
     if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        return plain(array.storage)
+    if pa.types.is_dictionary(array.type):
+        return plain(array.dictionary).take(array.indices)  # views have no kernel for `dictionary_decode`
+    if pa.types.is_run_end_encoded(array.type):
+        return plain(pc.run_end_decode(array))
+    kind = plain_type(array.type)
+    if kind == array.type:
+        return array
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        # Not by a cast: of a list view pyarrow 25 makes one with an offset too few.
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        if pa.types.is_list(kind):
+            offsets = pa.array(ends, pa.int32())
+            return pa.ListArray.from_arrays(offsets, plain(array.flatten()), mask=array.is_null())
+        offsets = pa.array(ends, pa.int64())
+        return pa.LargeListArray.from_arrays(offsets, plain(array.flatten()), mask=array.is_null())
+    try:
+        return pc.cast(array, kind)
+    except pa.ArrowNotImplementedError as error:
+        raise ColumnError(f"holds {array.type}, which cannot be read; write it as {kind}") from error
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -167,6 +213,8 @@ def _lists(array: pa.Array, shape: tuple[int, ...] | None) -> tuple[np.ndarray, 
         values = values.flatten()
     if not _is_number(values.type) and not pa.types.is_null(values.type):
         raise ColumnError(f"holds {array.type}, expected lists of numbers")
+    if pa.types.is_decimal(values.type):  # numpy has no such number
+        values = pc.cast(values, pa.float64())
     if whole and not values.null_count and _fits(tuple(lengths), shape) and len(array):
         return values.to_numpy(zero_copy_only=False).reshape(len(array), size), {}
     rows, bad = np.zeros((len(array), size)), Bad()

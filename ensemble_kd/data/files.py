@@ -6,7 +6,6 @@ Nothing here interprets a value; `decode` and `labels` do.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,8 +18,9 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from ensemble_kd.config import DataConfig
-from ensemble_kd.data.pieces import SPLIT_NAMES, Source, slices
+from ensemble_kd.data.pieces import Source, slices
 from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.split_names import assign, same_rows
 from ensemble_kd.errors import InputError
 from ensemble_kd.mirror import remote_system
 
@@ -221,15 +221,6 @@ def _matches(path: str, pattern: str) -> bool:
     return match(0, 0)
 
 
-def _split_of(name: str) -> str | None:
-    """train.csv, train-00000-of-00002.parquet, train/part-0.parquet, data/train-0.parquet."""
-    for part in name.split("/"):
-        word = re.split(r"[^A-Za-z]", part, maxsplit=1)[0].lower()
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
-    return None
-
-
 def open_files(data: DataConfig, source: Source, problems: Problems) -> None:
     paths = data.path if isinstance(data.path, dict) else {"": data.path}
     for split, path in paths.items():
@@ -244,15 +235,10 @@ def open_files(data: DataConfig, source: Source, problems: Problems) -> None:
                 problems.add(line)
             continue
         if split or not folder:
+            same_rows(pieces, where, problems)
             source.splits[split or "train"] = list(pieces)
+            if data.splits:
+                problems.add(f"data.splits: for a folder as data.path, which {path} is not; leave it out")
             continue
-        named = [(_split_of(piece.name), piece) for piece in pieces]
-        if not any(name for name, _ in named):
-            source.splits["train"] = list(pieces)  # a folder of parts of one set
-            continue
-        for name, piece in named:
-            if name:
-                source.splits.setdefault(name, []).append(piece)
-        if "train" not in source.splits:
-            found = ", ".join(piece.name for piece in pieces[:5])
-            problems.add(f"{where}: no train.* in {path}; found {found}. Give data.path as a block per split")
+        for name, files in assign(pieces, data.splits, path, where, problems).items():
+            source.splits[name] = list(files)

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from ensemble_kd.config import DataConfig
-from ensemble_kd.data.pieces import SPLIT_NAMES, Source
+from ensemble_kd.data.pieces import Source
 from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.split_names import resolve, tell_left
 from ensemble_kd.errors import InputError
 
 
@@ -64,10 +65,9 @@ def open_hub(data: DataConfig, source: Source, problems: Problems) -> None:
         for line in error.problems:
             problems.add(line)
         return
-    for name, dataset in loaded.items():
-        split = SPLIT_NAMES.get(name.lower())
-        if split is None:
-            continue
+    found = resolve(list(loaded), data.splits, "data.hub_name", problems)
+    for split, name in ((split, name) for split, names in found.names.items() for name in names):
+        dataset = loaded[name]
         feature = dataset.features.get(data.columns.label)
         names = getattr(feature, "names", None)
         if names and source.class_names is None:
@@ -75,10 +75,16 @@ def open_hub(data: DataConfig, source: Source, problems: Problems) -> None:
         piece = HubPiece(name, dataset)
         value = data.target == "value"
         if split == "test" and (names or value) and _withheld(dataset, data.columns.label, value):
-            continue  # benchmarks publish test rows without labels (-1); hold rows out of train instead
+            # Benchmarks publish test rows without labels (-1).
+            problems.warn(f"data.hub_name: {name!r} has no labels (-1); test rows are held out of train")
+            continue
         source.splits.setdefault(split, []).append(piece)
-    if "train" not in source.splits:
-        problems.add(f"data.hub_name: no split 'train' in {data.hub_name!r}; it has {', '.join(loaded)}")
+    if "train" not in source.splits and not problems:
+        problems.add(
+            f"data.hub_name: no split 'train' in {data.hub_name!r}; it has {', '.join(loaded)}; say which it "
+            f"is: data.splits={{train: {next(iter(loaded))}}}"
+        )
+    tell_left(found, found.left, "data.hub_name", problems)
 
 
 def _withheld(dataset: Any, label: str, value: bool) -> bool:

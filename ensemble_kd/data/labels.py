@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow.compute as pc
 from ensemble_kd.data.decode import ColumnError, single
 from ensemble_kd.data.problems import Problems
 
-MOST_CLASSES = 1_000_000
 UNLABELLED = -1
 """The class of a row without a label. The value of one is NaN."""
 
@@ -33,6 +31,12 @@ class Span:
     end: int
 
 
+def place(row: int, spans: list[Span]) -> str:
+    """`row 3 of train.csv`: where a row of the split is."""
+    span = next(span for span in spans if row < span.end)
+    return f"row {row - span.begin} of {span.name}"
+
+
 def spread(bad: Iterable[tuple[int, str]], spans: list[Span], kind: str, problems: Problems) -> None:
     """Report rows of a split by the piece that they are in."""
     by_span: dict[int, dict[int, str]] = {}
@@ -44,23 +48,44 @@ def spread(bad: Iterable[tuple[int, str]], spans: list[Span], kind: str, problem
         problems.add_rows(kind, spans[i].name, 0, rows)
 
 
-def plain_values(array: pa.Array) -> pa.Array:
-    """int64 or string. Strings that are all integers (a CSV file has nothing else) become integers.
+MOST = np.iinfo(np.int64).max
 
-    Raises ColumnError for other types.
-    """
+
+def plain_values(array: pa.Array) -> pa.Array:
+    """int64 or string. Raises ColumnError for other types, and for integers beyond 64 bits."""
     kind = array.type
-    if pa.types.is_boolean(kind) or pa.types.is_null(kind) or pa.types.is_integer(kind):
+    if pa.types.is_boolean(kind) or pa.types.is_null(kind) or pa.types.is_signed_integer(kind):
         return pc.cast(array, pa.int64())
-    if pa.types.is_floating(kind):  # what pandas makes of integers with gaps
-        array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
+    if pa.types.is_unsigned_integer(kind):
+        most = pc.max(array).as_py()
+        if most is not None and most > MOST:
+            raise ColumnError(
+                f"holds {most}, and {MOST} is the largest integer here (2**64 - 1 is what becomes of -1 in "
+                "an unsigned column); leave it empty where it stands for none, or write the column as text"
+            )
+        return pc.cast(array, pa.int64())
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if pa.types.is_floating(kind):  # what pandas makes of integers with gaps
+            array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
         try:
             return pc.cast(array, pa.int64())
         except pa.ArrowInvalid as error:
-            raise ColumnError(f"holds numbers that are not whole ({error})") from error
+            raise ColumnError(
+                f"holds numbers that are not whole, or beyond 64 bits ({error}); write them "
+                "as text, or, as labels that are to be predicted as numbers, set data.target=value"
+            ) from error
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return pc.cast(array, pa.string())
+        try:
+            array.validate(full=True)
+            return pc.cast(array, pa.string())
+        except pa.ArrowInvalid as error:
+            raise ColumnError(f"holds bytes that are no UTF-8 ({error}); write it anew") from error
     raise ColumnError(f"holds {kind}, expected integers or strings")
+
+
+def class_column(array: pa.Array) -> pa.Array:
+    """Labels that are classes: as `plain_values`, and truth values as they are."""
+    return array if pa.types.is_boolean(array.type) else plain_values(array)
 
 
 def value_column(array: pa.Array) -> pa.Array:
@@ -111,55 +136,12 @@ def integers_if_all(array: pa.Array) -> pa.Array:
 
 
 def join(arrays: list[pa.Array]) -> pa.Array:
-    """One column; integers beside strings become strings."""
+    """One column; integers beside strings become strings, truth values beside integers 0 and 1."""
     if any(pa.types.is_string(array.type) for array in arrays):
         arrays = [pc.cast(array, pa.string()) for array in arrays]
+    elif len({array.type for array in arrays}) > 1:
+        arrays = [pc.cast(array, pa.int64()) for array in arrays]
     return single(pa.chunked_array(arrays, arrays[0].type)) if arrays else pa.array([], pa.int64())
-
-
-def names_from(labels: pa.Array, problems: Problems) -> list[str]:
-    """Class names from the train labels: 0..max for integers, the sorted distinct values for strings."""
-    if pa.types.is_string(labels.type):
-        return sorted(pc.unique(pc.drop_null(labels)).to_pylist())
-    largest = pc.max(labels).as_py()
-    if largest is None or largest < 0:
-        return []
-    if largest >= MOST_CLASSES:
-        problems.add(
-            f"data.columns.label: labels up to {largest} would be {largest + 1} classes; "
-            "number the classes from 0, or list data.class_names"
-        )
-        return []
-    return [str(i) for i in range(largest + 1)]
-
-
-def encode(labels: pa.Array, names: list[str], listed: bool) -> tuple[np.ndarray, Iterator[tuple[int, str]]]:
-    """Class numbers (N,) int64, -1 where null or wrong, and the wrong rows.
-
-    `listed`: the names were given, rather than found in train.
-    """
-    present = ~np.asarray(labels.is_null())
-    if pa.types.is_string(labels.type):
-        found = pc.index_in(labels, value_set=pa.array(names, pa.string()))
-        codes = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        for i in np.flatnonzero(present & (codes < 0)):  # a number written as text is a number
-            text = labels[int(i)].as_py().strip()
-            if text.isdecimal() and int(text) < len(names) and listed:
-                codes[i] = int(text)
-    else:
-        codes = pc.fill_null(labels, -1).to_numpy(zero_copy_only=False).copy()
-        codes[(codes < 0) | (codes >= len(names))] = UNLABELLED
-    wrong = np.flatnonzero(present & (codes < 0))
-    return codes, ((int(i), _outside(labels[int(i)].as_py(), names, listed)) for i in wrong)
-
-
-def _outside(value: int | str, names: list[str], listed: bool) -> str:
-    if isinstance(value, int):
-        which = "data.class_names" if listed else "train"
-        return f"label {value} is outside 0..{len(names) - 1}, the {len(names)} classes of {which}"
-    close = difflib.get_close_matches(value, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"label {value!r} is not {'in data.class_names' if listed else 'a class of train'}{hint}"
 
 
 def repeated_ids(ids: pa.Array) -> Iterator[tuple[int, str]]:

@@ -6,7 +6,7 @@ learned vocabulary takes two more, over the train texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config, text_source
+from ensemble_kd.data.copies import Copies, to_drop
 from ensemble_kd.data.decode import ColumnError, empty_texts
 from ensemble_kd.data.labels import UNLABELLED, labelled
+from ensemble_kd.data.oddities import Oddities
 from ensemble_kd.data.preprocess import InputReader, Preprocessor
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.records import (
@@ -158,14 +160,17 @@ def _check_tokenizer(config: Config, problems: Problems) -> None:
         )
 
 
-def _check_inputs(reading: Reading, config: Config, problems: Problems) -> None:
-    """The second pass without writing: only what is wrong."""
-    reader = _reader(config)
+def _check_inputs(reading: Reading, config: Config, problems: Problems) -> Oddities:
+    """The second pass without writing: only what is wrong, or odd."""
+    reader, seen = _reader(config), Oddities(config.data)
     for split in reading.source.splits:
-        filled = _filled(config)
-        rows = sum(count for _, count, _ in _decoded(reading, reader, split, problems, filled))
+        filled, rows = _filled(config), 0
+        for begin, count, values in _decoded(reading, reader, split, problems, filled):
+            rows += count
+            seen.add(split, begin, values)
         if not rows and split == "unlabelled" and not problems:
             problems.add("data.unlabelled: no rows")
+    return seen
 
 
 def _open(config: Config, problems: Problems, limit: int | None = None) -> Reading:
@@ -178,22 +183,43 @@ def _open(config: Config, problems: Problems, limit: int | None = None) -> Readi
     return Reading(source, min(config.data.shard_rows, BATCH_ROWS), limit)
 
 
-def inspect_source(config: Config) -> list[str]:
+def _ignore(line: str) -> None:
+    pass
+
+
+def inspect_source(config: Config, warn: Callable[[str], None] = _ignore) -> list[str]:
     """What is wrong with the source, one line each; reads at most 100,000 rows and writes nothing.
 
     What only all rows can tell (a class that is missing, too few rows) is judged where all were read.
+    `warn` takes what is odd, but no reason to stop.
     """
     problems = Problems()
     try:
         reading = _open(config, problems, INSPECTED_ROWS)
         found = scan(reading, config, problems)
+        made, dropped = None, None
         if found.whole:
-            plan(found, config, problems)
-        _check_inputs(reading, config, problems)
+            dropped = _dropped(reading, found, config)
+            made = plan(found, config, problems, dropped)
+        _check_inputs(reading, config, problems).tell(found, made, problems)
     except InputError as error:
         lines = problems.all()
         return lines + [line for line in error.problems if line not in lines]
+    finally:
+        for line in problems.warnings:
+            warn(line)
     return problems.all()
+
+
+def _dropped(reading: Reading, found: Scan, config: Config) -> np.ndarray | None:
+    """(N,) Rows of train that are left out as copies; None where all stay. One more pass over the inputs."""
+    if config.data.duplicates == "keep" or "train" not in found.labels:
+        return None
+    reader, problems, inputs = _reader(config), Problems(), Copies()
+    for split in ("train", "validation", "test"):
+        for _, _, values in _decoded(reading, reader, split, problems) if split in found.labels else ():
+            inputs.add(split, values)
+    return None if problems else to_drop(inputs, found.labels["train"])
 
 
 def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ...]]]]:
@@ -240,9 +266,9 @@ def _planned(config: Config, problems: Problems) -> tuple[Reading, Scan, Plan]:
     """The first pass over the source. Raises InputError with everything that is wrong."""
     reading = _open(config, problems)
     found = scan(reading, config, problems)
-    made = plan(found, config, problems)
+    made = plan(found, config, problems, _dropped(reading, found, config))
     if problems or made is None:
-        _check_inputs(reading, config, problems)
+        _check_inputs(reading, config, problems).tell(found, made, problems)
         problems.raise_if_any()
     assert made is not None
     return reading, found, made
@@ -277,9 +303,12 @@ def _tokenizer(
     return learn_subwords(train_texts, config.data.text, folder)
 
 
-def prepare(config: Config, folder: Path) -> tuple[DataInfo, list[str]]:
+def prepare(
+    config: Config, folder: Path, warn: Callable[[str], None] = _ignore
+) -> tuple[DataInfo, list[str]]:
     """Write the prepared data into `folder`; returns its description and the names of the files.
 
+    `warn` takes what is odd, but no reason to stop.
     Raises InputError with everything that is wrong with the source; nothing is left behind then.
     """
     problems = Problems()
@@ -297,6 +326,9 @@ def prepare(config: Config, folder: Path) -> tuple[DataInfo, list[str]]:
                 path.unlink()
         (folder / TOKENIZER_FILE).unlink(missing_ok=True)
         raise InputError(lines + [line for line in error.problems if line not in lines]) from error
+    finally:
+        for line in problems.warnings:
+            warn(line)
 
 
 def _write(
@@ -306,12 +338,14 @@ def _write(
     reader = _reader(config)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
+    seen = Oddities(data)
     for split in READ_IN_ORDER:
         if split not in reading.source.splits:
             continue
         rows_read = 0
         for begin, rows, values in _decoded(reading, reader, split, problems, _filled(config)):
             rows_read += rows
+            seen.add(split, begin, values)
             if problems:
                 continue  # keep looking for what else is wrong; nothing will be kept
             span = slice(begin, begin + rows)
@@ -331,6 +365,7 @@ def _write(
                     writers[name].add(ids.filter(pa.array(mask)), column.filter(pa.array(mask)), labels[mask])
         if not rows_read and not problems:
             problems.add(f"{split}: no rows")
+    seen.tell(found, made, problems)
     problems.raise_if_any()
     for writer in writers.values():
         writer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,16 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ensemble_kd.config import Config
+from ensemble_kd.data.classes import Classes, by_value, encode, found_in, off_by_one, unified
 from ensemble_kd.data.decode import ColumnError, single
 from ensemble_kd.data.files import FilePiece
 from ensemble_kd.data.labels import (
     UNLABELLED,
     Span,
-    encode,
+    class_column,
     integers_if_all,
     join,
     labelled,
-    names_from,
+    place,
     plain_values,
     repeated_ids,
     spread,
@@ -29,8 +30,9 @@ from ensemble_kd.data.labels import (
 from ensemble_kd.data.pieces import Piece, Source
 from ensemble_kd.data.preprocess import missing_column
 from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.remarks import class_remarks, value_remarks
 from ensemble_kd.data.sources import read_class_names
-from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan, plan_splits
+from ensemble_kd.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Plan, plan_splits
 from ensemble_kd.errors import InputError
 
 
@@ -45,6 +47,12 @@ class Scan:
     """Ids where a column is named."""
     whole: bool = True
     """Whether every row was read."""
+    classes: Classes = field(default_factory=lambda: Classes([]))
+    spans: dict[str, list[Span]] = field(default_factory=dict)
+    """Where the rows of each split lie."""
+
+    def train_row(self, row: int) -> str:
+        return place(row, self.spans["train"])
 
 
 class Reading:
@@ -79,10 +87,18 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
     inputs = [columns.input] if isinstance(columns.input, str) else columns.input
     if not inputs:
         problems.add("data.columns.input: an empty list; name the columns of the inputs")
+    for name in dict.fromkeys(name for name in inputs if inputs.count(name) > 1):
+        problems.add(f"data.columns.input: {name!r} is listed {inputs.count(name)} times; list it once")
     if columns.label in inputs:
         problems.add(f"data.columns.input: {columns.label!r} is the label; a model would only copy it")
+    for what, same in (("the label", columns.id == columns.label), ("an input", columns.id in inputs)):
+        if same:
+            problems.add(
+                f"data.columns.id: {columns.id!r} is {what} too; name a column that only tells rows apart, "
+                "or leave it out, and row numbers do"
+            )
     for split, pieces in source.splits.items():
-        wanted = [("input", name) for name in inputs]
+        wanted = [("input", name) for name in dict.fromkeys(inputs)]
         wanted += [] if split == "unlabelled" else [("label", columns.label)]
         wanted += [("id", columns.id)] if columns.id is not None else []
         for piece in pieces:
@@ -95,47 +111,57 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
             for which, name in wanted:
                 if name not in have:
                     problems.add(missing_column(which, name, piece.name, have))
+                elif have.count(name) > 1:
+                    problems.add(
+                        f"data.columns.{which}: {piece.name} has {have.count(name)} columns of the name "
+                        f"{name!r}; rename or remove all but one"
+                    )
+
+
+Read = Callable[[pa.Array], pa.Array]
+"""A column as the source has it to one of a few types; raises ColumnError."""
 
 
 def _read_keys(
-    reading: Reading, split: str, columns: list[str], problems: Problems, value: str | None = None
+    reading: Reading, split: str, columns: dict[str, Read], problems: Problems, hopeless: set[tuple[str, str]]
 ) -> tuple[list[list[pa.Array]], list[Span]]:
-    """Label and id columns of a split, each a list with one array a piece; and where the pieces lie.
+    """The columns of a split, each a list with one array a piece; and where the pieces lie.
 
-    `value`: the column whose content are values.
+    Columns that cannot be read are told once, and go into `hopeless` with the piece.
     """
     found: list[list[pa.Array]] = [[] for _ in columns]
     spans: list[Span] = []
     chunks: list[list[pa.Array]] = [[] for _ in columns]
 
     def finish(piece: Piece) -> None:
-        for i, parts in enumerate(chunks):
+        for i, (parts, read) in enumerate(zip(chunks, columns.values(), strict=True)):
             if parts:
                 whole = join(parts)
-                untyped = isinstance(piece, FilePiece) and piece.format == "csv" and columns[i] != value
+                untyped = isinstance(piece, FilePiece) and piece.format == "csv" and read is plain_values
                 found[i].append(
                     integers_if_all(whole) if untyped and pa.types.is_string(whole.type) else whole
                 )
             parts.clear()
 
     current: Piece | None = None
-    for piece, first, begin, table in reading.tables(split, columns):
+    for piece, first, begin, table in reading.tables(split, list(columns)):
         if current is not piece:
             if current is not None:
                 finish(current)
             current = piece
             spans.append(Span(piece.name, begin, begin))
         spans[-1] = Span(piece.name, begin - first, begin + table.num_rows)
-        for i, name in enumerate(columns):
+        for i, (name, read) in enumerate(columns.items()):
             try:
-                read = value_column if name == value else plain_values
                 chunks[i].append(read(single(table[name])))
             except ColumnError as error:
-                problems.add(f"data.columns: {name!r} of {piece.name} {error}")
+                if (piece.name, name) not in hopeless:
+                    problems.add(f"data.columns: {name!r} of {piece.name} {error}")
+                hopeless.add((piece.name, name))
                 # Values that nothing is wrong with, or no class: the rows themselves are not to blame.
                 rows = table.num_rows
                 chunks[i].append(
-                    pa.array(np.arange(float(rows))) if name == value else pa.nulls(rows, pa.int64())
+                    pa.array(np.arange(float(rows))) if read is value_column else pa.nulls(rows, pa.int64())
                 )
     if current is not None:
         finish(current)
@@ -146,43 +172,98 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     """Labels, ids and classes of all splits, checked."""
     source, columns = reading.source, config.data.columns
     result = Scan()
-    listed = read_class_names(config.data, problems) or source.class_names
+    classes = config.data.target == "class"
+    given = read_class_names(config.data, problems)
     raw: dict[str, pa.Array] = {}
-    spans: dict[str, list[Span]] = {}
+    hopeless: set[tuple[str, str]] = set()
     for split in source.splits:
-        names = [] if split == "unlabelled" else [columns.label]
-        names += [columns.id] if columns.id is not None else []
-        if not names:
-            continue
-        value = columns.label if config.data.target == "value" else None
-        found, spans[split] = _read_keys(reading, split, names, problems, value)
+        keys: dict[str, Read] = {}
         if split != "unlabelled":
-            raw[split] = labels = join(found[0])
-            withheld = config.data.source == "hub" and value is None and pa.types.is_integer(labels.type)
-            if withheld:  # -1
-                raw[split] = pc.if_else(pc.equal(labels, -1), pa.scalar(None, pa.int64()), labels)
+            keys[columns.label] = class_column if classes else value_column
+        if columns.id is not None:
+            keys[columns.id] = plain_values
+        if not keys:
+            continue
+        found, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
+        if split != "unlabelled":
+            raw[split] = join(found[0])
         if columns.id is not None:
             result.ids[split] = join(found[-1])
-        rows = spans[split][-1].end if spans[split] else 0
+        rows = result.spans[split][-1].end if result.spans[split] else 0
         result.whole &= not reading.cut(split, rows)
         if not rows:
             problems.add(f"{split}: no rows in {', '.join(piece.name for piece in source.splits[split])}")
     if "train" not in raw:
         return result
-    classes = config.data.target == "class"
+    if hopeless:
+        return result  # what follows from rows that could not be read is no news
     if classes:
-        result.names = listed or names_from(raw["train"], problems)
-    for split, labels in raw.items():
-        if not classes:
+        _encode(result, raw, given, source, config, problems)
+    else:
+        for split, labels in raw.items():
             result.labels[split], bad = values(labels)
-        else:
-            result.labels[split], bad = encode(labels, result.names, listed is not None)
-        spread(bad, spans[split], "a wrong label", problems)
-        if split != "train" and classes:
-            nulls = ((int(i), f"no label; {split} rows need one") for i in np.flatnonzero(labels.is_null()))
-            spread(nulls, spans[split], "no label", problems)
+            spread(bad, result.spans[split], "a wrong label", problems)
     if any(pa.types.is_string(ids.type) for ids in result.ids.values()):
         result.ids = {split: pc.cast(ids, pa.string()) for split, ids in result.ids.items()}
+    _check_ids(result, problems)
+    return result
+
+
+def _encode(
+    result: Scan,
+    raw: dict[str, pa.Array],
+    given: list[str] | None,
+    source: Source,
+    config: Config,
+    problems: Problems,
+) -> None:
+    """Labels of classes to their numbers; what is wrong with them goes into `problems`."""
+    listed = given or source.class_names
+    if listed:  # truth values count as 0 and 1
+        raw = {
+            split: pc.cast(a, pa.int64()) if pa.types.is_boolean(a.type) else a for split, a in raw.items()
+        }
+    named = by_value(raw, given) if given else raw
+    raw = unified(raw) if named is raw else named
+    if config.data.source == "hub":
+        raw = _without_withheld(raw, listed is not None, problems)
+    result.classes = Classes(listed, listed=True) if listed else found_in(raw, result.whole, problems)
+    result.names = result.classes.names
+    shifted = off_by_one(raw, listed) if listed else None
+    if shifted is not None:
+        problems.add(shifted)
+    for split, labels in raw.items():
+        result.labels[split], bad = encode(labels, result.classes)
+        if shifted is not None:  # of the rows those alone that would be wrong all the same
+            bad = ((i, message) for i, message in bad if labels[i].as_py() != len(result.names))
+        spread(bad, result.spans[split], "a wrong label", problems)
+        if split != "train":
+            nulls = ((int(i), f"no label; {split} rows need one") for i in np.flatnonzero(labels.is_null()))
+            spread(nulls, result.spans[split], "no label", problems)
+
+
+def _without_withheld(raw: dict[str, pa.Array], listed: bool, problems: Problems) -> dict[str, pa.Array]:
+    """Integer labels of -1, by which the hub's data sets mark rows without one, as nulls.
+
+    Not where they can only be a class: where labels are -1 and 1.
+    """
+    if not all(pa.types.is_integer(labels.type) for labels in raw.values()):
+        return raw
+    distinct = pc.drop_null(pc.unique(pa.chunked_array(list(raw.values())))).to_pylist()
+    if -1 not in distinct or (not listed and sorted(distinct) == [-1, 1]):
+        return raw
+    marked = {split: pc.equal(labels, -1) for split, labels in raw.items()}
+    count = sum(pc.sum(mask).as_py() or 0 for mask in marked.values())
+    if not listed:
+        problems.warn(
+            f"data.columns.label: {count:,} rows with label -1 count as rows without one, as the hub's data "
+            "sets mark them; if it is a class, write the labels as text"
+        )
+    return {s: pc.if_else(marked[s], pa.scalar(None, pa.int64()), labels) for s, labels in raw.items()}
+
+
+def _check_ids(result: Scan, problems: Problems) -> None:
+    spans = result.spans
     for split, ids in result.ids.items():
         if split != "unlabelled":
             spread(repeated_ids(ids), spans[split], "a repeated id", problems)
@@ -191,22 +272,35 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         both = [*spans["train"], *(Span(s.name, s.begin + train, s.end + train) for s in spans["unlabelled"])]
         bad = ((i, m) for i, m in repeated_ids(join([result.ids["train"], result.ids["unlabelled"]])))
         spread(((i, m) for i, m in bad if i >= train), both, "a repeated id", problems)
-    return result
 
 
-def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
-    """Splits and the checks that need all labels; None where classes or rows are too few."""
+def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | None = None) -> Plan | None:
+    """Splits and the checks that need all labels; None where classes or rows are too few.
+
+    `dropped` (N,): rows of train that no split gets.
+    """
     data, labels = config.data, found.labels.get("train", np.zeros(0, np.int64))
     if not len(labels):
         return None
     classes = data.target == "class"
+    if dropped is not None:
+        labels = np.where(dropped, UNLABELLED if classes else np.float32(np.nan), labels)
     present = np.unique(labels[labelled(labels)])
+    if not len(present) and problems:
+        return None  # no news: the labels could not be read
     if len(present) < 2:
         only = f"only the {'class' if classes else 'value'} "
         what = only + repr(found.names[present[0]] if classes else float(present[0])) if len(present) else ""
         needs = "a classifier needs at least two classes" if classes else "there is nothing to predict"
         problems.add(f"data.columns.label: train holds {what or 'no label'}; {needs}")
         return None
+    remarks = (
+        class_remarks(found.classes, labels, found.train_row)
+        if classes
+        else value_remarks(labels, found.train_row)
+    )
+    for line in remarks:
+        problems.warn(line)
     # Values are drawn as rows of one class.
     strata = labels if classes else np.where(labelled(labels), 0, UNLABELLED)
     num_classes = len(found.names) if classes else 1
@@ -221,6 +315,8 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
     made = plan_splits(
         strata, num_classes, config.seed, held.get("validation"), held.get("test"), data.label_fraction
     )
+    if dropped is not None:
+        made.part[dropped] = DROPPED
     for split, number in (("validation", VALIDATION), ("test", TEST)):
         if split in held and not (made.part == number).any():
             problems.add(
@@ -258,7 +354,8 @@ def plan(found: Scan, config: Config, problems: Problems) -> Plan | None:
 def _check_batches(config: Config, labelled: int, train: int, problems: Problems) -> None:
     """Teachers draw from labelled rows, students from all of the transfer set."""
     size = config.student.training.batch_size
-    if size > train and config.data.unlabelled is None and config.data.text_augment is None:
+    more = config.data.unlabelled or config.data.text_augment or config.data.splits.get("unlabelled")
+    if size > train and not more:
         problems.add(f"student.training.batch_size: {size} is more than the {train} train rows; lower it")
     sizes: dict[str, int] = {}
     if config.teachers.source == "train":

@@ -12,7 +12,7 @@ import numpy as np
 
 from ensemble_kd.data.splitmix import GOLDEN, scramble
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Plan:
     """What becomes of the rows of the source's train split."""
 
     part: np.ndarray
-    """(N,) int8: TRAIN, VALIDATION or TEST."""
+    """(N,) int8: TRAIN, VALIDATION, TEST or DROPPED."""
     labels: np.ndarray
     """(N,) int64, -1 where there is none, or where `label_fraction` takes it away; of values float32, NaN."""
 

@@ -72,6 +72,9 @@ def plan(config: Config, run: Any) -> StagePlan:
     kept = data.model_dump(mode="json", include=READ_WITH)
     if data.target == "value":  # rows are held out by class, where there are classes
         kept["target"] = data.target
+    for name, default in (("splits", {}), ("duplicates", "keep")):
+        if (value := getattr(data, name)) != default:
+            kept[name] = value
     if isinstance(data.class_names, list):  # a file is among the source's content
         kept["class_names"] = data.class_names
     return StagePlan.of(run, "augment", {"text_augment": settings, "data": kept, "seed": config.seed}, inputs)

@@ -22,6 +22,9 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings["text"].pop("source")
     if settings["target"] == "class":
         settings.pop("target")
+    for name, default in (("splits", {}), ("duplicates", "keep")):
+        if settings[name] == default:
+            settings.pop(name)
     for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
         if isinstance(settings[name], str):
             settings.pop(name)
@@ -34,8 +37,13 @@ def run(context: Context, plan: StagePlan) -> Manifest:
     """Prepare the data. Raises InputError with everything that is wrong with the source."""
     began = time.perf_counter()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    info, files = prepare(context.config, plan.folder)
-    summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began}
+    warnings: list[str] = []
+    try:
+        info, files = prepare(context.config, plan.folder, warnings.append)
+    finally:
+        for line in warnings:
+            context.console.warning(line)
+    summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began, "warnings": warnings}
     return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)
 
 
