@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -633,14 +633,17 @@ class PlannedStage:
     """Bytes it will take, where that can be told."""
 
 
-def check(config: Config, folder: Path) -> list[PlannedStage]:
+def check(
+    config: Config, folder: Path, warn: Callable[[str], None] = lambda text: None
+) -> list[PlannedStage]:
     """Validate everything that can be, and say what a run would do. Starts no Ray and writes nothing.
 
+    What is worth a look without being wrong goes to `warn`.
     Raises ConfigError or InputError with all problems.
     """
     check_objective(config)
     config = with_models(config, None)
-    if problems := inspect_source(config):
+    if problems := inspect_source(config, warn):
         raise InputError(problems)
     found: list[PlannedStage] = []
     if config.data.text_augment is not None:

@@ -13,12 +13,18 @@ class Problems:
     """Lines for the reader, in the order found; of each kind of bad row the first ten and how many more."""
 
     def __init__(self) -> None:
+        self.warnings: list[str] = []
+        """What is not wrong, but may not be what was meant."""
         self._lines: list[str] = []
         self._rows: dict[str, tuple[list[str], int]] = {}
 
     def add(self, line: str) -> None:
         if line not in self._lines:
             self._lines.append(line)
+
+    def warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
 
     def add_rows(self, kind: str, source: str, first: int, rows: Mapping[int, str]) -> None:
         """`rows`: what is wrong by row, counted from `first`. `kind` completes "and 5 more rows with ..."."""

@@ -145,13 +145,14 @@ def _read_keys(
 def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     """Labels, ids and classes of all splits, checked."""
     source, columns = reading.source, config.data.columns
+    id_column = columns.id or source.id
     result = Scan()
     listed = read_class_names(config.data, problems) or source.class_names
     raw: dict[str, pa.Array] = {}
     spans: dict[str, list[Span]] = {}
     for split in source.splits:
         names = [] if split == "unlabelled" else [columns.label]
-        names += [columns.id] if columns.id is not None else []
+        names += [id_column] if id_column is not None else []
         if not names:
             continue
         value = columns.label if config.data.target == "value" else None
@@ -161,7 +162,7 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
             withheld = config.data.source == "hub" and value is None and pa.types.is_integer(labels.type)
             if withheld:  # -1
                 raw[split] = pc.if_else(pc.equal(labels, -1), pa.scalar(None, pa.int64()), labels)
-        if columns.id is not None:
+        if id_column is not None:
             result.ids[split] = join(found[-1])
         rows = spans[split][-1].end if spans[split] else 0
         result.whole &= not reading.cut(split, rows)

@@ -18,6 +18,9 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings.pop("text_augment")  # its texts are among the unlabelled ones
     settings.pop("path")  # the content counts, not where it lies
     settings["text"].pop("source")
+    for name, default in (("mode", "auto"), ("resize", None)):
+        if settings["image"][name] == default:
+            settings["image"].pop(name)
     if settings["target"] == "class":
         settings.pop("target")
     for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
@@ -32,6 +35,6 @@ def run(context: Context, plan: StagePlan) -> Manifest:
     """Prepare the data. Raises InputError with everything that is wrong with the source."""
     began = time.perf_counter()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    info, files = prepare(context.config, plan.folder)
+    info, files = prepare(context.config, plan.folder, context.console.warning)
     summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began}
     return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)
