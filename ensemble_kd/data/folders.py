@@ -7,6 +7,7 @@ The class of a picture is the first folder on its path, its id the path itself. 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -123,14 +124,32 @@ def list_pictures(path: str) -> Listing | None:
         fs, inside = file_system(path)
         if fs.get_file_info(inside).type != pafs.FileType.Directory:
             return None
-        every = fs.get_file_info(pafs.FileSelector(inside, recursive=True))
+        base = inside.rstrip("/")
+        if isinstance(fs, pafs.LocalFileSystem):
+            names = sorted(_below(base))
+        else:
+            every = fs.get_file_info(pafs.FileSelector(inside, recursive=True))
+            names = sorted(info.path.removeprefix(base).lstrip("/") for info in every if info.is_file)
     except (OSError, ValueError, ImportError, pa.ArrowException):
         return None  # told by whoever reads data files from it
-    base = inside.rstrip("/")
-    names = sorted(info.path.removeprefix(base).lstrip("/") for info in every if info.is_file)
     names = [name for name in names if not _hidden(name)]
     pictures = [name for name in names if is_picture(name)]
     return Listing(fs, base, pictures, [n for n in names if not is_picture(n)]) if pictures else None
+
+
+def _below(root: str) -> Iterator[str]:
+    """Files below a folder of this machine; links are followed, but not back to where they stand."""
+    waiting = [("", frozenset({os.path.realpath(root)}))]
+    while waiting:
+        prefix, above = waiting.pop()
+        with os.scandir(f"{root}/{prefix}") as entries:
+            for entry in entries:
+                if _hidden(entry.name):
+                    continue
+                if entry.is_file():
+                    yield prefix + entry.name
+                elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
+                    waiting.append((f"{prefix}{entry.name}/", above | {real}))
 
 
 def _hidden(name: str) -> bool:
