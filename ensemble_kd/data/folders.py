@@ -50,6 +50,8 @@ class PicturePiece:
     id: str = PATH
     classes: list[str] = field(default_factory=list)
     """Of each path."""
+    prefix: str = ""
+    """What ids begin with, before the path."""
 
     def columns(self) -> list[str]:
         return [self.column, *([self.label] if self.label is not None else []), self.id]
@@ -99,7 +101,7 @@ class PicturePiece:
             elif name == self.label:
                 made[name] = pa.array(self.classes[begin:end], pa.string())
             else:
-                made[name] = pa.array(self.paths[begin:end], pa.string())
+                made[name] = pa.array([self.prefix + path for path in self.paths[begin:end]], pa.string())
         return pa.table(made)
 
 
@@ -209,7 +211,7 @@ class _Folders:
 
     def add(self, split: str, listing: Listing) -> None:
         """`split`: which one the path was given for; "" where its folders may be splits."""
-        self._note("are no pictures", listing.others)
+        self._note("no picture", listing.others)
         tops = {name.split("/")[0] for name in listing.pictures if name.count("/") >= 1}
         split_folders = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
         deep = {name.split("/")[0] for name in listing.pictures if name.count("/") >= 2}
@@ -220,7 +222,7 @@ class _Folders:
             self._add_classes(split or "train", "", listing)
             return
         outside = [name for name in listing.pictures if name.split("/")[0] not in split_folders]
-        self._note("lie in no split's folder", outside)
+        self._note("in no split's folder", outside)
         for top in sorted(split_folders):
             below = [name for name in listing.pictures if name.startswith(f"{top}/")]
             part = Listing(listing.fs, listing.folder, below, [])
@@ -231,9 +233,7 @@ class _Folders:
 
     def _add_classes(self, split: str, prefix: str, listing: Listing) -> None:
         held = [name for name in listing.pictures if "/" in name.removeprefix(prefix)]
-        self._note(
-            "lie in no class's folder", [n for n in listing.pictures if "/" not in n.removeprefix(prefix)]
-        )
+        self._note("in no class's folder", [n for n in listing.pictures if "/" not in n.removeprefix(prefix)])
         if not held:
             self.problems.add(
                 f"{self.where}: {len(listing.pictures):,} pictures, but none in a folder of its class; "
@@ -274,7 +274,8 @@ class _Folders:
 
     def _note(self, what: str, names: list[str]) -> None:
         if names:
-            self.problems.warn(f"{self.where}: {len(names):,} files {what} and are left out: {_shown(names)}")
+            count = f"{len(names):,} file" + ("s" if len(names) > 1 else "")
+            self.problems.warn(f"{self.where}: left out, as {what}: {count}: {_shown(names)}")
 
 
 def _shown(names: list[str]) -> str:

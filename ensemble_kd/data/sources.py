@@ -79,6 +79,8 @@ def _open_unlabelled(data: DataConfig, source: Source, problems: Problems) -> No
         pictures = None
         if data.kind == "image" and isinstance(data.columns.input, str):
             pictures = open_pictures(data.unlabelled, data.columns.input, data.columns.id)
+            if pictures is not None:
+                pictures.prefix = f"{pictures.name}/"
         found: list[Piece] = [pictures] if pictures else [*list_files(data.unlabelled, "data.unlabelled")[0]]
         source.splits.setdefault("unlabelled", []).extend(found)
     except InputError as error:
