@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ensemble_kd.data.decode import Bad
 from ensemble_kd.data.files import FilePiece, list_files
-from ensemble_kd.data.folders import PATH, open_pictures
+from ensemble_kd.data.folders import PATH, left_out, open_pictures
 from ensemble_kd.data.preprocess import no_column
 from ensemble_kd.data.tolerant import batches, columns_of
 from ensemble_kd.errors import ArtifactError, InputError
@@ -106,6 +106,8 @@ def tables(
     if predictor.info.kind == "image" and len(predictor.columns) == 1:
         pictures = open_pictures(source, predictor.columns[0])
         if pictures is not None:
+            if pictures.others:
+                note(f"{source}: {left_out('no picture', pictures.others)}")
             for table in pictures.batches(pictures.columns(), rows):
                 yield table, Bad()
             return

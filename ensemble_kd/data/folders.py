@@ -52,6 +52,8 @@ class PicturePiece:
     """Of each path."""
     prefix: str = ""
     """What ids begin with, before the path."""
+    others: list[str] = field(default_factory=list)
+    """Files beside the pictures that are none."""
 
     def columns(self) -> list[str]:
         return [self.column, *([self.label] if self.label is not None else []), self.id]
@@ -274,8 +276,12 @@ class _Folders:
 
     def _note(self, what: str, names: list[str]) -> None:
         if names:
-            count = f"{len(names):,} file" + ("s" if len(names) > 1 else "")
-            self.problems.warn(f"{self.where}: left out, as {what}: {count}: {_shown(names)}")
+            self.problems.warn(f"{self.where}: {left_out(what, names)}")
+
+
+def left_out(what: str, names: list[str]) -> str:
+    """`left out, as no picture: 2 files: labels.csv, notes.txt`"""
+    return f"left out, as {what}: {len(names):,} file{'s' if len(names) > 1 else ''}: {_shown(names)}"
 
 
 def _shown(names: list[str]) -> str:
@@ -298,7 +304,8 @@ def open_pictures(path: str, column: str, identifier: str | None = None) -> Pict
     listing = list_pictures(path)
     if listing is not None and is_pictures(listing):
         name = PurePosixPath(listing.folder).name
-        return PicturePiece(name, listing.fs, listing.folder, listing.pictures, column, id=identifier or PATH)
+        found = PicturePiece(name, listing.fs, listing.folder, listing.pictures, column)
+        return replace(found, id=identifier or PATH, others=listing.others)
     if is_picture(path) and "://" not in path and Path(path).expanduser().is_file():
         fs, inside = file_system(path)
         folder, name = inside.rsplit("/", 1)

@@ -9,6 +9,7 @@ alone.
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ MOST_FILE_BYTES = 256 * 2**20
 """Of a picture's file that a row names by its path."""
 MOST_SCANNED = 16 * MOST_PIXELS
 """Pixels times passes of a progressive JPEG; encoders make about ten."""
-MOST_TAGS = 1000
+MOST_TAGS = 200
 """Entries of a TIFF's directory."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHANNELS = {mode: channels for channels, mode in MODES.items()}
@@ -208,8 +209,10 @@ def size(raw: bytes) -> tuple[int, int, int] | None:
 def _decoding() -> Iterator[None]:
     """The net below PIL: its decoders raise errors of a dozen kinds, all of which concern one picture.
 
-    What it warns of are broken metadata, which cost no pixel; the size is bounded by `_opened`.
+    What it warns of and logs are broken metadata, which cost no pixel; the size is bounded by `_opened`.
     """
+    log = logging.getLogger("PIL.TiffImagePlugin")
+    silent, log.disabled = log.disabled, True  # a stranger's pictures shall not fill a log
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -219,6 +222,8 @@ def _decoding() -> Iterator[None]:
     except Exception as error:
         text = _cut(" ".join(str(error).split()))
         raise PictureError(f"image cannot be decoded: {text or type(error).__name__}") from None
+    finally:
+        log.disabled = silent
 
 
 def _cut(text: str) -> str:

@@ -21,7 +21,7 @@ from ensemble_kd.data.files import (
     list_files,
     open_files,
 )
-from ensemble_kd.data.folders import PATH, PicturePiece, open_class_folders, open_pictures
+from ensemble_kd.data.folders import PATH, PicturePiece, left_out, open_class_folders, open_pictures
 from ensemble_kd.data.hub import load_hub, open_hub
 from ensemble_kd.data.pieces import Piece, Source, TablePiece
 from ensemble_kd.data.problems import Problems
@@ -81,6 +81,8 @@ def _open_unlabelled(data: DataConfig, source: Source, problems: Problems) -> No
             pictures = open_pictures(data.unlabelled, data.columns.input, data.columns.id)
             if pictures is not None:
                 pictures.prefix = f"{pictures.name}/"
+                if pictures.others:
+                    problems.warn(f"data.unlabelled: {left_out('no picture', pictures.others)}")
         found: list[Piece] = [pictures] if pictures else [*list_files(data.unlabelled, "data.unlabelled")[0]]
         source.splits.setdefault("unlabelled", []).extend(found)
     except InputError as error:

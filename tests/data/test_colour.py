@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_cases import make_config
-from pictures import picture, saved, turned
+from pictures import picture, saved, tripping, turned
 from PIL import Image
 
 from ensemble_kd.config import Config, validate
@@ -197,9 +197,9 @@ def test_a_path_that_is_not_there_is_told_as_absent(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_trips_the_decoder_is_one_bad_row(tmp_path: Path) -> None:
-    """128 bytes at which PIL raises struct.error, which version 0.1 let through."""
+    """A small TIFF at which PIL raises TypeError, which version 0.1 let through."""
     rows = images_of(40)
-    rows[9] = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\x04IHDR" + bytes(112)
+    rows[9] = tripping()
     config = written(tmp_path / "set", rows)
     with pytest.raises(InputError) as caught:
         prepare(config, tmp_path / "out")

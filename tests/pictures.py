@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def turned(pixels: np.ndarray, orientation: int, format: str = "PNG") -> bytes:
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(undone[orientation](pixels))
     return saved(Image.fromarray(stored), format, exif=exif)
+
+
+def tripping(height: int = 6, width: int = 5) -> bytes:
+    """A TIFF whose strip begins at a fraction of a byte: PIL raises TypeError."""
+    sizes = [(256, 4, width), (257, 4, height), (278, 4, height)]
+    entries = sorted([*sizes, (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1)])
+    head = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    offsets = struct.pack("<HHIf", 273, 11, 1, 8.5) + struct.pack("<HHII", 279, 4, 1, 30)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries) + 2) + head + offsets + bytes(4)
 
 
 def write(path: Path, image: Image.Image) -> None:
