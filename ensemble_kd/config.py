@@ -92,6 +92,12 @@ class ImageConfig(Block):
     """[height, width] to which encoded images are scaled (bilinear, antialiased), by `predict` and `serve`
     too; null for images that have one size already."""
 
+    @property
+    def for_encoded(self) -> list[str]:
+        """The settings that are not at their default and mean nothing for raw pixels."""
+        held = {"mode": self.mode != "auto", "resize": self.resize is not None}
+        return [name for name, given in held.items() if given]
+
     def problems(self) -> list[str]:
         """What does not fit together, one line each."""
         found = []
@@ -1026,14 +1032,13 @@ def _data_problems(data: DataConfig) -> list[str]:
     if data.source == "digits" and data.kind != "image":
         problems.append("data.kind: the embedded digits are images")
     problems += data.image.problems()
-    for name in ("mode", "resize"):
-        if name in data.image.model_fields_set and (data.kind != "image" or data.source == "digits"):
-            held = (
-                "the embedded digits are raw pixels"
-                if data.source == "digits"
-                else f"data.kind is {data.kind!r}"
-            )
-            problems.append(f"data.image.{name}: only for encoded images; {held}; leave it out")
+    if data.kind != "image" or data.source == "digits":
+        why = (
+            "the embedded digits are raw pixels" if data.source == "digits" else f"data.kind is {data.kind!r}"
+        )
+        problems += [
+            f"data.image.{n}: only for encoded images; {why}, leave it out" for n in data.image.for_encoded
+        ]
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Pictures in predict and serve: the same decoder as in training, a folder as input, no file of the server."""
+"""Images in predict and serve: the decoder of training, a folder as input, no file of the server."""
 
 from __future__ import annotations
 

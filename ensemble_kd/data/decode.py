@@ -325,18 +325,22 @@ def _to_pixels(values: np.ndarray, bad: Bad) -> np.ndarray:
 
 
 def _from_bytes(array: pa.Array, shape: tuple[int, int, int], pictures: Pictures) -> tuple[np.ndarray, Bad]:
-    size = int(np.prod(shape))
+    size, pixels = int(np.prod(shape)), None
     if _is_binary(array.type) and not array.null_count and len(array):
         kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
         ends = np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array) + 1]
         if (np.diff(ends) == size).all():
             block = np.frombuffer(array.buffers()[2], np.uint8)[ends[0] : ends[-1]].reshape(-1, size)
-            if not images.look_encoded(block):
+            suspects = np.flatnonzero(images.look_encoded(block))
+            if not len(suspects):
                 return block, {}
-    pixels, bad = np.zeros((len(array), *shape), np.uint8), Bad()
-    for i, value in enumerate(array):
+            pixels = block.reshape(-1, *shape).copy()
+    if pixels is None:
+        pixels, suspects = np.zeros((len(array), *shape), np.uint8), np.arange(len(array))
+    bad = Bad()
+    for i in suspects.tolist():
         try:
-            raw = pictures.bytes_of(value.as_py())
+            raw = pictures.bytes_of(array[i].as_py())
         except PictureError as error:
             bad[i] = str(error)
             continue
@@ -351,6 +355,7 @@ def _from_bytes(array: pa.Array, shape: tuple[int, int, int], pictures: Pictures
         elif len(raw) == size and not images.surely_encoded(raw):
             pixels[i] = np.frombuffer(raw, np.uint8).reshape(shape)
         else:
+            pixels[i] = 0
             bad[i] = found or (
                 f"{len(raw)} bytes that are neither an image ({ACCEPTED}) nor {size} raw pixels of "
                 f"{list(shape)}"

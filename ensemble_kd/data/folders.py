@@ -26,6 +26,22 @@ from ensemble_kd.errors import InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """In any case."""
+FOREIGN = (
+    ".pgm",
+    ".ppm",
+    ".pbm",
+    ".pnm",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".tga",
+    ".psd",
+    ".svg",
+    ".eps",
+    ".ico",
+)
+"""Of images that are not read."""
 PATH = "path"
 """The column of ids, where no other is named."""
 UNLABELLED = "unlabelled"
@@ -116,12 +132,19 @@ class Listing:
 
     fs: Any
     folder: str
-    pictures: list[str]
-    others: list[str]
+    pictures: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    """Of names that are no UTF-8, made readable."""
+
+    @property
+    def foreign(self) -> list[str]:
+        """Images of formats that are not read."""
+        return [name for name in self.others if PurePosixPath(name).suffix.lower() in FOREIGN]
 
 
 def list_pictures(path: str) -> Listing | None:
-    """What lies below a folder; None where it is no folder, or holds no pictures."""
+    """What lies below a folder; None where it is none, or nothing in it is an image."""
     if is_glob(path) and not Path(path).expanduser().is_dir():
         return None
     try:
@@ -137,8 +160,12 @@ def list_pictures(path: str) -> Listing | None:
     except (OSError, ValueError, ImportError, pa.ArrowException):
         return None  # told by whoever reads data files from it
     names = [name for name in names if not _hidden(name)]
-    pictures = [name for name in names if is_picture(name)]
-    return Listing(fs, base, pictures, [n for n in names if not is_picture(n)]) if pictures else None
+    found = Listing(fs, base)
+    for name in names:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        kind = found.odd if shown != name else found.pictures if is_picture(name) else found.others
+        kind.append(shown)
+    return found if found.pictures or found.foreign else None
 
 
 def _below(root: str) -> Iterator[str]:
@@ -169,7 +196,9 @@ def is_pictures(listing: Listing) -> bool:
 
     Lists and notes among the pictures (`train/metadata.csv`, `labels.json`) are no data files.
     """
-    among = {str(parent) for name in listing.pictures for parent in PurePosixPath(name).parents}
+    among = {
+        str(parent) for name in listing.pictures or listing.foreign for parent in PurePosixPath(name).parents
+    }
     for name in listing.others:
         file, kind = PurePosixPath(name), file_format(name)
         if kind in ("parquet", "arrow") or (kind is not None and str(file.parent) not in among):
@@ -214,6 +243,13 @@ class _Folders:
     def add(self, split: str, listing: Listing) -> None:
         """`split`: which one the path was given for; "" where its folders may be splits."""
         self._note("no picture", listing.others)
+        self._note("of a name that is no UTF-8", listing.odd)
+        if not listing.pictures:
+            self.problems.add(
+                f"{self.where}: no image that can be read in {listing.folder}; "
+                f"{_shown(listing.foreign)}: convert them to PNG (known are {', '.join(ENDINGS)})"
+            )
+            return
         tops = {name.split("/")[0] for name in listing.pictures if name.count("/") >= 1}
         split_folders = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
         deep = {name.split("/")[0] for name in listing.pictures if name.count("/") >= 2}
@@ -227,7 +263,7 @@ class _Folders:
         self._note("in no split's folder", outside)
         for top in sorted(split_folders):
             below = [name for name in listing.pictures if name.startswith(f"{top}/")]
-            part = Listing(listing.fs, listing.folder, below, [])
+            part = Listing(listing.fs, listing.folder, below)
             if split_folders[top] == UNLABELLED:
                 self._put(UNLABELLED, top, part, below, None)
             else:
@@ -302,10 +338,10 @@ def _class_names(source: Source) -> list[str]:
 def open_pictures(path: str, column: str, identifier: str | None = None) -> PicturePiece | None:
     """The pictures of a folder without classes, or a picture's file; None where `path` is something else."""
     listing = list_pictures(path)
-    if listing is not None and is_pictures(listing):
+    if listing is not None and listing.pictures and is_pictures(listing):
         name = PurePosixPath(listing.folder).name
         found = PicturePiece(name, listing.fs, listing.folder, listing.pictures, column)
-        return replace(found, id=identifier or PATH, others=listing.others)
+        return replace(found, id=identifier or PATH, others=listing.others + listing.odd)
     if is_picture(path) and "://" not in path and Path(path).expanduser().is_file():
         fs, inside = file_system(path)
         folder, name = inside.rsplit("/", 1)

@@ -173,12 +173,13 @@ def surely_encoded(raw: bytes) -> bool:
     return encoded(raw) in ("PNG", "GIF", "WEBP")
 
 
-def look_encoded(block: np.ndarray) -> bool:
-    """Whether any of the rows (N, size) begins like an accepted picture."""
+def look_encoded(block: np.ndarray) -> np.ndarray:
+    """Which of the rows (N, size) begin like an accepted picture, (N,) bool."""
+    heads = np.ascontiguousarray(block[:, :8])
     found = np.zeros(len(block), bool)
     for _, mark in MARKS:
-        found |= (block[:, : len(mark)] == np.frombuffer(mark, np.uint8)[: block.shape[1]]).all(axis=1)
-    return bool(found.any())
+        found |= (heads[:, : len(mark)] == np.frombuffer(mark, np.uint8)[: heads.shape[1]]).all(axis=1)
+    return found
 
 
 def header(raw: bytes) -> Header | None:

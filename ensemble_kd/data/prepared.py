@@ -135,7 +135,7 @@ def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader
     if data.source == "digits":
         return InputReader(data.kind, data.columns, [8, 8, 1])
     shape = None if layout.shape is None else list(layout.shape)
-    found = survey(reading.source, data, problems) if shape is None or layout.resize is not None else None
+    found = survey(reading.source, data, problems) if shape is None or layout.for_encoded else None
     if shape is None and found is not None:
         shape = found.shape
     grey = found is not None and found.grey and shape == found.shape

@@ -68,10 +68,10 @@ def survey(source: Source, data: DataConfig, problems: Problems) -> Survey | Non
         for piece in pieces:
             for array in sample(piece, column, each):
                 if not holds_pictures(array.type):
-                    if data.image.resize is not None:
+                    for name in data.image.for_encoded:
                         problems.add(
-                            f"data.image.resize: {column!r} of {piece.name} holds {array.type}; raw pixels "
-                            "are not resized, leave it out"
+                            f"data.image.{name}: {column!r} of {piece.name} holds {array.type}, which is raw "
+                            "pixels; it is for encoded images, leave it out"
                         )
                     return None
                 for row in array.to_pylist():

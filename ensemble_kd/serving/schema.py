@@ -67,8 +67,11 @@ class RequestSchema:
         if self.info.kind == "numeric" or self.pixel_columns:
             return float
         height, width, channels = self.info.input_shape
-        size = "of any size" if self.info.preprocess.get("image", {}).get("resize") else "of that size"
-        text = f"base64 of {height}x{width}x{channels} raw pixels (uint8), or of an image {size}: {ACCEPTED}"
+        any_size = self.info.preprocess.get("image", {}).get("resize") is not None
+        text = (
+            f"base64 of {height}x{width}x{channels} raw pixels (uint8), or of an image of "
+            f"{'any' if any_size else 'that'} size: {ACCEPTED}"
+        )
         pixels = f"pixels 0..255, flat or nested as [{height}][{width}]" + (
             f"[{channels}]" if channels > 1 else ""
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,23 @@ def test_data_files_beside_pictures_stay_data_files(tmp_path: Path) -> None:
         write(source / "images" / "logo.png", picture())
         info, splits, _ = prepared(make_config(path=str(source)), tmp_path / "out")
         assert info.preprocess["columns"]["id"] is None and info.class_names == ["0", "1"]
+
+
+def test_images_of_other_formats_are_told(tmp_path: Path) -> None:
+    """Version 0.1 and any list of data files would say that nothing is there."""
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "cat" / "1.PGM").write_bytes(b"P5 1 1 255 a")
+    config = make_config(path=str(tmp_path / "set"))
+    (line,) = inspect_source(config)
+    assert "no image that can be read" in line and "cat/1.PGM: convert them to PNG" in line
+
+
+def test_names_that_are_no_utf8_are_left_out(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set")
+    with open(os.fsencode(source) + b"/cat/caf\xe9.png", "wb") as file:
+        file.write(saved(picture(6, 5)))
+    _, splits, warnings = prepared(make_config(path=str(source)), tmp_path / "out")
+    assert warnings == ["data.path: left out, as of a name that is no UTF-8: 1 file: cat/caf\\udce9.png"]
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

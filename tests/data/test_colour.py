@@ -177,9 +177,15 @@ def test_raw_pixels_are_not_resized(tmp_path: Path) -> None:
     rows = [picture(6, 5, "L", seed=i) for i in range(40)]
     lists = [np.asarray(image).tolist() for image in rows]
     config = written(tmp_path / "set", lists, image={"resize": [3, 3]})
-    with pytest.raises(InputError, match="data.image.resize: 'input' of train.parquet holds list<") as caught:
+    with pytest.raises(
+        InputError, match="data.image.resize: 'input' of train.parquet holds .*raw pixels"
+    ) as caught:
         prepare(config, tmp_path / "out")
     assert inspect_source(config) == caught.value.problems
+    for image in ({"mode": "L"}, {"mode": "L", "shape": [6, 5, 1]}):
+        config = written(tmp_path / "set", lists, image=image)
+        with pytest.raises(InputError, match="data.image.mode: 'input' of train.parquet holds"):
+            prepare(config, tmp_path / "out")
 
 
 def test_a_path_that_is_not_there_is_told_as_absent(tmp_path: Path) -> None:
