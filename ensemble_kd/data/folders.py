@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ensemble_kd.config import DataConfig
-from ensemble_kd.data.files import file_format, file_system, is_glob
+from ensemble_kd.data.files import file_format, file_system
 from ensemble_kd.data.pieces import SPLIT_NAMES, Source
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.errors import InputError
@@ -48,6 +48,8 @@ UNLABELLED = "unlabelled"
 TABLE_BYTES = 64 * 2**20
 """Of pictures held at once."""
 SHOWN = 5
+UNREADABLE = (OSError, ValueError, ImportError, RuntimeError, pa.ArrowException)
+"""Of paths: RuntimeError where the user behind a `~` is not known."""
 
 
 @dataclass
@@ -145,8 +147,6 @@ class Listing:
 
 def list_pictures(path: str) -> Listing | None:
     """What lies below a folder; None where it is none, or nothing in it is an image."""
-    if is_glob(path) and not Path(path).expanduser().is_dir():
-        return None
     try:
         fs, inside = file_system(path)
         if fs.get_file_info(inside).type != pafs.FileType.Directory:
@@ -157,8 +157,8 @@ def list_pictures(path: str) -> Listing | None:
         else:
             every = fs.get_file_info(pafs.FileSelector(inside, recursive=True))
             names = sorted(info.path.removeprefix(base).lstrip("/") for info in every if info.is_file)
-    except (OSError, ValueError, ImportError, pa.ArrowException):
-        return None  # told by whoever reads data files from it
+    except UNREADABLE:
+        return None  # told by whoever looks for data files there
     names = [name for name in names if not _hidden(name)]
     found = Listing(fs, base)
     for name in names:
@@ -342,8 +342,13 @@ def open_pictures(path: str, column: str, identifier: str | None = None) -> Pict
         name = PurePosixPath(listing.folder).name
         found = PicturePiece(name, listing.fs, listing.folder, listing.pictures, column)
         return replace(found, id=identifier or PATH, others=listing.others + listing.odd)
-    if is_picture(path) and "://" not in path and Path(path).expanduser().is_file():
+    if not is_picture(path):
+        return None
+    try:
         fs, inside = file_system(path)
-        folder, name = inside.rsplit("/", 1)
-        return PicturePiece(name, fs, folder, [name], column, id=identifier or PATH)
-    return None
+        if fs.get_file_info(inside).type != pafs.FileType.File:
+            return None
+    except UNREADABLE:
+        return None
+    folder, name = inside.rsplit("/", 1)
+    return PicturePiece(name, fs, folder, [name], column, id=identifier or PATH)

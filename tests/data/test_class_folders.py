@@ -16,7 +16,7 @@ from pictures import picture, saved, write
 from PIL import Image
 
 from ensemble_kd.config import Config
-from ensemble_kd.data.folders import TABLE_BYTES, PicturePiece
+from ensemble_kd.data.folders import TABLE_BYTES, PicturePiece, list_pictures, open_pictures
 from ensemble_kd.data.prepared import inspect_source, load_info, load_split, prepare, source_fingerprint
 from ensemble_kd.errors import InputError
 
@@ -193,6 +193,16 @@ def test_images_of_other_formats_are_told(tmp_path: Path) -> None:
     config = make_config(path=str(tmp_path / "set"))
     (line,) = inspect_source(config)
     assert "no image that can be read" in line and "cat/1.PGM: convert them to PNG" in line
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/set", "x" * 5000, "a\0b", "nosuch://x/y.png", "", "pipe.png"])
+def test_paths_that_name_no_pictures(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to whoever reads data files, who says what is wrong."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert list_pictures(path) is None
+    assert open_pictures(path, "input") is None
+    assert open_pictures(path + ".png", "input") is None
 
 
 def test_names_that_are_no_utf8_are_left_out(tmp_path: Path) -> None:
