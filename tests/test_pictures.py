@@ -185,3 +185,31 @@ def test_training_alone_opens_paths() -> None:
     """Whoever reads a model folder's rows gets a reader that opens none."""
     info = DataInfo.from_dict(info_of("image"))
     assert not Preprocessor(info, Path(".")).reader.pictures.training
+
+
+# -------------------------------------------------------------------------------------------- check
+
+
+def test_check_names_what_is_wrong_and_warns_of_what_is_odd(tmp_path: Path) -> None:
+    for i in range(20):
+        for name in ("cat", "dog"):
+            write(tmp_path / "set" / name / f"{i}.png", picture(5, 4, "L" if i == 3 else "RGB", seed=i))
+    (tmp_path / "set" / "dog" / "7.tiff").write_bytes(tripping(5, 4))
+    (tmp_path / "set" / "notes.txt").write_text("hello")
+    small = "{model: {name: mlp}, training: {batch_size: 4}}"
+    (tmp_path / "c.yaml").write_text(
+        f"name: x\ndata: {{path: {tmp_path}/set}}\nteachers: {small}\nstudent: {small}\n"
+    )
+    result = CliRunner().invoke(
+        commands, ["check", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "r")]
+    )
+    shown = " ".join(result.stderr.split())
+    assert result.exit_code == 2, result.output
+    assert "error: row 35 of train: dog/7.tiff: image cannot be decoded: " in shown
+    assert "warning: data.image.mode: 2 of 40 sampled images are grey; read as RGB" in shown
+    assert "warning: data.path: left out, as no picture: 1 file: notes.txt" in shown
+    (tmp_path / "set" / "dog" / "7.tiff").unlink()
+    result = CliRunner().invoke(
+        commands, ["check", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "r")]
+    )
+    assert result.exit_code == 0, result.output
