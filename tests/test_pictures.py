@@ -194,7 +194,7 @@ def test_check_names_what_is_wrong_and_warns_of_what_is_odd(tmp_path: Path) -> N
     for i in range(20):
         for name in ("cat", "dog"):
             write(tmp_path / "set" / name / f"{i}.png", picture(5, 4, "L" if i == 3 else "RGB", seed=i))
-    (tmp_path / "set" / "dog" / "7.tiff").write_bytes(tripping(5, 4))
+    (tmp_path / "set" / "dog" / "7.png").write_bytes(tripping(5, 4))
     (tmp_path / "set" / "notes.txt").write_text("hello")
     small = "{model: {name: mlp}, training: {batch_size: 4}}"
     (tmp_path / "c.yaml").write_text(
@@ -205,10 +205,10 @@ def test_check_names_what_is_wrong_and_warns_of_what_is_odd(tmp_path: Path) -> N
     )
     shown = " ".join(result.stderr.split())
     assert result.exit_code == 2, result.output
-    assert "error: row 35 of train: dog/7.tiff: image cannot be decoded: " in shown
-    assert "warning: data.image.mode: 2 of 40 sampled images are grey; read as RGB" in shown
+    assert "error: row 37 of train: dog/7.png: image cannot be decoded: " in shown
+    assert "warning: data.image.mode: 3 of 40 sampled images are grey; read as RGB" in shown
     assert "warning: data.path: left out, as no picture: 1 file: notes.txt" in shown
-    (tmp_path / "set" / "dog" / "7.tiff").unlink()
+    (tmp_path / "set" / "dog" / "7.png").unlink()
     result = CliRunner().invoke(
         commands, ["check", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "r")]
     )
