@@ -325,7 +325,8 @@ def _to_pixels(values: np.ndarray, bad: Bad) -> np.ndarray:
 
 
 def _from_bytes(array: pa.Array, shape: tuple[int, int, int], pictures: Pictures) -> tuple[np.ndarray, Bad]:
-    size, pixels = int(np.prod(shape)), None
+    size = int(np.prod(shape))
+    pixels, suspects = np.zeros((len(array), *shape), np.uint8), np.arange(len(array))
     if _is_binary(array.type) and not array.null_count and len(array):
         kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
         ends = np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array) + 1]
@@ -334,9 +335,7 @@ def _from_bytes(array: pa.Array, shape: tuple[int, int, int], pictures: Pictures
             suspects = np.flatnonzero(images.look_encoded(block))
             if not len(suspects):
                 return block, {}
-            pixels = block.reshape(-1, *shape).copy()
-    if pixels is None:
-        pixels, suspects = np.zeros((len(array), *shape), np.uint8), np.arange(len(array))
+            pixels[:] = block.reshape(-1, *shape)
     bad = Bad()
     for i in suspects.tolist():
         try:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ensemble_kd.config import DataConfig
-from ensemble_kd.data.files import file_format, file_system
+from ensemble_kd.data.files import FilePiece, file_format, file_system
 from ensemble_kd.data.pieces import SPLIT_NAMES, Source
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.errors import InputError
@@ -162,10 +162,15 @@ def list_pictures(path: str) -> Listing | None:
     names = [name for name in names if not _hidden(name)]
     found = Listing(fs, base)
     for name in names:
-        shown = name.encode("utf-8", "backslashreplace").decode()
+        shown = _readable(name)
         kind = found.odd if shown != name else found.pictures if is_picture(name) else found.others
         kind.append(shown)
     return found if found.pictures or found.foreign else None
+
+
+def _readable(name: str) -> str:
+    """The name with what is no UTF-8 in it written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _below(root: str) -> Iterator[str]:
@@ -209,23 +214,34 @@ def is_pictures(listing: Listing) -> bool:
     return True
 
 
+def _holds_column(listing: Listing, column: str) -> bool:
+    """Whether a data file beside the folders has the column of the inputs; then that is what is meant."""
+    for name in listing.others:
+        if "/" not in name and file_format(name) is not None:
+            try:
+                if column in FilePiece(listing.fs, f"{listing.folder}/{name}", name).columns():
+                    return True
+            except InputError:
+                continue
+    return False
+
+
 def open_class_folders(data: DataConfig, source: Source, problems: Problems) -> bool:
     """Put the pictures below `data.path` into `source`; False where that holds something else."""
-    if data.kind != "image":
+    if data.kind != "image" or not isinstance(data.columns.input, str):
         return False
     paths = data.path if isinstance(data.path, dict) else {"": data.path}
     found = {split: list_pictures(path) for split, path in paths.items() if path is not None}
-    listings = {split: listing for split, listing in found.items() if listing and is_pictures(listing)}
+    listings = {
+        split: listing
+        for split, listing in found.items()
+        if listing and is_pictures(listing) and not _holds_column(listing, data.columns.input)
+    }
     if not listings:
         return False
     if len(listings) < len(paths):
         others = ", ".join(f"data.path.{split}" for split in paths if split not in listings)
         problems.add(f"data.path: some splits are folders of pictures, but not {others}; give one kind")
-        return True
-    if not isinstance(data.columns.input, str):
-        problems.add(
-            f"data.columns.input: {len(data.columns.input)} columns, but folders of pictures have one"
-        )
         return True
     for split, listing in listings.items():
         _Folders(data, source, problems, f"data.path.{split}" if split else "data.path").add(split, listing)
@@ -290,9 +306,13 @@ class _Folders:
     def _folders(self, listing: Listing, prefix: str) -> set[str]:
         """The folders beside each other in which classes are expected, hidden ones left out."""
         inside = f"{listing.folder}/{prefix}".rstrip("/")
-        every = listing.fs.get_file_info(pafs.FileSelector(inside))
-        names = {PurePosixPath(info.path).name for info in every if info.type == pafs.FileType.Directory}
-        return {name for name in names if not _hidden(name)}
+        if isinstance(listing.fs, pafs.LocalFileSystem):
+            with os.scandir(inside) as entries:
+                names = {entry.name for entry in entries if entry.is_dir()}
+        else:
+            every = listing.fs.get_file_info(pafs.FileSelector(inside))
+            names = {PurePosixPath(info.path).name for info in every if info.type == pafs.FileType.Directory}
+        return {name for name in map(_readable, names) if not _hidden(name)}
 
     def _put(
         self, split: str, name: str, listing: Listing, paths: list[str], classes: list[str] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -209,8 +210,32 @@ def test_names_that_are_no_utf8_are_left_out(tmp_path: Path) -> None:
     source = fill(tmp_path / "set")
     with open(os.fsencode(source) + b"/cat/caf\xe9.png", "wb") as file:
         file.write(saved(picture(6, 5)))
+    os.mkdir(os.fsencode(source) + b"/\xff")
     _, splits, warnings = prepared(make_config(path=str(source)), tmp_path / "out")
-    assert warnings == ["data.path: left out, as of a name that is no UTF-8: 1 file: cat/caf\\udce9.png"]
+    assert warnings == [
+        "data.path: left out, as of a name that is no UTF-8: 1 file: cat/caf\\udce9.png",
+        "data.path: no picture in the class folder \\udcff; not counted as a class",
+    ]
+
+
+@pytest.mark.parametrize("name", ["part-0.csv", "rows.jsonl"])
+def test_files_with_the_input_column_beside_pictures_are_the_data(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "set"
+    for figure in ("plots/a.png", "docs/b.png"):
+        write(source / figure, picture())
+    rows = [{"p": [i, 1, 2, 3], "y": i % 2} for i in range(40)]
+    if name.endswith("csv"):
+        columns: Any = ["a", "b", "c", "d"]
+        lines = [",".join(map(str, [*row["p"], row["y"]])) for row in rows]
+        (source / name).write_text("\n".join(["a,b,c,d,y", *lines]) + "\n")
+    else:
+        columns = "p"
+        (source / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(
+        path=str(source), columns={"input": columns, "label": "y"}, image={"shape": [2, 2, 1]}
+    )
+    info, _, warnings = prepared(config, tmp_path / "out")
+    assert info.input_shape == [2, 2, 1] and not warnings
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
