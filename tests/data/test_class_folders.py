@@ -302,3 +302,22 @@ def test_real_sets_written_out(tmp_path: Path, name: str) -> None:
             assert key.split("/")[0] == info.class_names[label]
             seen += 1
     assert seen == 300
+
+
+def test_class_folders_in_a_store(tmp_path: Path) -> None:
+    """By fsspec's file system in memory, which stands for any that pyarrow does not know."""
+    import fsspec
+
+    local = fill(tmp_path / "set")
+    store = fsspec.filesystem("memory")
+    store.put(str(local), "/pets", recursive=True)
+    try:
+        info, splits, warnings = prepared(make_config(path="memory://pets"), tmp_path / "out")
+        here = source_fingerprint(make_config(path=str(local)).data)
+        assert source_fingerprint(make_config(path="memory://pets").data) == here
+    finally:
+        store.rm("/pets", recursive=True)
+    assert info.class_names == ["cat", "dog"] and not warnings
+    for arrays in splits.values():
+        for pixels, name in zip(arrays.inputs, arrays.ids, strict=True):
+            np.testing.assert_array_equal(pixels, pixels_of(local / name))
