@@ -251,11 +251,15 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             title=f"{settings.name} in {folder}",
             title_justify="left",
         )
-        for stage in pipeline.check(settings, folder, Console(warning=Screen(out).warning)):
+        for stage in pipeline.check(settings, folder, Console(warning=Screen(err).warning)):
             table.add_row(
                 stage.name, escape(stage.state), _size(stage.size), _size(stage.expected), stage.work
             )
         out.print(table)
+
+
+def _warn(text: str) -> None:
+    err.print(f"[yellow]warning:[/] {escape(text)}")
 
 
 @app.command()
@@ -306,7 +310,9 @@ def schema() -> None:
 @app.command()
 def predict(
     model: Model,
-    input_: Annotated[str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines or Arrow file.")],
+    input_: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines or Arrow file; or images.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write (.parquet, .csv, .jsonl); JSON lines on the screen without it."),

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
@@ -27,6 +35,8 @@ SPACES = Path(__file__).parent.parent / "tune" / "spaces"
 
 
 MOST_GRID_POINTS = 10_000
+MOST_PIXEL_VALUES = 64 * 10**6
+"""Height x width x channels of an image as a model takes it."""
 
 CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
@@ -56,10 +66,44 @@ class ColumnsConfig(Block):
 
 
 class ImageConfig(Block):
-    """How raw pixels are laid out."""
+    """How raw pixels are laid out, and how encoded images (PNG, JPEG, WebP, GIF, BMP, TIFF) become such."""
 
-    shape: tuple[int, int, int] | None = None
-    """[height, width, channels] in pixels; needed for raw bytes and flat lists, read from PNG/JPEG."""
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """[height, width, channels] in pixels; needed for raw bytes and flat lists, read from encoded images."""
+    mode: Literal["auto", "L", "RGB", "RGBA"] = "auto"
+    """Channels of encoded images: `L` grey, `RGB`, or `RGBA` with transparency. `auto` is RGB if any of a
+    sample of them has colour, else L."""
+    resize: tuple[PositiveInt, PositiveInt] | None = None
+    """[height, width] to which encoded images are scaled (bilinear, antialiased), by `predict` and `serve`
+    too; null for images that have one size already."""
+
+    @property
+    def for_encoded(self) -> list[str]:
+        """The settings that are not at their default and mean nothing for raw pixels."""
+        held = {"mode": self.mode != "auto", "resize": self.resize is not None}
+        return [name for name, given in held.items() if given]
+
+    def problems(self) -> list[str]:
+        """What does not fit together, one line each."""
+        found = []
+        for name, sizes in (("shape", self.shape), ("resize", self.resize)):
+            if sizes is not None and math.prod(sizes) > MOST_PIXEL_VALUES:
+                found.append(
+                    f"data.image.{name}: {'x'.join(map(str, sizes))} is {math.prod(sizes):,} numbers an "
+                    f"image, at most {MOST_PIXEL_VALUES:,}; make it smaller"
+                )
+        if self.shape is not None and self.resize is not None and self.shape[:2] != self.resize:
+            found.append(
+                f"data.image.resize: {list(self.resize)}, but data.image.shape is {list(self.shape)}; leave "
+                "the shape out"
+            )
+        channels = {"L": 1, "RGB": 3, "RGBA": 4}.get(self.mode)
+        if self.shape is not None and channels not in (None, self.shape[2]):
+            found.append(
+                f"data.image.mode: {self.mode} has {channels} channels, but data.image.shape is "
+                f"{list(self.shape)}; leave one of them out"
+            )
+        return found
 
 
 class TextConfig(Block):
@@ -989,6 +1033,14 @@ def _data_problems(data: DataConfig) -> list[str]:
         )
     if data.source == "digits" and data.kind != "image":
         problems.append("data.kind: the embedded digits are images")
+    problems += data.image.problems()
+    if data.kind != "image" or data.source == "digits":
+        why = (
+            "the embedded digits are raw pixels" if data.source == "digits" else f"data.kind is {data.kind!r}"
+        )
+        problems += [
+            f"data.image.{n}: only for encoded images; {why}, leave it out" for n in data.image.for_encoded
+        ]
     return problems
 
 

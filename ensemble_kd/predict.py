@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ensemble_kd.data.decode import Bad, single
 from ensemble_kd.data.files import FilePiece, list_files
+from ensemble_kd.data.folders import PATH, left_out, open_pictures
 from ensemble_kd.data.preprocess import no_column
 from ensemble_kd.data.tolerant import batches, columns_of
 from ensemble_kd.errors import ArtifactError, InputError
@@ -59,10 +60,13 @@ def predict_file(
     with _writer(output, predictor, write) as writer:
         for table, bad in tables(source, predictor, batch_size, strict, note):
             answers = predictor.answer(table, batch_size, truncate)
+            named = _names(table, predictor)
             for row, problem in bad.items():
                 answers.problems[row] = problem
             problems += [
-                f"row {first + i}: {problem}" for i, problem in enumerate(answers.problems) if problem
+                f"row {first + i}{named(i)}: {problem}"
+                for i, problem in enumerate(answers.problems)
+                if problem
             ]
             if not problems or on_bad_row != "error":
                 writer.add(result(table, answers, predictor, first, keep_bad=on_bad_row == "null"))
@@ -95,7 +99,18 @@ def load_predictor(model: Path, form: str = "auto", threads: int = 1) -> Predict
 def tables(
     source: str, predictor: Predictor, rows: int, strict: bool, note: Callable[[str], None]
 ) -> Iterator[tuple[pa.Table, Bad]]:
-    """The needed columns of the input's files, some rows at a time, and rows that cannot be parsed."""
+    """The needed columns of the input's files, some rows at a time, and rows that cannot be parsed.
+
+    Of a folder of pictures, or a picture's file, their bytes and paths.
+    """
+    if predictor.info.kind == "image" and len(predictor.columns) == 1:
+        pictures = open_pictures(source, predictor.columns[0])
+        if pictures is not None:
+            if pictures.others:
+                note(f"{source}: {left_out('no picture', pictures.others)}")
+            for table in pictures.batches(pictures.columns(), rows):
+                yield table, Bad()
+            return
     for piece in list_files(source, "INPUT")[0]:
         yield from batches(piece, wanted_columns(piece, predictor, strict, note), rows)
 
@@ -137,8 +152,8 @@ def result(
 
     Of a regressor it is the value alone.
     """
-    key = predictor.id_column
-    ids = _ids(table[key]) if key in table.column_names else pa.array(range(first, first + table.num_rows))
+    key = _id_column(table, predictor)
+    ids = _ids(table[key]) if key is not None else pa.array(range(first, first + table.num_rows))
     rows = np.arange(table.num_rows) if keep_bad else answers.good
     bad = np.array([answers.problems[i] is not None for i in rows], bool)
     probabilities = answers.probabilities[rows].astype(float)
@@ -174,6 +189,19 @@ def _ids(column: pa.ChunkedArray) -> pa.Array:
     ids = single(column)
     kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_null)
     return ids if any(holds(ids.type) for holds in kept) else pa.compute.cast(ids, pa.string())
+
+
+def _id_column(table: pa.Table, predictor: Predictor) -> str | None:
+    """The training data's column of ids, or the paths of pictures; None where the table has neither."""
+    names = [predictor.id_column, *([PATH] if PATH not in predictor.columns else [])]
+    return next((name for name in names if name in table.column_names), None)
+
+
+def _names(table: pa.Table, predictor: Predictor) -> Callable[[int], str]:
+    """What messages add to a row's number: the path of a picture."""
+    if PATH not in table.column_names or PATH in predictor.columns:
+        return lambda i: ""
+    return lambda i: f" ({table[PATH][i].as_py()})"
 
 
 # ------------------------------------------------------------------------------------------- writing

@@ -12,6 +12,7 @@ from typing import Any
 
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.data.files import list_files
+from ensemble_kd.data.folders import open_pictures
 from ensemble_kd.errors import InputError
 from ensemble_kd.predict import load_predictor, predict_file, wanted_columns
 from ensemble_kd.runtime import Runtime
@@ -46,6 +47,8 @@ def predict_files(
     can be told from columns and names.
     """
     predictor = load_predictor(model, options.form)
+    if predictor.info.kind == "image" and open_pictures(source, predictor.columns[0]) is not None:
+        raise InputError("--workers: INPUT is a folder of pictures, which one process reads; leave it out")
     pieces, _ = list_files(source, "INPUT")
     for piece in pieces:
         wanted_columns(piece, predictor, options.strict, done)

@@ -238,7 +238,7 @@ def test_numbers_that_are_none(tmp_path: Path, cell: Any, problem: str) -> None:
     [
         ("no base64!", "not base64"),
         ("grün", "not base64"),
-        ("AAAA", "3 bytes that are neither a PNG/JPEG image nor 60 raw pixels"),
+        ("AAAA", "3 bytes that are neither an image (PNG, JPEG, WebP, GIF, BMP, TIFF) nor 60 raw pixels"),
         (base64_of(b"\x89PNG\r\n\x1a\nno"), "image cannot be decoded"),
         (base64_of(png(np.zeros((3, 3, 3), np.uint8))), "image of 3x3 pixels, expected 5x4"),
         ([[1, 2], [3]], "lists of different lengths in one image"),

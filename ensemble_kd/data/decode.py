@@ -6,18 +6,19 @@ column that cannot be right in any row raises ColumnError. The common forms cost
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ensemble_kd.data import images
+from ensemble_kd.data.images import ACCEPTED, AS_THEY_ARE, PictureError, Pictures
+
 Bad = dict[int, str]
 
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+EXPECTED = f"bytes, lists of numbers, or encoded images ({ACCEPTED})"
 
 
 class ColumnError(Exception):
@@ -253,7 +254,14 @@ def _first_length(array: pa.Array) -> int:
 # -------------------------------------------------------------------------------------------- images
 
 
-def image_shape(arrays: list[pa.Array], given: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+def holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold encoded pictures: bytes, or Hugging Face's {bytes, path}."""
+    return _is_binary(kind) or pa.types.is_struct(kind)
+
+
+def image_shape(
+    arrays: list[pa.Array], given: tuple[int, int, int] | None, pictures: Pictures = AS_THEY_ARE
+) -> tuple[int, int, int] | None:
     """[H, W, C]: as given, or from the first image that tells; None if none of these rows does.
 
     Raises ColumnError where the column cannot hold images of that shape.
@@ -280,10 +288,11 @@ def image_shape(arrays: list[pa.Array], given: tuple[int, int, int] | None) -> t
                 f"holds {kind.byte_width} bytes a row, but data.image.shape {list(given)} takes "
                 f"{np.prod(given)}"
             )
-    elif not (_is_binary(kind) or _is_list(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind)):
-        raise ColumnError(f"holds {kind}, expected bytes, lists of numbers, or PNG/JPEG bytes")
+    elif not (holds_pictures(kind) or _is_list(kind) or pa.types.is_null(kind)):
+        raise ColumnError(f"holds {kind}, expected {EXPECTED}")
     if given is not None:
         return given
+    wrong = None
     for value in array:
         row = value.as_py()
         if row is None:
@@ -295,13 +304,19 @@ def image_shape(arrays: list[pa.Array], given: tuple[int, int, int] | None) -> t
                 return height, width, channels
             if len(nest) == 1:
                 raise ColumnError("holds flat lists; set data.image.shape=[height,width,channels]")
-        else:
-            found = _size_of_encoded(_image_bytes(row))
-            if found:
-                return found
+            continue
+        try:
+            found = images.size(pictures.bytes_of(row) or b"")
+        except PictureError as error:
+            wrong = wrong or str(error)
+            continue
+        if found:
+            return found
+    if wrong is not None:
+        raise ColumnError(f"holds no image that can be read; the first: {wrong}")
     if len(array) and not _is_list(kind) and not pa.types.is_null(kind):
         raise ColumnError(
-            "holds bytes that are neither PNG nor JPEG; for raw pixels set "
+            f"holds bytes that are no readable image ({ACCEPTED}); for raw pixels set "
             "data.image.shape=[height,width,channels]"
         )
     return None
@@ -315,57 +330,13 @@ def _regular(row: Any) -> bool:
     return True
 
 
-def _image_bytes(row: Any) -> bytes | None:
-    """The bytes of a row: themselves, or the Hugging Face form {bytes, path}."""
-    if isinstance(row, dict):
-        if row.get("bytes") is not None:
-            return row["bytes"]
-        path = row.get("path")
-        try:
-            return Path(path).read_bytes() if path else None
-        except OSError:
-            return None
-    return row
-
-
-def _size_of_encoded(raw: bytes | None) -> tuple[int, int, int] | None:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(raw or b"")) as image:
-            return image.height, image.width, 1 if image.mode in ("1", "L") else 3
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def _decode_encoded(raw: bytes, shape: tuple[int, int, int]) -> np.ndarray | str:
-    """Pixels (H, W, C), or what is wrong."""
-    from PIL import Image
-
-    height, width, channels = shape
-    if channels not in MODES and raw.startswith((PNG, JPEG)):
-        return f"PNG/JPEG image where data.image.shape has {channels} channels; encoded images have 1, 3 or 4"
-    mode = MODES.get(channels, "RGB")
-    try:
-        with Image.open(io.BytesIO(raw)) as image:
-            if (image.height, image.width) != (height, width):
-                return f"image of {image.height}x{image.width} pixels, expected {height}x{width}"
-            if image.mode[0] in "IF":
-                return f"image of mode {image.mode}, more than 8 bits a channel; convert it to 8 bits"
-            return np.asarray(image.convert(mode), dtype=np.uint8).reshape(shape)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        size = int(np.prod(shape))
-        if not raw.startswith((PNG, JPEG)):
-            return (
-                f"{len(raw)} bytes that are neither a PNG/JPEG image nor {size} raw pixels of {list(shape)}"
-            )
-        return f"image cannot be decoded: {error}"
-
-
 def decode_images(
-    arrays: list[pa.Array], names: list[str], shape: tuple[int, int, int]
+    arrays: list[pa.Array],
+    names: list[str],
+    shape: tuple[int, int, int],
+    pictures: Pictures = AS_THEY_ARE,
 ) -> tuple[np.ndarray, Bad]:
-    """(N, H, W, C) uint8 from raw bytes, PNG/JPEG bytes, lists, or one column per pixel."""
+    """(N, H, W, C) uint8 from raw bytes, encoded pictures, lists, or one column per pixel."""
     array = arrays[0]
     rows = len(array)
     if len(arrays) > 1 or _is_number(array.type):
@@ -381,10 +352,10 @@ def decode_images(
         flat = np.frombuffer(array.buffers()[1] or b"", np.uint8)
         pixels = flat[array.offset * width : (array.offset + rows) * width].reshape(rows, width)
         bad = {int(i): "no image (null)" for i in np.flatnonzero(array.is_null())} if array.null_count else {}
-    elif _is_binary(array.type) or pa.types.is_struct(array.type) or pa.types.is_null(array.type):
-        pixels, bad = _from_bytes(array, shape)
+    elif holds_pictures(array.type) or pa.types.is_null(array.type):
+        pixels, bad = _from_bytes(array, shape, pictures)
     else:
-        raise ColumnError(f"holds {array.type}, expected bytes, lists of numbers, or PNG/JPEG bytes")
+        raise ColumnError(f"holds {array.type}, expected {EXPECTED}")
     return pixels.reshape(rows, *shape), dict(sorted(bad.items()))
 
 
@@ -401,30 +372,39 @@ def _to_pixels(values: np.ndarray, bad: Bad) -> np.ndarray:
     return np.where(wrong, 0, values).astype(np.uint8)
 
 
-def _from_bytes(array: pa.Array, shape: tuple[int, int, int]) -> tuple[np.ndarray, Bad]:
+def _from_bytes(array: pa.Array, shape: tuple[int, int, int], pictures: Pictures) -> tuple[np.ndarray, Bad]:
     size = int(np.prod(shape))
+    pixels, suspects = np.zeros((len(array), *shape), np.uint8), np.arange(len(array))
     if _is_binary(array.type) and not array.null_count and len(array):
         kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
         ends = np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array) + 1]
         if (np.diff(ends) == size).all():
             block = np.frombuffer(array.buffers()[2], np.uint8)[ends[0] : ends[-1]].reshape(-1, size)
-            encoded = np.zeros(len(block), bool)
-            for magic in (PNG, JPEG):
-                encoded |= (block[:, : len(magic)] == np.frombuffer(magic, np.uint8)[:size]).all(axis=1)
-            if not encoded.any():
+            suspects = np.flatnonzero(images.look_encoded(block))
+            if not len(suspects):
                 return block, {}
-    pixels, bad = np.zeros((len(array), *shape), np.uint8), Bad()
-    for i, value in enumerate(array):
-        raw = _image_bytes(value.as_py())
+            pixels[:] = block.reshape(-1, *shape)
+    bad = Bad()
+    for i in suspects.tolist():
+        try:
+            raw = pictures.bytes_of(array[i].as_py())
+        except PictureError as error:
+            bad[i] = str(error)
+            continue
         if raw is None:
             bad[i] = "no image (null)"
             continue
-        # Raw pixels may begin like a JPEG by chance, so the right number of bytes is a second chance.
-        found = _decode_encoded(raw, shape) if len(raw) != size or raw.startswith((PNG, JPEG)) else ""
+        # Raw pixels may begin like a picture by chance, so the right number of bytes is a second chance.
+        known = images.encoded(raw) is not None
+        found = pictures.decode(raw, shape) if known else ""
         if isinstance(found, np.ndarray):
             pixels[i] = found
-        elif len(raw) == size and not raw.startswith(PNG):
+        elif len(raw) == size and not images.surely_encoded(raw):
             pixels[i] = np.frombuffer(raw, np.uint8).reshape(shape)
         else:
-            bad[i] = found
+            pixels[i] = 0
+            bad[i] = found or (
+                f"{len(raw)} bytes that are neither an image ({ACCEPTED}) nor {size} raw pixels of "
+                f"{list(shape)}"
+            )
     return pixels.reshape(len(array), size), bad

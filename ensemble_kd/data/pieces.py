@@ -42,6 +42,8 @@ class Source:
 
     splits: dict[str, list[Piece]] = field(default_factory=dict)
     class_names: list[str] | None = None
+    id: str | None = None
+    """The column of ids that all pieces have by themselves."""
 
 
 def slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:

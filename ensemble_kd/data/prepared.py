@@ -17,6 +17,8 @@ from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config, text_source
 from ensemble_kd.data.copies import Copies, to_drop
 from ensemble_kd.data.decode import ColumnError, empty_texts
+from ensemble_kd.data.folders import PicturePiece
+from ensemble_kd.data.images import Pictures
 from ensemble_kd.data.labels import UNLABELLED, labelled
 from ensemble_kd.data.oddities import Oddities
 from ensemble_kd.data.preprocess import InputReader, Preprocessor
@@ -37,6 +39,7 @@ from ensemble_kd.data.scan import Reading, Scan, check_columns, plan, scan
 from ensemble_kd.data.sources import open_source, source_fingerprint
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan
 from ensemble_kd.data.statistics import NumberMoments, PixelMoments
+from ensemble_kd.data.survey import survey
 from ensemble_kd.data.tokenize import (
     TOKENIZER_FILE,
     HashedTokenizer,
@@ -119,18 +122,28 @@ def _decoded(
             columns = ", ".join(map(repr, reader.columns[:3])) + (" ..." if len(reader.columns) > 3 else "")
             problems.add(f"data.columns.input: {columns} of {piece.name} {error}")
             continue
+        if isinstance(piece, PicturePiece):
+            bad = {i: f"{piece.paths[first + i]}: {message}" for i, message in bad.items()}
         if filled and split == "train":
             bad = dict(sorted((empty_texts(values) | bad).items()))
         problems.add_rows("bad inputs", piece.name, first, bad)
         yield begin, table.num_rows, values
 
 
-def _reader(config: Config) -> InputReader:
-    shape = config.data.image.shape
-    image = list(shape) if shape is not None and config.data.kind == "image" else None
-    if config.data.source == "digits":
-        image = [8, 8, 1]
-    return InputReader(config.data.kind, config.data.columns, image)
+def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader:
+    data, layout = config.data, config.data.image
+    if data.kind != "image":
+        return InputReader(data.kind, data.columns)
+    if data.source == "digits":
+        return InputReader(data.kind, data.columns, [8, 8, 1])
+    shape = None if layout.shape is None else list(layout.shape)
+    found = survey(reading.source, data, problems) if shape is None or layout.for_encoded else None
+    if shape is None and found is not None:
+        shape = found.shape
+    grey = found is not None and found.grey and shape == found.shape
+    return InputReader(
+        data.kind, data.columns, shape, Pictures(layout.resize is not None, training=True, grey=grey)
+    )
 
 
 def _filled(config: Config) -> bool:
@@ -162,7 +175,7 @@ def _check_tokenizer(config: Config, problems: Problems) -> None:
 
 def _check_inputs(reading: Reading, config: Config, problems: Problems) -> Oddities:
     """The second pass without writing: only what is wrong, or odd."""
-    reader, seen = _reader(config), Oddities(config.data)
+    reader, seen = _reader(config, reading, problems), Oddities(config.data)
     for split in reading.source.splits:
         filled, rows = _filled(config), 0
         for begin, count, values in _decoded(reading, reader, split, problems, filled):
@@ -215,7 +228,8 @@ def _dropped(reading: Reading, found: Scan, config: Config) -> np.ndarray | None
     """(N,) Rows of train that are left out as copies; None where all stay. One more pass over the inputs."""
     if config.data.duplicates == "keep" or "train" not in found.labels:
         return None
-    reader, problems, inputs = _reader(config), Problems(), Copies()
+    problems, inputs = Problems(), Copies()
+    reader = _reader(config, reading, problems)
     for split in ("train", "validation", "test"):
         for _, _, values in _decoded(reading, reader, split, problems) if split in found.labels else ():
             inputs.add(split, values)
@@ -229,7 +243,9 @@ def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ..
     """
     problems = Problems()
     reading, _, made = _planned(config, problems)
-    for begin, rows, texts in _decoded(reading, _reader(config), "train", problems, _filled(config)):
+    for begin, rows, texts in _decoded(
+        reading, _reader(config, reading, problems), "train", problems, _filled(config)
+    ):
         kept = np.flatnonzero(made.part[begin : begin + rows] == TRAIN)
         yield begin + kept, [(texts[i],) if isinstance(texts[i], str) else texts[i] for i in kept]
     problems.raise_if_any()
@@ -243,7 +259,7 @@ def raw_rows(config: Config) -> Iterator[tuple[str, int, Any]]:
     """
     problems = Problems()
     reading, _, made = _planned(config, problems)
-    reader = _reader(config)
+    reader = _reader(config, reading, problems)
     given = dict.fromkeys(SPLITS, 0)
     for split in READ_IN_ORDER:
         if split not in reading.source.splits:
@@ -335,7 +351,7 @@ def _write(
     reading: Reading, found: Scan, made: Plan, config: Config, folder: Path, problems: Problems
 ) -> tuple[DataInfo, list[str]]:
     data, num_train = config.data, len(made.part)
-    reader = _reader(config)
+    reader = _reader(config, reading, problems)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
     seen = Oddities(data)
@@ -370,6 +386,8 @@ def _write(
     for writer in writers.values():
         writer.close()
     info = _describe(config, found, made, inputs, reader, {s: w.rows for s, w in writers.items()})
+    if data.columns.id is None and reading.source.id is not None:
+        info.preprocess["columns"]["id"] = reading.source.id
     write_json(folder / INFO_FILE, info.to_dict())
     files = [name for writer in writers.values() for name in writer.files] + [INFO_FILE]
     if data.kind == "text" and data.text.tokenizer != "hashed":
@@ -398,6 +416,8 @@ def _describe(
     preprocess: dict[str, Any] = {"columns": data.columns.model_dump(mode="json")}
     if data.kind == "image":
         preprocess["image"] = {"shape": shape}
+        if data.image.resize is not None:
+            preprocess["image"]["resize"] = list(data.image.resize)
     if data.kind == "text":
         # Without the source: tokenizer.json stands for it, and a deployed model should name no local folder.
         preprocess["text"] = data.text.model_dump(mode="json") | {"source": None}

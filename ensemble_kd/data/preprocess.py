@@ -20,6 +20,7 @@ from ensemble_kd.data.decode import (
     image_shape,
     single,
 )
+from ensemble_kd.data.images import AS_THEY_ARE, Pictures
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.data.tokenize import load_tokenizer, pad
 from ensemble_kd.errors import InputError
@@ -33,11 +34,18 @@ TOO_LONG = "the rest would be cut off"
 class InputReader:
     """Decodes the input column(s) of tables. The shape is given, or found in the first rows that tell."""
 
-    def __init__(self, kind: str, columns: ColumnsConfig, shape: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        columns: ColumnsConfig,
+        shape: list[int] | None = None,
+        pictures: Pictures = AS_THEY_ARE,
+    ) -> None:
         """Two columns of texts make pairs."""
         self.kind = kind
         self.columns = [columns.input] if isinstance(columns.input, str) else list(columns.input)
         self.shape = shape
+        self.pictures = pictures
 
     def __call__(self, table: pa.Table) -> tuple[Any, Bad]:
         """Images (N, H, W, C), numbers (N, F), a list of texts or of pairs; and what is wrong, by row.
@@ -52,14 +60,14 @@ class InputReader:
             self.shape = [numbers.shape[1]]
             return numbers, bad
         if self.shape is None:
-            found = image_shape(arrays, None)
+            found = image_shape(arrays, None, self.pictures)
             if found is None:
                 return None, {i: "no image to be read" for i in range(table.num_rows)}
             self.shape = list(found)
         height, width, channels = self.shape
         shape = (height, width, channels)
         image_shape(arrays, shape)  # the type of the column
-        return decode_images(arrays, self.columns, shape)
+        return decode_images(arrays, self.columns, shape, self.pictures)
 
 
 class Preprocessor:
@@ -70,7 +78,8 @@ class Preprocessor:
         self.info = info
         columns = ColumnsConfig(**info.preprocess["columns"])
         shape = None if info.kind == "text" else info.input_shape
-        self.reader = InputReader(info.kind, columns, shape)
+        resize = info.preprocess.get("image", {}).get("resize") is not None
+        self.reader = InputReader(info.kind, columns, shape, Pictures(resize))
         self.columns = self.reader.columns
         self.tokenizer = None
         if info.kind == "text":

@@ -171,6 +171,7 @@ def _read_keys(
 def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     """Labels, ids and classes of all splits, checked."""
     source, columns = reading.source, config.data.columns
+    id_column = columns.id or source.id
     result = Scan()
     classes = config.data.target == "class"
     given = read_class_names(config.data, problems)
@@ -180,14 +181,14 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         keys: dict[str, Read] = {}
         if split != "unlabelled":
             keys[columns.label] = class_column if classes else value_column
-        if columns.id is not None:
-            keys[columns.id] = plain_values
+        if id_column is not None:
+            keys[id_column] = plain_values
         if not keys:
             continue
         found, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
         if split != "unlabelled":
             raw[split] = join(found[0])
-        if columns.id is not None:
+        if id_column is not None:
             result.ids[split] = join(found[-1])
         rows = result.spans[split][-1].end if result.spans[split] else 0
         result.whole &= not reading.cut(split, rows)

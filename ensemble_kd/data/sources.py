@@ -21,8 +21,9 @@ from ensemble_kd.data.files import (
     list_files,
     open_files,
 )
+from ensemble_kd.data.folders import PATH, PicturePiece, left_out, open_class_folders, open_pictures
 from ensemble_kd.data.hub import load_hub, open_hub
-from ensemble_kd.data.pieces import Source, TablePiece
+from ensemble_kd.data.pieces import Piece, Source, TablePiece
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.errors import InputError
 from ensemble_kd.pretrained import tokenizer_digest
@@ -51,13 +52,10 @@ def open_source(data: DataConfig, problems: Problems) -> Source:
     elif data.source == "hub":
         open_hub(data, source, problems)
     else:
-        open_files(data, source, problems)
-    if data.unlabelled is not None:
-        try:
-            source.splits["unlabelled"] = list(list_files(data.unlabelled, "data.unlabelled")[0])
-        except InputError as error:
-            for line in error.problems:
-                problems.add(line)
+        _open_paths(data, source, problems)
+    _open_unlabelled(data, source, problems)
+    if all(isinstance(piece, PicturePiece) for pieces in source.splits.values() for piece in pieces):
+        source.id = PATH
     # Train first: it decides the classes and the shape of images.
     order = ("train", "validation", "test", "unlabelled")
     source.splits = {split: source.splits[split] for split in order if split in source.splits}
@@ -67,6 +65,29 @@ def open_source(data: DataConfig, problems: Problems) -> Source:
         if names[piece.name] > 1:
             piece.name = piece.path
     return source
+
+
+def _open_paths(data: DataConfig, source: Source, problems: Problems) -> None:
+    if not open_class_folders(data, source, problems):
+        open_files(data, source, problems)
+
+
+def _open_unlabelled(data: DataConfig, source: Source, problems: Problems) -> None:
+    if data.unlabelled is None:
+        return
+    try:
+        pictures = None
+        if data.kind == "image" and isinstance(data.columns.input, str):
+            pictures = open_pictures(data.unlabelled, data.columns.input, data.columns.id)
+            if pictures is not None:
+                pictures.prefix = f"{pictures.name}/"
+                if pictures.others:
+                    problems.warn(f"data.unlabelled: {left_out('no picture', pictures.others)}")
+        found: list[Piece] = [pictures] if pictures else [*list_files(data.unlabelled, "data.unlabelled")[0]]
+        source.splits.setdefault("unlabelled", []).extend(found)
+    except InputError as error:
+        for line in error.problems:
+            problems.add(line)
 
 
 def read_class_names(data: DataConfig, problems: Problems) -> list[str] | None:
@@ -136,7 +157,7 @@ def source_fingerprint(data: DataConfig, tokenizer: str | None = None) -> str:
     parts: list[Any] = [data.source]
     source = Source()
     if data.source == "files":
-        open_files(data, source, problems)
+        _open_paths(data, source, problems)
     elif data.source == "hub":
         folder = Path(str(data.hub_name)).expanduser()
         if folder.is_dir():  # by content: the library's own fingerprint changes with its cache
@@ -148,17 +169,15 @@ def source_fingerprint(data: DataConfig, tokenizer: str | None = None) -> str:
             loaded = load_hub(data)
             parts += [str(data.hub_name), data.hub_config]
             parts += [[name, dataset._fingerprint] for name, dataset in loaded.items()]
-    if data.unlabelled is not None:
-        try:
-            source.splits["unlabelled"] = list(list_files(data.unlabelled, "data.unlabelled")[0])
-        except InputError as error:
-            for line in error.problems:
-                problems.add(line)
+    _open_unlabelled(data, source, problems)
     if isinstance(data.class_names, str):
         parts.append(read_class_names(data, problems))
     problems.raise_if_any()
     for split in sorted(source.splits):
         for piece in source.splits[split]:
+            if isinstance(piece, PicturePiece):
+                parts.append([split, piece.digest()])
+                continue
             assert isinstance(piece, FilePiece)
             parts.append([split, content(piece, PurePosixPath(piece.path).name)])
     if tokenizer is not None:

@@ -3,7 +3,7 @@
     {"rows": [{COLUMN: VALUE, ...}, ...], "on_bad_row": "error" | "null"}
 
 Columns are those of the training data; a text is a string, a number a number, or a list of all numbers
-where one column holds them; an image is base64 of a PNG, a JPEG or of raw pixels, or a list of pixels.
+where one column holds them; an image is base64 of a PNG, a JPEG, ... or of raw pixels, or a list of pixels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema, with_config
 from typing_extensions import TypedDict  # pydantic's, before Python 3.12
 
+from ensemble_kd.data.images import ACCEPTED
 from ensemble_kd.data.preprocess import TOO_LONG
 from ensemble_kd.data.records import DataInfo
 
@@ -66,7 +67,11 @@ class RequestSchema:
         if self.info.kind == "numeric" or self.pixel_columns:
             return float
         height, width, channels = self.info.input_shape
-        text = f"base64 of a PNG, of a JPEG, or of {height}x{width}x{channels} raw pixels (uint8)"
+        any_size = self.info.preprocess.get("image", {}).get("resize") is not None
+        text = (
+            f"base64 of {height}x{width}x{channels} raw pixels (uint8), or of an image of "
+            f"{'any' if any_size else 'that'} size: {ACCEPTED}"
+        )
         pixels = f"pixels 0..255, flat or nested as [{height}][{width}]" + (
             f"[{channels}]" if channels > 1 else ""
         )
@@ -179,7 +184,9 @@ def _image_bytes(cell: str | list[Any], shape: list[int]) -> bytes:
         try:
             return base64.b64decode(cell.partition(",")[2] if cell[:5] == "data:" else cell, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ValueError(f"not base64 ({error}); send a PNG, a JPEG or raw pixels so encoded") from None
+            raise ValueError(
+                f"not base64 ({error}); send an image ({ACCEPTED}) or raw pixels so encoded"
+            ) from None
     try:
         pixels = np.array(cell)
     except ValueError:

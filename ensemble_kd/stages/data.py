@@ -20,6 +20,9 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings.pop("text_augment")  # its texts are among the unlabelled ones
     settings.pop("path")  # the content counts, not where it lies
     settings["text"].pop("source")
+    for name, default in (("mode", "auto"), ("resize", None)):
+        if settings["image"][name] == default:
+            settings["image"].pop(name)
     if settings["target"] == "class":
         settings.pop("target")
     for name, default in (("splits", {}), ("duplicates", "keep")):

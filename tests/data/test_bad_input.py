@@ -226,9 +226,13 @@ def test_mixed_and_undecodable_images(tmp_path: Path) -> None:
     rows[17] = rows[17][:70]
     rows[23] = None
     lines = problems_of(images(tmp_path, rows), tmp_path)
-    assert lines[0] == "row 4 of train.parquet: image of 9x8 pixels, expected 8x8"
+    assert lines[0] == (
+        "row 4 of train.parquet: image of 9x8 pixels, expected 8x8; data.image.resize=[8,8] brings all "
+        "images to one size"
+    )
     assert lines[1] == (
-        "row 11 of train.parquet: 12 bytes that are neither a PNG/JPEG image nor 64 raw pixels of [8, 8, 1]"
+        "row 11 of train.parquet: 12 bytes that are neither an image (PNG, JPEG, WebP, GIF, BMP, TIFF) nor "
+        "64 raw pixels of [8, 8, 1]"
     )
     assert lines[2].startswith("row 17 of train.parquet: image cannot be decoded: ")
     assert lines[3] == "row 23 of train.parquet: no image (null)"
@@ -252,7 +256,7 @@ def test_columns_of_the_wrong_type(tmp_path: Path) -> None:
     (line,) = problems_of(images(tmp_path, ["a.png"] * 40), tmp_path)
     assert line == (
         "data.columns.input: 'input' of train.parquet holds string, expected bytes, lists of numbers, "
-        "or PNG/JPEG bytes"
+        "or encoded images (PNG, JPEG, WebP, GIF, BMP, TIFF)"
     )
     config = images(tmp_path, [b"1234"] * 40, image={"shape": [3, 3, 1]})
     assert "4 bytes that are neither" in problems_of(config, tmp_path)[0]
@@ -357,14 +361,19 @@ def test_predict_reports_bad_rows(tmp_path: Path) -> None:
     assert inputs.shape == (4, 8, 8, 1)
     np.testing.assert_array_equal(inputs[[0, 2]], pixels[:2])
     assert problems[0] is None and problems[2] is None
-    assert problems[1] is not None and "neither a PNG/JPEG image nor 64 raw pixels" in problems[1]
+    assert problems[1] is not None and "TIFF) nor 64 raw pixels" in problems[1]
     assert problems[3] == "no image (null)"
     assert not inputs[[1, 3]].any()
     with pytest.raises(InputError, match="no column 'input' in the input; it has 'inputs'; did you mean"):
         preprocessor.transform(pa.table({"inputs": rows}))
     _, problems = preprocessor.transform(pa.table({"input": ["a", "b"]}))
     assert (
-        problems == ["column 'input' holds string, expected bytes, lists of numbers, or PNG/JPEG bytes"] * 2
+        problems
+        == [
+            "column 'input' holds string, expected bytes, lists of numbers, or encoded images (PNG, JPEG, "
+            "WebP, GIF, BMP, TIFF)"
+        ]
+        * 2
     )
 
 
