@@ -27,6 +27,7 @@ class Options:
     truncate: bool = False
     strict: bool = False
     suffix: str = ".parquet"
+    trust: tuple[str, ...] = ()
 
 
 def predict_files(
@@ -45,7 +46,7 @@ def predict_files(
     source and output under the same paths. Raises InputError as `predict_file`, before Ray starts for what
     can be told from columns and names.
     """
-    predictor = load_predictor(model, options.form)
+    predictor = load_predictor(model, options.form, trust=options.trust)
     pieces, _ = list_files(source, "INPUT")
     for piece in pieces:
         wanted_columns(piece, predictor, options.strict, done)
@@ -125,6 +126,7 @@ class _Actor:
                 form=options.form,
                 on_bad_row=options.on_bad_row,
                 truncate=options.truncate,
+                trust=options.trust,
             )
         except InputError as error:  # one bad file never costs the others
             errors = error.problems

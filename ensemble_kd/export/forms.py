@@ -29,7 +29,6 @@ from ensemble_kd.artifacts import (
     damage,
     fingerprint,
     finish,
-    read_manifest,
     write_atomic,
     write_json,
 )
@@ -43,7 +42,7 @@ from ensemble_kd.export.program import PROGRAM, load_program, write_program
 from ensemble_kd.inference.feed import input_names
 from ensemble_kd.inference.latency import latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
-from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER
+from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
 from ensemble_kd.models.package import Package
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
@@ -135,7 +134,7 @@ def _fingerprint(source: Package, form: str, options: ExportConfig) -> str:
 
 def _kept(folder: Path, plan: str) -> Manifest | None:
     try:
-        manifest = read_manifest(folder)
+        manifest = read_folder_manifest(folder)
     except ArtifactError:
         return None
     good = manifest is not None and manifest.fingerprint == plan and not damage(folder, manifest)
