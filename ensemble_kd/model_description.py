@@ -134,7 +134,7 @@ class Description(_Part):
 
 
 def described(content: bytes, where: str) -> dict[str, Any]:
-    """config.json as plain data, once all of it fits. Raises ArtifactError, on one line, with what does not."""
+    """config.json as plain data, once all of it fits. Raises ArtifactError, on one line."""
     raw = parse_json(content, where)
     try:
         Description.model_validate_json(content, strict=True)

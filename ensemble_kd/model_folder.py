@@ -35,8 +35,8 @@ TRUST = "ENSEMBLE_KD_TRUST"
 def checked_folder(folder: Path, stage: str, needed: tuple[str, ...]) -> tuple[dict[str, Any], Manifest]:
     """The folder's config.json and manifest, after comparing every file with the manifest of that `stage`.
 
-    Raises ArtifactError that names the file: missing, changed, outside the folder, a link, a pickle, not among
-    the manifest's although in `needed`, or of a newer format.
+    Raises ArtifactError that names the file: missing, changed, outside the folder, a link, a pickle, not in
+    the manifest although in `needed`, or of a newer format.
     """
     check_kinds(folder)
     config = read_format(folder)
@@ -132,6 +132,6 @@ def check_trust(folder: Path, model: dict[str, Any], trust: Collection[str] = ()
         allowed = {*trust, *(name.strip() for name in os.environ.get(TRUST, "").split(","))}
         if module not in allowed:
             raise ArtifactError(
-                f"{where}: the network is made by {shown(model['callable'])}, code that is not in the folder; "
+                f"{where}: the network is made by {shown(model['callable'])}, code from outside the folder; "
                 f"if you trust it: --trust {shown(module)} (or {TRUST}={shown(module)})"
             )

@@ -40,7 +40,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def kind_problem(path: Path) -> str | None:
-    """Why `path` itself is no plain file: missing, a link, a folder, a FIFO, a device; None where it is one."""
+    """Why `path` is no plain file: missing, a link, a folder, a FIFO, a device; None where it is one."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

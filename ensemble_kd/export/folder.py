@@ -42,7 +42,8 @@ def export_folder(
     """Make `forms` (by default ONNX and int8) in MODEL/export; returns what was measured of each.
 
     They are held against the student on the run's validation rows, where the run is around the folder, or on
-    the rows of the file `rows`. `trust` is that of `load_package`. Raises InputError where there are none, ExportError for a form that failed.
+    the rows of the file `rows`. `trust` is that of `load_package`.
+    Raises InputError where there are none, ExportError for a form that failed.
     """
     known = get_args(ExportForm)
     if unknown := [form for form in forms or [] if form not in known]:

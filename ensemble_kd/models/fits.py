@@ -1,9 +1,9 @@
 """Whether the network that a config.json describes is the one whose weights lie beside it.
 
 Told from the header of the weights alone, before anything of the network's size is allocated: a description
-of 128 bytes can ask for more memory than there is, or for 100,000 layers. So a network has no more layers, and
-no wider ones, than the file has room for; then it is built without memory (torch's device `meta`), which ends
-as soon as it has more tensors than the file, and its shapes are compared with the file's.
+of 128 bytes can ask for more memory than there is, or for 100,000 layers. So a network has no more layers,
+and no wider ones, than the file has room for; then it is built without memory (torch's device `meta`), which
+ends as soon as it has more tensors than the file, and its shapes are compared with the file's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _too_large(model: ModelConfig, shapes: Shapes) -> str | None:
         )
     if (width := max(widths, default=0)) > widest:
         return (
-            f"model: a layer of {shown(width)} units, but no tensor of the weights is larger than {widest:,}; "
+            f"model: a layer of {shown(width)} units, but the largest tensor has {widest:,}; "
             "it belongs to another model"
         )
     return None

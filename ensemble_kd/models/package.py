@@ -122,8 +122,8 @@ def load_package(folder: Path, trust: Collection[str] = ()) -> Package:
 
     The code of a custom model is imported only where its module is in `trust` or in the environment's
     ENSEMBLE_KD_TRUST; no other code is run because a folder says so, and nothing outside it is read.
-    Raises ArtifactError that names the file: missing, changed, outside the folder, a link, a pickle, of a newer
-    format, or describing another network than that of the weights.
+    Raises ArtifactError that names the file: missing, changed, outside the folder, a link, a pickle, of a
+    newer format, or describing another network than that of the weights.
     """
     config, manifest = checked_folder(folder, "model", (WEIGHTS, CONFIG))
     check_trust(folder, config["model"], trust)
