@@ -156,7 +156,7 @@ def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
     for name, entry in manifest.files.items():
         problem = _damage(folder, name, entry, deep)
         if problem is not None:
-            problems.append(f"{folder / shown(name)}: {problem}")
+            problems.append(f"{folder / shown(name).lstrip('/')}: {problem}")
     return problems
 
 
