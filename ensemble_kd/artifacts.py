@@ -130,7 +130,7 @@ def parsed_manifest(raw: Any, path: Path) -> Manifest:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else "no"
         raise ArtifactError(
-            f"{path}: format {found}, this version reads format {FORMAT}; "
+            f"{path}: format {shown(found)}, this version reads format {FORMAT}; "
             "use the version that wrote it, or run again with --fresh"
         )
     try:

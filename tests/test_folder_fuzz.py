@@ -30,8 +30,8 @@ NAMES = ("numbers", "resnet", "bag", "bilstm", "pieces", "bert")
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 7, 255, 1 << 20, 1 << 31, 1 << 63, 10**30, 0.0, -0.5, 1e-300, 1e300,
     "", "a", "text", "image", "numeric", "mlp", "custom", "transformer", "pretrained", "../../x",
-    "/etc/passwd", "os:system", "x" * 100_000, "\x00", "\x1b[31m", "\n", [], [[]], [0], [1] * 1000, [10**9], {},
-    {"a": {"a": 1}}, {"name": "custom", "callable": "os:system"}, [[1]] * 200, ["a", "a"],
+    "/etc/passwd", "os:system", "x" * 100_000, "\x00", "\x1b[31m", "\n", [], [[]], [0], [1] * 1000, [10**9],
+    {}, {"a": {"a": 1}}, {"name": "custom", "callable": "os:system"}, [[1]] * 200, ["a", "a"],
 ]  # fmt: skip
 """Values that a field of another type, or of another size, may be replaced by."""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ensemble_kd.artifacts import (
@@ -34,12 +35,13 @@ from ensemble_kd.artifacts import (
 )
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ArtifactError, ExportError
+from ensemble_kd.export.elsewhere import ROWS, Elsewhere
 from ensemble_kd.export.graph import Graph
-from ensemble_kd.export.huggingface import fits, load_huggingface, write_huggingface
-from ensemble_kd.export.mlflow_form import load_mlflow, write_mlflow
+from ensemble_kd.export.huggingface import fits, huggingface_inputs, load_huggingface, write_huggingface
+from ensemble_kd.export.mlflow_form import example_rows, load_mlflow, write_mlflow
 from ensemble_kd.export.onnx import INT8_METHODS, write_int8, write_onnx
-from ensemble_kd.export.program import PROGRAM, load_program, write_program
-from ensemble_kd.inference.feed import input_names
+from ensemble_kd.export.program import PROGRAM, load_program, program_inputs, write_program
+from ensemble_kd.inference.feed import feed, input_names
 from ensemble_kd.inference.latency import latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
 from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
@@ -101,6 +103,7 @@ def export_forms(
     torch.set_num_threads(1)
     scratch = tempfile.TemporaryDirectory()
     plain = PlainGraph(source, Path(scratch.name) / GRAPH)
+    elsewhere = Elsewhere()
     try:
         expected = _student_logits(source, validation.inputs) / temperature
         for form in options.forms:
@@ -111,7 +114,7 @@ def export_forms(
                 continue
             try:
                 found[form] = _form(
-                    form, plan, source, folder, options, validation, expected, test, say, plain
+                    form, plan, source, folder, options, validation, expected, test, say, plain, elsewhere
                 )
             except ExportError as error:
                 problems += [problem for problem in error.problems if problem not in problems]
@@ -119,6 +122,7 @@ def export_forms(
     finally:
         torch.set_num_threads(threads)
         scratch.cleanup()
+        elsewhere.close()
     if problems:
         made = ", ".join(found) or "none"
         raise ExportError([*problems, f"export: forms that were made: {made}"])
@@ -152,6 +156,7 @@ def _form(
     test: Rows | None,
     say: Callable[[str], None],
     plain: PlainGraph,
+    elsewhere: Elsewhere,
 ) -> dict[str, Any]:
     """Make one form, compare, measure, and put it in its place whole."""
     began = time.perf_counter()
@@ -167,6 +172,7 @@ def _form(
             write_atomic(folder / REQUIREMENTS, "\n".join(NEEDS[form]) + "\n")
         elif form != "mlflow":
             _describe(form, source, folder, made.extra)
+        _run_elsewhere(form, made, source.info, folder, validation.inputs[:ROWS], options, elsewhere)
         files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
         entry["bytes"] = sum((folder / name).stat().st_size for name in files)
         entry["model_bytes"] = _model_bytes(folder)
@@ -294,6 +300,30 @@ def _compared(
             f"{100 * found['agreement']:.2f}% of the labels agree"
         )
     return found
+
+
+def _run_elsewhere(
+    form: str,
+    made: Made,
+    info: dict[str, Any],
+    folder: Path,
+    inputs: np.ndarray,
+    options: ExportConfig,
+    elsewhere: Elsewhere,
+) -> None:
+    """Raises ExportError where a form does not run without this package, or answers otherwise there."""
+    rows = None
+    if form == "huggingface":
+        given = huggingface_inputs(folder, info, inputs)
+    elif form == "program":
+        given = program_inputs(info, made.extra.get("length"), inputs)
+    elif form == "mlflow":
+        given, rows = {"inputs": inputs}, pa.table(example_rows(info, inputs))
+    else:
+        given = feed(info, inputs)
+    found, here = elsewhere.logits(form, folder, given, rows), all_logits(made.run, inputs)
+    if found.shape != here.shape or not np.abs(found - here).max() <= options.tolerance:
+        raise ExportError(f"{form}: gives other logits in a process without this package than here")
 
 
 def _points_lost(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> float:

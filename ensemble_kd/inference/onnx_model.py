@@ -36,7 +36,7 @@ class OnnxGraph:
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # the library's errors have no common base
             raise ArtifactError(f"{path}: cannot be run ({in_one_line(error)})") from error
