@@ -110,8 +110,9 @@ def holds(original: Path, name: str, content: bytes) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(original, folder)
     write(folder, name, content)
-    if refusal(folder, "pytorch" if "onnx" not in name else "auto") is None:
-        answer(Predictor(folder))
+    form = "auto" if "onnx" in name else "pytorch"
+    if refusal(folder, form) is None:
+        answer(Predictor(folder, form))
 
 
 quickly = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=40, derandomize=True)

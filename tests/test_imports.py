@@ -32,7 +32,7 @@ LEVELS = [
     {"mirror"},
     {"config", "artifacts", "board"},
     {"space"},
-    {"termination", "safe_files"},
+    {"termination", "safe_files", "secret_options"},
     {"errors"},
     {"redact"},
 ]
