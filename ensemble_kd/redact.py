@@ -30,13 +30,13 @@ JOINED = re.compile(
 """The same in names that are written as one word."""
 UNLESS = {
     "token": frozenset(
-        "pad padding cls class sep separator mask unk unknown bos eos start end stop first last next image text "
-        "prompt special word sub by per use keep drop add max min num".split()
+        "pad padding cls class sep separator mask unk unknown bos eos start end stop first last next image "
+        "text prompt special word sub by per use keep drop add max min num".split()
     ),
     "key": frozenset(
-        "primary foreign sort sorting partition cache id input output label target text image state dict group "
-        "by column join index row feature hidden map lookup sample query attention value batch json data metric "
-        "hash bucket object field meta".split()
+        "primary foreign sort sorting partition cache id input output label target text image state dict "
+        "group by column join index row feature hidden map lookup sample query attention value batch json "
+        "data metric hash bucket object field meta".split()
     ),
 }
 """Last words that mean a secret unless one of these stands before: `hf_token`, but `pad_token`."""
@@ -90,8 +90,8 @@ def secret_name(name: str) -> bool:
 def redacted(value: Any) -> Any:
     """The same structure of dicts, lists and strings with every secret in it masked.
 
-    Masked are user and password of an address, values of parameters and keys that are named like a secret, and
-    the values of the environment's secrets (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_TOKEN`, ...) wherever
+    Masked are user and password of an address, values of parameters and keys that are named like a secret,
+    and the values of the environment's secrets (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_TOKEN`, ...) wherever
     they stand. The `options` of a block stay where its `public_options` name them.
     """
     return _redacted(value, sorted({*_of_environment(), *_known}, key=len, reverse=True))

@@ -1,8 +1,8 @@
 """Options of custom models that are secrets: used in this run's processes, and written nowhere.
 
-Folders hold `***` in their place. A process that read the configuration, or was told by one that did, puts the
-value back where a network is built; any other cannot, and says so. What a model needs in order to be built
-elsewhere is named by the user: `public_options: [key]` beside `options`.
+Folders hold `***` in their place. A process that read the configuration, or was told by one that did, puts
+the value back where a network is built; any other cannot, and says so. What a model needs in order to be
+built elsewhere is named by the user: `public_options: [key]` beside `options`.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def revealed(callable_: str, options: dict[str, Any]) -> dict[str, Any]:
     names = ", ".join(hidden)
     if found:
         raise ConfigError(
-            f"custom model {callable_!r}: several models of this run differ in the secret options {names} alone, "
-            "and folders hold none; give them another option that tells them apart"
+            f"custom model {callable_!r}: several models of this run differ in the secret options {names} "
+            "alone, and folders hold none; give them another option that tells them apart"
         )
     raise ConfigError(
-        f"custom model {callable_!r}: options {names}: secrets, which are written to no folder, so that the model "
-        f"cannot be built from it; name what is none in the model's public_options: [{names}] and run again, or "
-        "let the callable read it from the environment"
+        f"custom model {callable_!r}: options {names}: secrets, which are written to no folder, so that the "
+        f"model cannot be built from it; name what is none in the model's public_options: [{names}] and run "
+        "again, or let the callable read it from the environment"
     )
 
 
