@@ -30,8 +30,8 @@ JOINED = re.compile(
 """The same in names that are written as one word."""
 UNLESS = {
     "token": frozenset(
-        "pad padding cls class sep separator mask unk unknown bos eos start end stop first last next image "
-        "text prompt special word sub by per use keep drop add max min num".split()
+        "pad padding cls class type sep separator mask unk unknown bos eos start end stop first last next "
+        "image text prompt special word sub by per use keep drop add max min num".split()
     ),
     "key": frozenset(
         "primary foreign sort sorting partition cache id input output label target text image state dict "
@@ -49,11 +49,13 @@ USER = re.compile(
     r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/?#\"'<>]+|[^\s/:@]*:(?!\d+(?:/|$))[^\s@]*)@", re.IGNORECASE
 )
 """All before the last `@` of an address's host; or, of a password with a slash in it, before the first."""
-PARAMETER = re.compile(r"(?<![\w.%-])([\w.%-]{1,100})(=)([^&;,\s\"'<>]+)")
+PARAMETER = re.compile(r"(?<![\w.%-])([\w.%-]{1,100})(=)((?:[^&;,\s\"'<>:]|:(?!\s))+)")
 """`?token=...`, `&X-Amz-Signature=...`, and a database's `password=...`."""
 QUOTED = re.compile(r"(?<![\w.-])([\w.-]{1,100})([\"']?\s*[:=]\s*)([\"'])((?:\\.|(?!\3).)+)\3")
 """`'api_key': '...'` in JSON and in what Python prints, `api_key="..."`, and `api_key: "..."` in YAML."""
-PLAIN = re.compile(r"(?<![\w.-])([\w.-]{1,100})(: ?)(?!missing)([^\s,\]}\"']+)(?=[,\]}]|\s*$)", re.MULTILINE)
+PLAIN = re.compile(
+    r"((?:^|[{,])[ \t]*)([\w.-]{1,100})(: ?)(?!missing)([^\s,\]}\"']+)(?=[,\]}]|[ \t]*$)", re.MULTILINE
+)
 """`api_key: ...` in YAML, as it stands in the message of a file that cannot be parsed."""
 TOLD = re.compile(r"^((?:--set )?([\w.-]+): )(.*)$", re.MULTILINE)
 """What is said of a setting, which may be named like a secret: `model.options.api_key: ..., got '...'`."""
@@ -91,7 +93,7 @@ def redacted(value: Any) -> Any:
     """The same structure of dicts, lists and strings with every secret in it masked.
 
     Masked are user and password of an address, values of parameters and keys that are named like a secret,
-    and the values of the environment's secrets (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_TOKEN`, ...) wherever
+    and the values of the environment's secrets (`AWS_SECRET_ACCESS_KEY`, `HF_TOKEN`, ...) wherever
     they stand. The `options` of a block stay where its `public_options` name them.
     """
     return _redacted(value, sorted({*_of_environment(), *_known}, key=len, reverse=True))
@@ -160,7 +162,7 @@ def _text(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, MASK)
     if ":" in text:
-        text = PLAIN.sub(_mask_parameter, text)
+        text = PLAIN.sub(_mask_plain, text)
         text = TOLD.sub(_mask_told, text)
     if "'" in text or '"' in text:
         text = QUOTED.sub(_mask_quoted, text)
@@ -174,6 +176,11 @@ def _text(text: str, secrets: list[str]) -> str:
 def _mask_parameter(match: re.Match[str]) -> str:
     name, sign, value = match.groups()
     return f"{name}{sign}{MASK if secret_name(name) else value}"
+
+
+def _mask_plain(match: re.Match[str]) -> str:
+    before, name, sign, value = match.groups()
+    return f"{before}{name}{sign}{MASK if secret_name(name) else value}"
 
 
 def _mask_told(match: re.Match[str]) -> str:

@@ -34,9 +34,9 @@ def shown(value: Any, most: int = SHOWN) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException, most: int = 2 * SHOWN) -> str:
     """The first words of what a library says."""
-    return shown(" ".join(str(error)[:10_000].split()), 2 * SHOWN)
+    return shown(" ".join(str(error)[:10_000].split()), most)
 
 
 def kind_problem(path: Path) -> str | None:

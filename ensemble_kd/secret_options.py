@@ -51,16 +51,16 @@ def revealed(callable_: str, options: dict[str, Any]) -> dict[str, Any]:
             found.append(whole)
     if len(found) == 1:
         return found[0]
-    names = ", ".join(hidden)
+    names = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")
     if found:
         raise ConfigError(
             f"custom model {callable_!r}: several models of this run differ in the secret options {names} "
             "alone, and folders hold none; give them another option that tells them apart"
         )
     raise ConfigError(
-        f"custom model {callable_!r}: options {names}: secrets, which are written to no folder, so that the "
-        f"model cannot be built from it; name what is none in the model's public_options: [{names}] and run "
-        "again, or let the callable read it from the environment"
+        f"custom model {callable_!r}: options {names} are secrets, which are written to no folder, so that "
+        "the model cannot be built from it; name what is none in the model's public_options and run again, "
+        "or let the callable read it from the environment"
     )
 
 

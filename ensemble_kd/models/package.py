@@ -137,7 +137,7 @@ def load_package(folder: Path, trust: Collection[str] = ()) -> Package:
         network = described_network(model, info, quantization)
     except (ConfigError, InputError, ArtifactError) as error:
         raise ArtifactError(
-            f"{folder / CONFIG}: does not describe the model of {WEIGHTS} ({in_one_line(error)})"
+            f"{folder / CONFIG}: does not describe the model of {WEIGHTS} ({in_one_line(error, 600)})"
         ) from error
     except Exception as error:  # libraries meet fields that fit their description and not each other
         raise ArtifactError(
