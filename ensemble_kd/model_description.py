@@ -19,6 +19,8 @@ MOST_VALUES = 1 << 24
 """Of one input: pixels times channels, numbers, or tokens."""
 MOST_TOKENS = 1 << 24
 """Of a vocabulary; the number for padding is one more."""
+MOST_LETTERS = 100
+"""Of an n-gram inside a word."""
 MOST_PROBLEMS = 5
 """Told of one file."""
 
@@ -85,6 +87,8 @@ class Info(_Part):
             return self._columns_fit()
         if text is None:
             raise ValueError("preprocess.text is missing")
+        if not all(1 <= size <= MOST_LETTERS for size in text.char_ngrams or ()):
+            raise ValueError(f"preprocess.text.char_ngrams {text.char_ngrams} beyond {MOST_LETTERS}")
         if text.tokenizer == "hashed" and text.vocabulary_size + 1 > self.vocabulary_size:
             raise ValueError(f"vocabulary_size {self.vocabulary_size} is below that of preprocess.text")
         if text.tokenizer == "pretrained" and max(self.preprocess.special.values(), default=0) + 2 > max(

@@ -59,7 +59,10 @@ def predict_file(
     first = 0
     with _writer(output, predictor, write) as writer:
         for table, bad in tables(source, predictor, batch_size, strict, note):
-            answers = predictor.answer(table, batch_size, truncate)
+            try:
+                answers = predictor.answer(table, batch_size, truncate)
+            except ArtifactError as error:
+                raise InputError(str(error).splitlines()) from error
             for row, problem in bad.items():
                 answers.problems[row] = problem
             problems += [

@@ -255,6 +255,7 @@ def architecture(**fields: Any) -> dict[str, Any]:
         ("vit", architecture(num_hidden_layers=10**6)),
         ("vit", architecture(hidden_size=1 << 20)),
         ("bert", {"model": {"architecture": {"model_type": "albert", "num_hidden_layers": 10**8}}}),
+        ("bag", {"info": {"preprocess": {"text": {"char_ngrams": [1, 10**9]}}}}),
         ("pieces", {"model": {"pieces": [0] * 100_000}}),
         ("pieces", {"model": {"pieces": [-1, 2, 3]}}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -26,7 +27,7 @@ MOST_ROWS = 10_000
 def is_model_folder(path: str) -> Path | None:
     """The model folder that a path means: itself, or the `model` of a run folder; None for neither."""
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / CONFIG).is_file():
+        if os.path.lexists(folder / CONFIG):  # a link or a FIFO is refused when it is loaded
             return folder
     return None
 

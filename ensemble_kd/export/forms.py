@@ -42,7 +42,7 @@ from ensemble_kd.export.mlflow_form import example_rows, load_mlflow, write_mlfl
 from ensemble_kd.export.onnx import INT8_METHODS, write_int8, write_onnx
 from ensemble_kd.export.program import PROGRAM, load_program, program_inputs, write_program
 from ensemble_kd.inference.feed import feed, input_names
-from ensemble_kd.inference.latency import latency
+from ensemble_kd.inference.latency import SIZES, latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
 from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
 from ensemble_kd.models.package import Package
@@ -143,7 +143,19 @@ def _kept(folder: Path, plan: str) -> Manifest | None:
     except ArtifactError:
         return None
     good = manifest is not None and manifest.fingerprint == plan and not damage(folder, manifest)
-    return manifest if good else None
+    return manifest if good and manifest is not None and _is_measured(manifest.summary) else None
+
+
+def _is_measured(entry: dict[str, Any]) -> bool:
+    """Whether an entry has what is printed of it: the folder may be a stranger's."""
+    try:
+        numbers = [entry[key] for key in ("model_bytes", "examples_per_second", "agreement")]
+        numbers += [entry["latency_ms"][f"batch_{n}"][which] for n in SIZES for which in ("p50", "p99")]
+        numbers += [entry.get(key) or 0.0 for key in ("accuracy", "ece")]
+    except (KeyError, TypeError):
+        return False
+    named = isinstance(entry.get("method"), str | None) and entry.get("form") in NEEDS
+    return named and all(type(number) in (int, float) for number in numbers)
 
 
 def _form(

@@ -100,10 +100,12 @@ class Predictor:
         row = np.zeros((1, *self.info.input_shape), kind)
         try:
             if (tokenizer := self._preprocessor.tokenizer) is not None:
-                tokens, ends = tokenizer.encode([TRIED])
-                if not 0 < tokens.max(initial=1) < self.info.vocabulary_size:
+                tokens, ends = tokenizer.encode([TRIED, ""])
+                library = getattr(tokenizer, "tokenizer", None)
+                words = library.get_vocab(with_added_tokens=True).values() if library is not None else ()
+                if max(int(tokens.max(initial=1)), *(n + 1 for n in words), 1) >= self.info.vocabulary_size:
                     raise ValueError(f"{TOKENIZER} has numbers beyond the vocabulary")
-                row = pad(tokens, ends, self.info.input_shape[0])
+                row = pad(tokens, ends, self.info.input_shape[0])[:1]
             found = self.logits(row)
             if found.shape != (1, self.info.num_classes):
                 raise ValueError(f"logits of shape {found.shape} for one row")
