@@ -406,12 +406,17 @@ def test_a_tokenizer_that_pads_to_any_length_does_not(copy: Copy) -> None:
 
 def test_a_tokenizer_with_numbers_beyond_the_vocabulary_is_refused(copy: Copy) -> None:
     folder = copy("bert")
+    whole = (folder / "tokenizer.json").read_bytes()
+    for fields in ({"cls": ["[CLS]", 10**6]}, {"seldom": 10**6}):
+        inside = "post_processor" if "cls" in fields else "model"
 
-    change(
-        folder, lambda tokenizer: tokenizer["post_processor"].update(cls=["[CLS]", 10**6]), "tokenizer.json"
-    )
-    text = refusal(folder)
-    assert text is not None and "beyond the vocabulary" in text
+        def beyond(made: dict[str, Any], fields: Any = fields, inside: str = inside) -> None:
+            (made[inside] if inside == "post_processor" else made[inside]["vocab"]).update(fields)
+
+        put(folder, "tokenizer.json", whole)
+        change(folder, beyond, "tokenizer.json")
+        text = refusal(folder)
+        assert text is not None and "beyond the vocabulary" in text
 
 
 @pytest.fixture(scope="module")
@@ -473,6 +478,28 @@ def test_an_odd_graph_is_refused(exported: Path, tmp_path: Path) -> None:
         other = helper.make_model(helper.make_graph([node], "g", [given], [got], [weight]), ir_version=8)
         put(place, "model.onnx", other.SerializeToString())
         assert refusal(model) is not None
+
+
+def test_an_odd_receipt_of_a_form_is_made_anew(exported: Path, tmp_path: Path) -> None:
+    """It has the right fingerprint, and not what is printed of it."""
+    from ensemble_kd.artifacts import read_manifest
+    from ensemble_kd.export.forms import _kept
+
+    model = Path(shutil.copytree(exported, tmp_path / "model"))
+    place = model / "export" / "onnx"
+    manifest = read_manifest(place)
+    assert manifest is not None and _kept(place, manifest.fingerprint) is not None
+    whole = (place / "manifest.json").read_bytes()
+    for fields in (
+        {"latency_ms": {}},
+        {"model_bytes": "x"},
+        {"form": "other"},
+        {"accuracy": []},
+        {"method": 3},
+    ):
+        change(place, lambda made, fields=fields: made["summary"].update(fields), "manifest.json")
+        assert _kept(place, manifest.fingerprint) is None, fields
+        (place / "manifest.json").write_bytes(whole)
 
 
 def test_a_form_of_the_folder_with_an_odd_description_is_refused(exported: Path, tmp_path: Path) -> None:

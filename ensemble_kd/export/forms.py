@@ -151,7 +151,7 @@ def _is_measured(entry: dict[str, Any]) -> bool:
     try:
         numbers = [entry[key] for key in ("model_bytes", "examples_per_second", "agreement")]
         numbers += [entry["latency_ms"][f"batch_{n}"][which] for n in SIZES for which in ("p50", "p99")]
-        numbers += [entry.get(key) or 0.0 for key in ("accuracy", "ece")]
+        numbers += [entry[key] for key in ("accuracy", "ece") if entry.get(key) is not None]
     except (KeyError, TypeError):
         return False
     named = isinstance(entry.get("method"), str | None) and entry.get("form") in NEEDS
