@@ -106,6 +106,20 @@ def redacted_options(options: dict[str, Any], public: Collection[str]) -> dict[s
     }
 
 
+def redacted_model(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's block as its folder holds it: a custom one's options are the user's, all else stays whole.
+
+    Fields of a transformers architecture may have any name (`video_token`), and are no secrets.
+    """
+    found: dict[str, Any] = redacted(model) if model.get("name") == "custom" else model
+    return found
+
+
+def redacted_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """A member's settings as its folder holds them."""
+    return {**redacted(settings), "model": redacted_model(settings["model"])}
+
+
 def mask_everywhere(value: Any) -> None:
     """From now on mask the texts that `redacted` masks in a block wherever they stand: errors repeat them."""
     if isinstance(value, dict):

@@ -12,8 +12,9 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from ensemble_kd.errors import ArtifactError
 
@@ -94,7 +95,7 @@ def entries(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def open_plain(path: Path, links: bool = False) -> BinaryIO:
+def open_plain(path: Path, links: bool = False) -> BufferedReader:
     """The file opened for reading, without waiting for anyone; a link only where `links` are allowed.
 
     Raises ArtifactError for what is no plain file. It is looked at after it was opened, so that it cannot be
@@ -113,7 +114,7 @@ def open_plain(path: Path, links: bool = False) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ArtifactError(f"{path}: not a plain file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(descriptor, "rb")  # closes it
 
 
 def read_plain(path: Path, most: int, links: bool = False) -> bytes:

@@ -101,6 +101,13 @@ def test_predict_takes_trust_on_the_command_line(tmp_path: Path, stranger: Path)
     assert result.exit_code == 0 and "probabilities" in result.output
 
 
+def test_an_mlflow_model_is_never_loaded(copy: Copy, stranger: Path) -> None:
+    folder = copy("numbers")
+    (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: stranger}}")
+    text = refusal(folder)
+    assert text is not None and "is code" in text and not stranger.exists()
+
+
 def test_torch_hub_is_not_called(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.hub
 

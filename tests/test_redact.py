@@ -18,7 +18,7 @@ from ensemble_kd.cli import app
 from ensemble_kd.config import Config, CustomModelConfig, TrackingConfig, validate
 from ensemble_kd.errors import ArtifactError, ConfigError, EnsembleKDError, InputError
 from ensemble_kd.models.package import load_package
-from ensemble_kd.redact import redacted, secret_name
+from ensemble_kd.redact import redacted, redacted_model, redacted_settings, secret_name
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.tracking import Tracker
 
@@ -113,6 +113,16 @@ def test_names_of_other_things(name: str) -> None:
     assert not secret_name(name)
     assert redacted({name: "a value"}) == {name: "a value"}
     assert redacted(f"{name}=value, '{name}': 'value'") == f"{name}=value, '{name}': 'value'"
+
+
+def test_a_transformers_architecture_stays_whole() -> None:
+    model = {
+        "name": "transformer",
+        "architecture": {"model_type": "x", "video_token": "<video>", "key": "abcd"},
+    }
+    settings = {"model": model, "initial": {"source": "https://me:Sesame-0pen@h/x"}}
+    left = {"model": model, "initial": {"source": "https://***@h/x"}}
+    assert redacted_settings(settings) == left and redacted_model(model) == model
 
 
 def test_options_that_the_user_names_are_public() -> None:

@@ -46,7 +46,7 @@ from ensemble_kd.inference.latency import SIZES, latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
 from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
 from ensemble_kd.models.package import Package
-from ensemble_kd.redact import redacted
+from ensemble_kd.redact import redacted_model
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
@@ -390,7 +390,7 @@ def _describe(form: str, source: Package, folder: Path, extra: dict[str, Any]) -
             "calibration": source.calibration,
             "info": source.info,
             "lineage": source.lineage,
-            "model": redacted(source.model),
+            "model": redacted_model(source.model),
             **extra,
         },
     )

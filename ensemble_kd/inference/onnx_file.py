@@ -99,7 +99,8 @@ def _varint(part: memoryview, at: int) -> tuple[int, int]:
 
 
 def _packed(part: memoryview) -> list[int]:
-    found, at = [], 0
+    found: list[int] = []
+    at = 0
     while at < len(part):
         if len(found) > 32:
             raise ValueError("a tensor of more than 32 axes")

@@ -23,6 +23,7 @@ from ensemble_kd.model_folder import TOKENIZER, check_kinds, form_folder, read_f
 from ensemble_kd.safe_files import in_one_line
 
 GRAPHS = ("onnx", "int8")
+MLMODEL = "MLmodel"
 FORMS = ("auto", "pytorch", *GRAPHS)
 MOST_TRIED = 1 << 20
 """Values of an input with which a model is tried; a larger one takes long."""
@@ -61,6 +62,11 @@ class Predictor:
         answer, InputError for a form not there.
         """
         check_kinds(folder)
+        if (folder / MLMODEL).exists():
+            raise InputError(
+                f"{folder}: an MLflow model, which is code; mlflow models serve -m {folder}, or give the "
+                "model folder that it was exported from"
+            )
         config = read_format(folder)
         if config.get("form") in GRAPHS:  # the folder of an exported form
             if form not in ("auto", config["form"]):

@@ -34,7 +34,7 @@ from ensemble_kd.models.build import Network
 from ensemble_kd.models.fits import check_fits, described_network
 from ensemble_kd.models.quantise import description
 from ensemble_kd.models.weights import load_weights, save_weights, shapes_of
-from ensemble_kd.redact import redacted
+from ensemble_kd.redact import redacted_model
 from ensemble_kd.safe_files import in_one_line
 
 WEIGHTS = "weights.safetensors"
@@ -84,7 +84,7 @@ def save_package(
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
     new.mkdir()
     try:
-        model_config = redacted(model_config)
+        model_config = redacted_model(model_config)
         config = {"format": PACKAGE_FORMAT, "model": model_config, "info": info, "lineage": lineage}
         if calibration:
             config["calibration"] = calibration
