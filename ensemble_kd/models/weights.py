@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -49,7 +50,8 @@ def shapes_of(path: Path) -> Shapes:
             raise ArtifactError(f"{path}: not readable as safetensors (a header of {length:,} bytes)")
         header = parse_json(file.read(length), f"{path}: the header")
     found: Shapes = {}
-    for name, entry in header.items() if isinstance(header, dict) else [("", None)]:
+    described: dict[str, Any] = header if isinstance(header, dict) else {"": None}
+    for name, entry in described.items():
         if name == "__metadata__":
             continue
         try:
