@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -357,7 +358,8 @@ def test_each_field_missing_or_odd_is_one_line(folders: dict[str, Path], copy: C
     folder = copy(name)
     refused = 0
     for path in paths_of(original):
-        for odd in (None, -1, "odd", {"a": 1}, [], 1.5, True):
+        odds: tuple[Any, ...] = (None, -1, "odd", {"a": 1}, [], 1.5, True)
+        for odd in odds:
             value = json.loads(json.dumps(original))
             *before, last = path
             here = value
@@ -487,6 +489,14 @@ def test_an_odd_graph_is_refused(exported: Path, tmp_path: Path) -> None:
         assert refusal(model) is not None
 
 
+def updated(fields: dict[str, Any], config: dict[str, Any]) -> None:
+    config.update(fields)
+
+
+def summarised(fields: dict[str, Any], manifest: dict[str, Any]) -> None:
+    manifest["summary"].update(fields)
+
+
 def test_an_odd_receipt_of_a_form_is_made_anew(exported: Path, tmp_path: Path) -> None:
     """It has the right fingerprint, and not what is printed of it."""
     from ensemble_kd.artifacts import read_manifest
@@ -497,14 +507,15 @@ def test_an_odd_receipt_of_a_form_is_made_anew(exported: Path, tmp_path: Path) -
     manifest = read_manifest(place)
     assert manifest is not None and _kept(place, manifest.fingerprint) is not None
     whole = (place / "manifest.json").read_bytes()
-    for fields in (
+    odd: list[dict[str, Any]] = [
         {"latency_ms": {}},
         {"model_bytes": "x"},
         {"form": "other"},
         {"accuracy": []},
         {"method": 3},
-    ):
-        change(place, lambda made, fields=fields: made["summary"].update(fields), "manifest.json")
+    ]
+    for fields in odd:
+        change(place, partial(summarised, fields), "manifest.json")
         assert _kept(place, manifest.fingerprint) is None, fields
         (place / "manifest.json").write_bytes(whole)
 
@@ -512,9 +523,15 @@ def test_an_odd_receipt_of_a_form_is_made_anew(exported: Path, tmp_path: Path) -
 def test_a_form_of_the_folder_with_an_odd_description_is_refused(exported: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(exported, tmp_path / "model"))
     place = model / "export" / "onnx"
-    for fields in ({"info": {}}, {"lineage": 7}, {"calibration": {"temperature": 0}}, {"model": None}):
+    odd: list[dict[str, Any]] = [
+        {"info": {}},
+        {"lineage": 7},
+        {"calibration": {"temperature": 0}},
+        {"model": None},
+    ]
+    for fields in odd:
         before = (place / "config.json").read_bytes()
-        change(place, lambda config, fields=fields: config.update(fields))
+        change(place, partial(updated, fields))
         assert refusal(model) is not None, fields
         put(place, "config.json", before)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +136,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["numbers", "bert"])
+@pytest.mark.parametrize("name", ["numbers", pytest.param("bert", marks=pytest.mark.long)])
 def test_every_form_in_an_environment_of_its_own(tmp_path: Path, python: str, name: str) -> None:
     model = exported(tmp_path, name)
     texts = ["my card is lost", "the cat sat on the mat", "pay", "stolen, my bank?"]
@@ -171,9 +169,14 @@ print(json.dumps(found if isinstance(found, list) else found.tolist()))
 
 @pytest.mark.slow
 def test_one_process_serves_all_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[float] = []
+    started: list[Any] = []
     real = Elsewhere._start
-    monkeypatch.setattr(Elsewhere, "_start", lambda self: started.append(time.time()) or real(self))
+
+    def counted(self: Elsewhere) -> Any:
+        started.append(real(self))
+        return started[-1]
+
+    monkeypatch.setattr(Elsewhere, "_start", counted)
     monkeypatch.setattr(forms_module, "SECONDS", 0.01)
     exported(tmp_path, "numbers", ["mlflow", "onnx", "int8", "program"])
     assert len(started) == 1
