@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.safe_files import open_plain, problem_inside, shown
 
 FORMAT = 1
 """Raised when the meaning or layout of any artefact changes; older artefacts are then redone."""
@@ -60,12 +61,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ArtifactError where the file is absent or not JSON."""
+    """Of a file of a run. Raises ArtifactError where it is absent, no plain file, or not JSON."""
+    with open_plain(path, links=True) as file:
+        content = file.read()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not JSON ({error}); delete it to redo the work behind it") from error
 
 
@@ -121,37 +122,58 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises ArtifactError for a manifest that cannot be read or has a newer format.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        return None
-    raw = read_json(path)
+    return parsed_manifest(read_json(path), path) if path.exists() else None
+
+
+def parsed_manifest(raw: Any, path: Path) -> Manifest:
+    """Raises ArtifactError as `read_manifest`."""
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else "no"
         raise ArtifactError(
-            f"{path}: format {found}, this version reads format {FORMAT}; "
+            f"{path}: format {shown(found)}, this version reads format {FORMAT}; "
             "use the version that wrote it, or run again with --fresh"
         )
     try:
-        return Manifest(**raw)
+        manifest = Manifest(**raw)
     except TypeError as error:
         raise ArtifactError(
-            f"{path}: fields are missing or unknown ({error}); run again with --fresh"
+            f"{path}: fields are missing or unknown ({shown(error)}); run again with --fresh"
         ) from error
+    blocks = (manifest.config, manifest.inputs, manifest.files, manifest.summary)
+    if not all(isinstance(block, dict) for block in blocks):
+        raise ArtifactError(
+            f"{path}: config, inputs, files and summary must be blocks; run again with --fresh"
+        )
+    return manifest
 
 
 def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
-    """What is wrong with a finished folder's files, one line each; `deep` compares checksums too."""
+    """What is wrong with a finished folder's files, one line each; `deep` compares checksums too.
+
+    Nothing is opened that is no plain file, or not inside the folder.
+    """
     problems = []
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            problems.append(f"{path}: lies outside its folder")
-        elif not path.exists():
-            problems.append(f"{path}: missing")
-        elif (size := path.stat().st_size) != entry["bytes"]:
-            problems.append(f"{path}: {size} bytes, the manifest says {entry['bytes']}")
-        elif deep and checksum(path) != entry["sha256"]:
-            problems.append(f"{path}: content differs from the manifest's checksum")
+        problem = _damage(folder, name, entry, deep)
+        if problem is not None:
+            problems.append(f"{folder / shown(name).lstrip('/')}: {problem}")
     return problems
+
+
+def _damage(folder: Path, name: str, entry: Any, deep: bool) -> str | None:
+    known = entry if isinstance(entry, dict) else {}
+    if type(known.get("bytes")) is not int or not isinstance(known.get("sha256"), str):
+        return f"{MANIFEST} does not say its bytes and sha256"
+    if (problem := problem_inside(folder, name)) is not None:
+        return problem
+    path = folder / name
+    if (size := path.stat().st_size) != known["bytes"]:
+        return f"{size} bytes, the manifest says {shown(known['bytes'])}"
+    if deep:
+        with open_plain(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != known["sha256"]:
+                return "content differs from the manifest's checksum"
+    return None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

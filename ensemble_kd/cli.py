@@ -69,6 +69,14 @@ Model = Annotated[
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo a stage that is done; with run, all of them.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="MODULE",
+        help="Module whose code a custom model in the folder may run; may be repeated.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
 
 
@@ -211,6 +219,7 @@ def export(
     address: Address = None,
     fresh: Fresh = False,
     verbose: Verbose = False,
+    trust: Trust = None,
 ) -> None:
     """Hand the student over as ONNX, int8 and others, each held against it."""
     with reported(verbose):
@@ -222,7 +231,9 @@ def export(
                 raise ConfigError(
                     f"{target} is a folder; --set, --run-dir, --address and --fresh go with a configuration"
                 )
-            made = export_folder(model, form, rows, tolerance, lambda text: out.print(escape(text)))
+            made = export_folder(
+                model, form, rows, tolerance, lambda text: out.print(escape(text)), trust or ()
+            )
             _print_ships({"systems": [], "forms": made})
             return
         overrides = list(set_ or [])
@@ -338,6 +349,7 @@ def predict(
         typer.Option(min=1, help="Predict the files of a folder side by side on Ray, into a folder."),
     ] = None,
     address: Address = None,
+    trust: Trust = None,
 ) -> None:
     """Predict every row of a file with a model folder alone."""
     with reported(False):
@@ -354,6 +366,7 @@ def predict(
                 workers or 1,
                 address,
                 (batch_size, form, on_bad_row, truncate, strict),
+                tuple(trust or ()),
             )
         else:
             problems = predict_file(
@@ -368,6 +381,7 @@ def predict(
                 threads=threads,
                 strict=strict,
                 note=lambda text: err.print(f"[yellow]note:[/] {escape(text)}"),
+                trust=trust or (),
             )
         how = "skipped" if on_bad_row == "skip" else "no answer"
         for problem in problems[:10]:
@@ -403,6 +417,7 @@ def serve(
         bool, typer.Option("--truncate", help="Cut texts that are too long; otherwise they are bad rows.")
     ] = False,
     verbose: Verbose = False,
+    trust: Trust = None,
 ) -> None:
     """Answer HTTP requests with a model folder, on Ray Serve, until Ctrl-C."""
     with reported(verbose):
@@ -427,6 +442,7 @@ def serve(
             replicas=replicas,
             token_variable=token,
             verbose=verbose,
+            trust=tuple(trust or ()),
         )
 
 
@@ -452,6 +468,7 @@ def _predict_files(
     workers: int,
     address: str | None,
     choices: tuple[int, str, str, bool, bool],
+    trust: tuple[str, ...],
 ) -> list[str]:
     from ensemble_kd.predict_files import Options, predict_files
 
@@ -462,7 +479,7 @@ def _predict_files(
         source,
         output,
         workers,
-        Options(*choices),
+        Options(*choices, trust=trust),
         address=address,
         done=lambda text: out.print(escape(text)),
     )

@@ -21,13 +21,16 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.secret_options import remember
 from ensemble_kd.stage_list import stages_of
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
@@ -329,7 +332,23 @@ class CustomModelConfig(Block):
     callable: str = Field(pattern=CALLABLE)
     """`module:callable`; called with num_classes, input_shape and `options`, returns a torch Module."""
     options: dict[str, Any] = {}
-    """Keyword arguments for the callable."""
+    """Keyword arguments for the callable. What is named like a secret (`api_key`, `token`, `password`) is
+    used and never written, so that a model folder cannot be built from."""
+    public_options: list[str] = []
+    """Options that are no secrets, whatever their names."""
+
+    @model_validator(mode="after")
+    def _remember(self) -> CustomModelConfig:
+        remember(self.callable, self.options, self.public_options)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `public_options` where there are none: the fingerprints of such models stay."""
+        found: dict[str, Any] = handler(self)
+        if not self.public_options:
+            found.pop("public_options", None)
+        return found
 
 
 ModelConfig = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,12 +40,13 @@ def predict_file(
     threads: int = 1,
     strict: bool = False,
     note: Callable[[str], None] = lambda text: None,
+    trust: Collection[str] = (),
 ) -> list[str]:
     """Write one line per row: id, label, probability of each class; returns what is wrong with bad rows.
 
     A row's probabilities are null where it is bad and `on_bad_row` is `null`; `answered` says whether the
     confidence reaches the model's threshold, where it has one. Columns that the model does not know are told
-    to `note`, and with `strict` an error.
+    to `note`, and with `strict` an error. `trust` is that of `load_package`.
     Raises InputError for an unreadable model folder or input, an unknown output format or folder, and with
     `on_bad_row` `error` for bad rows; an output file is there whole or not at all.
     """
@@ -54,12 +55,15 @@ def predict_file(
         raise InputError(f"--output: {output} is the input itself; write to another file")
     if on_bad_row not in ON_BAD_ROW:
         raise InputError(f"--on-bad-row: {on_bad_row!r}; use {', '.join(ON_BAD_ROW)}")
-    predictor = load_predictor(model, form, threads)
+    predictor = load_predictor(model, form, threads, trust)
     problems: list[str] = []
     first = 0
     with _writer(output, predictor, write) as writer:
         for table, bad in tables(source, predictor, batch_size, strict, note):
-            answers = predictor.answer(table, batch_size, truncate)
+            try:
+                answers = predictor.answer(table, batch_size, truncate)
+            except ArtifactError as error:
+                raise InputError(str(error).splitlines()) from error
             named = _names(table, predictor)
             for row, problem in bad.items():
                 answers.problems[row] = problem
@@ -88,10 +92,12 @@ def check_output(output: Path | None) -> None:
         raise InputError(f"--output: {output}: no such folder: {output.parent}")
 
 
-def load_predictor(model: Path, form: str = "auto", threads: int = 1) -> Predictor:
+def load_predictor(
+    model: Path, form: str = "auto", threads: int = 1, trust: Collection[str] = ()
+) -> Predictor:
     """Raises InputError for a folder that cannot be used."""
     try:
-        return Predictor(model, form, threads)
+        return Predictor(model, form, threads, trust)
     except ArtifactError as error:
         raise InputError(str(error).splitlines()) from error
 

@@ -28,6 +28,7 @@ class Options:
     truncate: bool = False
     strict: bool = False
     suffix: str = ".parquet"
+    trust: tuple[str, ...] = ()
 
 
 def predict_files(
@@ -46,7 +47,7 @@ def predict_files(
     source and output under the same paths. Raises InputError as `predict_file`, before Ray starts for what
     can be told from columns and names.
     """
-    predictor = load_predictor(model, options.form)
+    predictor = load_predictor(model, options.form, trust=options.trust)
     if predictor.info.kind == "image" and open_pictures(source, predictor.columns[0]) is not None:
         raise InputError("--workers: INPUT is a folder of pictures, which one process reads; leave it out")
     pieces, _ = list_files(source, "INPUT")
@@ -128,6 +129,7 @@ class _Actor:
                 form=options.form,
                 on_bad_row=options.on_bad_row,
                 truncate=options.truncate,
+                trust=options.trust,
             )
         except InputError as error:  # one bad file never costs the others
             errors = error.problems

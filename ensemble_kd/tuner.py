@@ -31,6 +31,7 @@ from ensemble_kd.errors import ConfigError, StoppedError, TrainingError
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
+from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import prepare
 from ensemble_kd.train.trials import JUDGED, Entry, Epochs, Packet, Trial
@@ -58,6 +59,7 @@ class Students(tune.Trainable):
         prepare(shared["cpus_per_worker"])
         self.shared = shared
         self.mirror = attach(shared["mirror"])
+        hold(shared["secrets"])
         self.replicas: list[Any] = []
         self.data = None
         if shared["replicas"] == 1:
@@ -169,6 +171,7 @@ class _Replica:
 
         prepare(shared["cpus_per_worker"])
         self.mirror = attach(shared["mirror"])
+        hold(shared["secrets"])
         self.rank, self.size, self.shared = rank, size, shared
         self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self.data = _load(shared)
@@ -459,6 +462,7 @@ def run_trials(
         "sign": sign,
         "rungs": _rungs(asha, epochs),
         "mirror": attached_spec(),
+        "secrets": held(),
     }
     (folder / "fused").mkdir(parents=True, exist_ok=True)
     each = {"CPU": compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}

@@ -26,6 +26,7 @@ from ensemble_kd.board import WAIT, Board, Event
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
+from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.loop import Interrupted, Replicas
 from ensemble_kd.train.member import MemberTask, TrainingData, finished, train_member
 from ensemble_kd.train.process import WORKER, prepare
@@ -68,6 +69,7 @@ def _worker(config: dict[str, Any]) -> None:
         )
         replicas = Replicas(mesh["replica"].get_local_rank(), per_member, mesh["replica"].get_group())
     mirror = attach(config["mirror"])
+    hold(config["secrets"])
     stop = threading.Event()
     threading.Thread(target=_look, args=(board, stop), name="stop", daemon=True).start()
     arrays = {name: ray.get(reference) for name, reference in config["references"].items()}
@@ -201,6 +203,7 @@ def train_members(
             "board": board,
             "cpus_per_worker": runtime.compute.cpus_per_worker,
             "mirror": attached_spec(),
+            "secrets": held(),
         },
         scaling_config=ScalingConfig(
             num_workers=elastic or size,

@@ -27,11 +27,12 @@ LEVELS = [
     {"objectives", "models", "data", "ensemble"},
     {"pretrained"},
     {"model_folder"},
+    {"model_description"},
     {"lease"},
     {"mirror"},
     {"config", "artifacts", "board"},
     {"space"},
-    {"termination"},
+    {"termination", "safe_files", "secret_options"},
     {"errors"},
     {"redact", "stage_list"},
 ]

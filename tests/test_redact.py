@@ -9,18 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from model_cases import package
+from secret_nets import INNOCENT, PLANTED, SECRETS
 from typer.testing import CliRunner
 
-from ensemble_kd import pipeline
+from ensemble_kd import pipeline, redact, secret_options
 from ensemble_kd.cli import app
-from ensemble_kd.config import Config, TrackingConfig, validate
-from ensemble_kd.errors import EnsembleKDError, InputError
-from ensemble_kd.redact import redacted
+from ensemble_kd.config import Config, CustomModelConfig, TrackingConfig, validate
+from ensemble_kd.errors import ArtifactError, ConfigError, EnsembleKDError, InputError
+from ensemble_kd.models.package import load_package
+from ensemble_kd.redact import redacted, redacted_model, redacted_settings, secret_name
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.tracking import Tracker
 
-PLANTED = "Sesame-0pen"
-"""Begins every planted secret, and stands nowhere else."""
 VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "MLFLOW_TRACKING_PASSWORD",
@@ -55,6 +56,128 @@ VARIABLES = (
 def test_what_is_secret_in_a_text_is_masked(given: str, left: str) -> None:
     assert redacted(given) == left
     assert redacted(left) == left
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ('{"api_key": "Sesame-0pen", "rows": "5"}', '{"api_key": "***", "rows": "5"}'),
+        (
+            "a KeyError: {'hf_token': 'Sesame-0pen', 'b': 'c'}",
+            "a KeyError: {'hf_token': '***', 'b': 'c'}",
+        ),
+        ("login(password='Sesame-0pen', user='u')", "login(password='***', user='u')"),
+        ("--set student.model.options.auth=Sesame-0pen: no", "--set student.model.options.auth=***  no"),
+        ("  in line 3:\n    access_token: Sesame-0pen\n    ^", "  in line 3:\n    access_token: ***\n    ^"),
+        ("--set model.options={key: Sesame-0pen, a: b}", "--set model.options={key: ***, a: b}"),
+        (
+            "options.key: should be a number, got 'Sesame 0pen'",
+            "options.key: should be a number, got ***",
+        ),
+        ("https://h/maps?key=Sesame-0pen&q=x", "https://h/maps?key=***&q=x"),
+        ("https://h/a?sig=Sesame-0pen#b", "https://h/a?sig=***"),
+        ("a?clientSecret=Sesame-0pen", "a?clientSecret=***"),
+    ],
+)
+def test_a_name_of_a_secret_masks_its_value_in_a_text(given: str, left: str) -> None:
+    assert redacted(given).replace("=***: no", "=***  no") == left
+    assert "0pen" not in redacted(given)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "auth key api_key apikey apiKey API-KEY hf_token hfToken access_token token secret client_secret "
+    "password db_password passwd passphrase pwd credential credentials Authorization X-Api-Key cookie "
+    "signature sig X-Amz-Security-Token AWSAccessKeyId aws_access_key_id aws_secret_access_key "
+    "account_key private_key ssh_key openai_key session_token refreshToken bearer jwt authToken "
+    "userpassword api_keys access_tokens secrets token_value password_hash basic_auth hmac GITHUB_TOKEN "
+    "wandb.api_key options.key".split(),
+)
+def test_names_of_secrets(name: str) -> None:
+    assert secret_name(name)
+    assert redacted({name: "Sesame-0pen", "rows": 5}) == {name: "***", "rows": 5}
+    assert redacted({"a": [{name: ["Sesame-0pen", {"b": "Sesame-0pen", "n": 123456}]}]}) == {
+        "a": [{name: ["***", {"b": "***", "n": "***"}]}]
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    "num_keys keys token_type type_token max_tokens tokens tokenizer tokenization tokenizer_name "
+    "pad_token cls_token mask_token_id eos_token first_token num_attention_heads key_padding_mask "
+    "key_dim sort_key primary_key cache_key secretary author authority authors keyboard monkey turkey "
+    "hockey passes bypass design signal assign password_file token_path auth_token_path "
+    "credential_provider hidden label columns id special_token_ids tie_word_embeddings passage".split(),
+)
+def test_names_of_other_things(name: str) -> None:
+    assert not secret_name(name)
+    assert redacted({name: "a value"}) == {name: "a value"}
+    assert redacted(f"{name}=value, '{name}': 'value'") == f"{name}=value, '{name}': 'value'"
+
+
+def test_a_transformers_architecture_stays_whole() -> None:
+    model = {
+        "name": "transformer",
+        "architecture": {"model_type": "x", "video_token": "<video>", "key": "abcd"},
+    }
+    settings = {"model": model, "initial": {"source": "https://me:Sesame-0pen@h/x"}}
+    left = {"model": model, "initial": {"source": "https://***@h/x"}}
+    assert redacted_settings(settings) == left and redacted_model(model) == model
+
+
+def test_options_that_the_user_names_are_public() -> None:
+    block = {"options": {"key": "wide", "token": "t" * 9, "a": "s3://k:v@b"}, "public_options": ["key", "a"]}
+    left = {"options": {"key": "wide", "token": "***", "a": "s3://k:v@b"}, "public_options": ["key", "a"]}
+    assert redacted({"student": {"model": block}}) == {"student": {"model": left}}
+
+
+@pytest.fixture
+def no_secrets_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has read no configuration."""
+    monkeypatch.setattr(secret_options, "_held", [])
+    monkeypatch.setattr(redact, "_known", set())
+
+
+def test_a_secret_option_is_used_by_those_who_know_it_alone(no_secrets_known: None) -> None:
+    model = {
+        "name": "custom",
+        "callable": "secret_nets:net",
+        "options": {"key": 1, "hf_token": f"{PLANTED}-x"},
+    }
+    config = CustomModelConfig.model_validate(model)
+    written = redacted(config.model_dump(mode="json"))
+    assert written == model | {"options": {"key": 1, "hf_token": "***"}}  # and no public_options: as before
+    assert secret_options.revealed("secret_nets:net", written["options"]) == model["options"]
+    assert redacted(f"it said {PLANTED}-x") == "it said ***"  # an error that repeats it
+    known = secret_options.held()
+    secret_options._held.clear()
+    with pytest.raises(ConfigError, match=r"options hf_token are secrets, .* public_options"):
+        secret_options.revealed("secret_nets:net", written["options"])
+    secret_options.hold(known)  # as a worker is told
+    assert secret_options.revealed("secret_nets:net", written["options"]) == model["options"]
+    assert secret_options.revealed("other:net", {"a": 1}) == {"a": 1}
+
+
+def test_two_models_that_differ_in_a_secret_alone_are_not_mixed_up(no_secrets_known: None) -> None:
+    for value in ("one-and-one", "two-and-two"):
+        CustomModelConfig(callable="a:b", options={"token": value})
+    with pytest.raises(ConfigError, match="several models .* differ in the secret options token alone"):
+        secret_options.revealed("a:b", {"token": "***"})
+
+
+def test_a_shipped_model_holds_no_secret_and_says_so_when_it_is_loaded(
+    tmp_path: Path, no_secrets_known: None
+) -> None:
+    options = {"key": 8, **SECRETS, **INNOCENT}
+    model, _ = package(
+        tmp_path, "numeric", {"name": "custom", "callable": "secret_nets:net", "options": options}
+    )
+    assert leaks(tmp_path) == []
+    assert '"key": 8' in (model / "config.json").read_text()  # a number of one digit is none
+    load_package(model, trust=["secret_nets"])  # this process knows
+    secret_options._held.clear()
+    with pytest.raises(ArtifactError, match="options api_key, apiKey, .* public_options"):
+        load_package(model, trust=["secret_nets"])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +275,11 @@ def planted(monkeypatch: pytest.MonkeyPatch, **blocks: Any) -> Config:
             "training": {"epochs": 2, "batch_size": 16},
         },
         "student": {"model": {"name": "mlp", "hidden": [4]}, "training": {"epochs": 2, "batch_size": 16}},
-        "report": {"reference": [{"name": "theirs", "values": {"accuracy": 1.0}}]},
+        "report": {
+            "reference": [
+                {"name": f"theirs, https://me:{PLANTED}-r@h/x?token={PLANTED}-q", "values": {"accuracy": 1.0}}
+            ]
+        },
     }
     return validate(raw | blocks)
 
@@ -198,7 +325,18 @@ def test_an_error_on_the_command_line_masks_the_address(tmp_path: Path) -> None:
 def test_no_secret_in_a_run_its_report_and_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
-    config = planted(monkeypatch)
+    blocks: dict[str, Any] = {
+        role: {
+            "model": {"name": "custom", "callable": "secret_nets:net", "options": options},
+            "training": training,
+        }
+        for role, options, training in (
+            ("teachers", {"key": 8, **SECRETS, **INNOCENT}, {"epochs": 2, "batch_size": 16}),
+            ("student", {"key": 4, **SECRETS, **INNOCENT}, {"epochs": 2, "batch_size": 16}),
+        )
+    }
+    blocks["teachers"]["num_members"] = 2
+    config = planted(monkeypatch, **blocks, export={"forms": ["onnx"]})
     said: list[str] = []
     pipeline.run(config, tmp_path / "runs" / "planted", console=Console(said.append, said.append))
     assert (tmp_path / "runs" / "mlflow.db").stat().st_size > 10_000
@@ -207,3 +345,4 @@ def test_no_secret_in_a_run_its_report_and_mlflow(
     assert leaks(tmp_path) == []
     held = (tmp_path / "runs" / "mlflow.db").read_bytes()
     assert b"memory://***@bucket" in held  # the address itself is told
+    assert b"max_tokens" in held and b"512" in held

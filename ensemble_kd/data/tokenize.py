@@ -24,6 +24,7 @@ from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.config import TextConfig
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.pretrained import read_tokenizer
+from ensemble_kd.safe_files import in_one_line, kind_problem, parse_json, read_plain
 
 TOKENIZER_FILE = "tokenizer.json"
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -38,6 +39,10 @@ SPECIAL = {
 """What special tokens are called in the vocabularies of BERT and of RoBERTa."""
 MOST_CHARACTERS = 1000
 """Characters that a learned vocabulary holds at the most; the rarest are unknown."""
+MOST_BYTES = 40_000_000
+"""Of tokenizer.json; those of 250,000 pieces have 33 million."""
+MOST_GROWTH = 1000
+"""Times that a tokenizer's replacements may make a text longer."""
 
 
 class Tokenizer(Protocol):
@@ -257,6 +262,38 @@ def write_pretrained(config: TextConfig, source: str, folder: Path) -> Pretraine
     return PretrainedTokenizer(tokenizer, config.max_length)
 
 
+def checked_tokenizer(path: Path) -> Any:
+    """The library's tokenizer of a file that may be a stranger's; it neither cuts nor pads.
+
+    Raises ArtifactError for a file that is too large, no tokenizer, or makes texts many times longer.
+    """
+    from tokenizers import Tokenizer as Library
+
+    content = read_plain(path, MOST_BYTES)
+    said = parse_json(content, f"{path}: not a tokenizer")
+    growth = 1
+    waiting = [said.get("normalizer") if isinstance(said, dict) else None]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, list):
+            waiting += step
+        elif isinstance(step, dict):
+            waiting += step.values()
+            inserted = step.get("content", step.get("prepend"))
+            growth *= max(1, len(inserted)) if isinstance(inserted, str) else 1
+    if growth > MOST_GROWTH:
+        raise ArtifactError(f"{path}: not a tokenizer of ours (it makes texts {growth:,} times longer)")
+    try:
+        library = Library.from_str(content.decode("utf-8"))
+    except BaseException as error:  # bare Exception for what it cannot parse; a panic is not even one
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ArtifactError(f"{path}: not a tokenizer ({in_one_line(error)})") from error
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
 def load_tokenizer(config: TextConfig, folder: Path) -> Tokenizer:
     """The tokenizer of prepared data or of a saved model.
 
@@ -264,15 +301,10 @@ def load_tokenizer(config: TextConfig, folder: Path) -> Tokenizer:
     """
     if config.tokenizer == "hashed":
         return HashedTokenizer(config)
-    from tokenizers import Tokenizer as Library
-
     path = folder / TOKENIZER_FILE
-    try:
-        library = Library.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{path}: missing; the texts were cut into subwords by it") from error
-    except Exception as error:  # the library raises bare Exception for a file it cannot parse
-        raise ArtifactError(f"{path}: not a tokenizer ({error})") from error
+    if kind_problem(path) == "missing":
+        raise ArtifactError(f"{path}: missing; the texts were cut into subwords by it")
+    library = checked_tokenizer(path)
     if config.tokenizer == "pretrained":
         return PretrainedTokenizer(library, config.max_length)
     return SubwordTokenizer(library, config.max_length)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +16,10 @@ from ensemble_kd.data.files import list_files
 from ensemble_kd.data.prepared import DataInfo, Preprocessor, load_split
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.export.forms import Rows, available, export_forms
-from ensemble_kd.model_folder import CONFIG, EXPORT
+from ensemble_kd.model_folder import CONFIG, EXPORT, form_folder
 from ensemble_kd.models.package import Package, load_package
 
+FINGERPRINT = r"[0-9a-f]{16}"
 MOST_ROWS = 10_000
 """Rows of a file that the forms are held against."""
 
@@ -24,7 +27,7 @@ MOST_ROWS = 10_000
 def is_model_folder(path: str) -> Path | None:
     """The model folder that a path means: itself, or the `model` of a run folder; None for neither."""
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / CONFIG).is_file():
+        if os.path.lexists(folder / CONFIG):  # a link or a FIFO is refused when it is loaded
             return folder
     return None
 
@@ -35,17 +38,21 @@ def export_folder(
     rows: str | None = None,
     tolerance: float | None = None,
     say: Callable[[str], None] = lambda text: None,
+    trust: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Make `forms` (by default ONNX and int8) in MODEL/export; returns what was measured of each.
 
     They are held against the student on the run's validation rows, where the run is around the folder, or on
-    the rows of the file `rows`. Raises InputError where there are none, ExportError for a form that failed.
+    the rows of the file `rows`. `trust` is that of `load_package`.
+    Raises InputError where there are none, ExportError for a form that failed.
     """
     known = get_args(ExportForm)
     if unknown := [form for form in forms or [] if form not in known]:
         raise InputError(f"--form: {', '.join(map(repr, unknown))}; use {', '.join(known)}")
     try:
-        source = load_package(model)
+        for form in known:
+            form_folder(model, form)  # where a link leads, nothing is to be written
+        source = load_package(model, trust)
     except ArtifactError as error:
         raise InputError(str(error).splitlines()) from error
     if source.info.get("target") is not None:
@@ -65,8 +72,9 @@ def export_folder(
 
 def _of_run(source: Package) -> tuple[Rows, Rows]:
     """Validation and test rows of the run that the folder lies in."""
-    data = source.folder.absolute().parent / "data" / str(source.lineage.get("data"))
-    if not data.is_dir():
+    name = str(source.lineage.get("data"))
+    data = source.folder.absolute().parent / "data" / name
+    if not re.fullmatch(FINGERPRINT, name) or not data.is_dir():
         raise InputError(
             f"{source.folder}: not inside its run folder, so there are no validation rows to hold the forms "
             "against; give some: --rows FILE, in the format of the training data"

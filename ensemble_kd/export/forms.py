@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ensemble_kd.artifacts import (
@@ -29,22 +30,23 @@ from ensemble_kd.artifacts import (
     damage,
     fingerprint,
     finish,
-    read_manifest,
     write_atomic,
     write_json,
 )
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ArtifactError, ExportError
+from ensemble_kd.export.elsewhere import ROWS, Elsewhere
 from ensemble_kd.export.graph import Graph
-from ensemble_kd.export.huggingface import fits, load_huggingface, write_huggingface
-from ensemble_kd.export.mlflow_form import load_mlflow, write_mlflow
+from ensemble_kd.export.huggingface import fits, huggingface_inputs, load_huggingface, write_huggingface
+from ensemble_kd.export.mlflow_form import example_rows, load_mlflow, write_mlflow
 from ensemble_kd.export.onnx import INT8_METHODS, write_int8, write_onnx
-from ensemble_kd.export.program import PROGRAM, load_program, write_program
-from ensemble_kd.inference.feed import input_names
-from ensemble_kd.inference.latency import latency
+from ensemble_kd.export.program import PROGRAM, load_program, program_inputs, write_program
+from ensemble_kd.inference.feed import feed, input_names
+from ensemble_kd.inference.latency import SIZES, latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
-from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER
+from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
 from ensemble_kd.models.package import Package
+from ensemble_kd.redact import redacted_model
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
@@ -102,6 +104,7 @@ def export_forms(
     torch.set_num_threads(1)
     scratch = tempfile.TemporaryDirectory()
     plain = PlainGraph(source, Path(scratch.name) / GRAPH)
+    elsewhere = Elsewhere()
     try:
         expected = _student_logits(source, validation.inputs) / temperature
         for form in options.forms:
@@ -112,7 +115,7 @@ def export_forms(
                 continue
             try:
                 found[form] = _form(
-                    form, plan, source, folder, options, validation, expected, test, say, plain
+                    form, plan, source, folder, options, validation, expected, test, say, plain, elsewhere
                 )
             except ExportError as error:
                 problems += [problem for problem in error.problems if problem not in problems]
@@ -120,6 +123,7 @@ def export_forms(
     finally:
         torch.set_num_threads(threads)
         scratch.cleanup()
+        elsewhere.close()
     if problems:
         made = ", ".join(found) or "none"
         raise ExportError([*problems, f"export: forms that were made: {made}"])
@@ -135,11 +139,23 @@ def _fingerprint(source: Package, form: str, options: ExportConfig) -> str:
 
 def _kept(folder: Path, plan: str) -> Manifest | None:
     try:
-        manifest = read_manifest(folder)
+        manifest = read_folder_manifest(folder)
     except ArtifactError:
         return None
     good = manifest is not None and manifest.fingerprint == plan and not damage(folder, manifest)
-    return manifest if good else None
+    return manifest if good and manifest is not None and _is_measured(manifest.summary) else None
+
+
+def _is_measured(entry: dict[str, Any]) -> bool:
+    """Whether an entry has what is printed of it: the folder may be a stranger's."""
+    try:
+        numbers = [entry[key] for key in ("model_bytes", "examples_per_second", "agreement")]
+        numbers += [entry["latency_ms"][f"batch_{n}"][which] for n in SIZES for which in ("p50", "p99")]
+        numbers += [entry[key] for key in ("accuracy", "ece") if entry.get(key) is not None]
+    except (KeyError, TypeError):
+        return False
+    named = isinstance(entry.get("method"), str | None) and entry.get("form") in NEEDS
+    return named and all(type(number) in (int, float) for number in numbers)
 
 
 def _form(
@@ -153,6 +169,7 @@ def _form(
     test: Rows | None,
     say: Callable[[str], None],
     plain: PlainGraph,
+    elsewhere: Elsewhere,
 ) -> dict[str, Any]:
     """Make one form, compare, measure, and put it in its place whole."""
     began = time.perf_counter()
@@ -168,6 +185,7 @@ def _form(
             write_atomic(folder / REQUIREMENTS, "\n".join(NEEDS[form]) + "\n")
         elif form != "mlflow":
             _describe(form, source, folder, made.extra)
+        _run_elsewhere(form, made, source.info, folder, validation.inputs[:ROWS], options, elsewhere)
         files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
         entry["bytes"] = sum((folder / name).stat().st_size for name in files)
         entry["model_bytes"] = _model_bytes(folder)
@@ -297,6 +315,30 @@ def _compared(
     return found
 
 
+def _run_elsewhere(
+    form: str,
+    made: Made,
+    info: dict[str, Any],
+    folder: Path,
+    inputs: np.ndarray,
+    options: ExportConfig,
+    elsewhere: Elsewhere,
+) -> None:
+    """Raises ExportError where a form does not run without this package, or answers otherwise there."""
+    rows = None
+    if form == "huggingface":
+        given = huggingface_inputs(folder, info, inputs)
+    elif form == "program":
+        given = program_inputs(info, made.extra.get("length"), inputs)
+    elif form == "mlflow":
+        given, rows = {"inputs": inputs}, pa.table(example_rows(info, inputs))
+    else:
+        given = feed(info, inputs)
+    found, here = elsewhere.logits(form, folder, given, rows), all_logits(made.run, inputs)
+    if found.shape != here.shape or not np.abs(found - here).max() <= options.tolerance:
+        raise ExportError(f"{form}: gives other logits in a process without this package than here")
+
+
 def _points_lost(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> float:
     """Points of accuracy below the student's; without labels, of agreement with it."""
     if labels is None:
@@ -348,7 +390,7 @@ def _describe(form: str, source: Package, folder: Path, extra: dict[str, Any]) -
             "calibration": source.calibration,
             "info": source.info,
             "lineage": source.lineage,
-            "model": source.model,
+            "model": redacted_model(source.model),
             **extra,
         },
     )

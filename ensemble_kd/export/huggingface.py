@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import write_json
+from ensemble_kd.artifacts import read_json, write_json
 from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.inference.feed import feed
 from ensemble_kd.models.build import Network
@@ -141,23 +140,27 @@ def load_huggingface(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray
             model = auto_class(kind, False).from_pretrained(folder).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder}: transformers cannot load it ({error})") from error
-    processor = folder / PROCESSOR
-    image = json.loads(processor.read_text()) if kind == "image" else {}
 
     @torch.inference_mode()
     def run(inputs: np.ndarray) -> np.ndarray:
-        if kind == "image":
-            pixels = torch.from_numpy(inputs).float() * image["rescale_factor"]
-            pixels = (pixels - torch.tensor(image["image_mean"])) / torch.tensor(image["image_std"])
-            logits: np.ndarray = model(pixel_values=pixels.permute(0, 3, 1, 2)).logits.numpy()
-            return logits
-        given = {name: torch.from_numpy(array) for name, array in feed(info, inputs).items()}
-        if (getattr(model.config, "type_vocab_size", 0) or 0) > 1 and info["preprocess"]["special"].get(
-            "sep"
-        ):
-            ends = (given["input_ids"] == info["preprocess"]["special"]["sep"]) * given["attention_mask"]
-            given["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=1) * given["attention_mask"]
-        logits = model(**given).logits.numpy()
+        given = huggingface_inputs(folder, info, inputs)
+        logits: np.ndarray = model(**{k: torch.from_numpy(v) for k, v in given.items()}).logits.numpy()
         return logits
 
     return run
+
+
+def huggingface_inputs(folder: Path, info: dict[str, Any], inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """(B, ...) inputs as the data stage writes them as arguments of the plain transformers model."""
+    if info["kind"] == "image":
+        image = read_json(folder / PROCESSOR)
+        pixels = torch.from_numpy(inputs).float() * image["rescale_factor"]
+        pixels = (pixels - torch.tensor(image["image_mean"])) / torch.tensor(image["image_std"])
+        return {"pixel_values": pixels.permute(0, 3, 1, 2).numpy()}
+    given = feed(info, inputs)
+    types = read_json(folder / "config.json").get("type_vocab_size", 0) or 0
+    separator = info["preprocess"]["special"].get("sep")
+    if types > 1 and separator:
+        ends = (given["input_ids"] == separator) * given["attention_mask"]
+        given["token_type_ids"] = (ends.cumsum(1) - ends).clip(max=1) * given["attention_mask"]
+    return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import shutil
 import tempfile
@@ -22,9 +23,9 @@ from ensemble_kd.models.package import Package
 
 NEEDS = ["numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "onnxruntime", "tokenizers"]
 """What the code beside the model imports; neither torch nor Ray."""
-ROOMS = ("data", "inference")
-"""Folders of this package that the model's code needs; of the others, single modules."""
-MODULES = ("__init__", "artifacts", "config", "errors", "model_folder", "pretrained", "space")
+MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
+LEFT_OUT = ("models", "train")
+"""Rooms that only the PyTorch form asks for, inside functions: the model runs the ONNX graph."""
 
 
 def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path) -> None:
@@ -54,7 +55,7 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
         try:
             mlflow.pyfunc.save_model(
                 path=str(folder),
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                python_model=str(MODEL_CODE),
                 artifacts={"model": str(graph)},
                 code_paths=[str(Path(scratch) / "ensemble_kd")],
                 pip_requirements=["mlflow", *NEEDS],
@@ -69,13 +70,38 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
 def _copy_code(target: Path) -> None:
     """The modules that prediction imports."""
     home = Path(ensemble_kd.__file__).parent
-    target.mkdir()
-    for name in MODULES:
-        shutil.copyfile(home / f"{name}.py", target / f"{name}.py")
-    for room in ROOMS:
-        (target / room).mkdir()
-        for path in (home / room).glob("*.py"):
-            shutil.copyfile(path, target / room / path.name)
+    for path in carried():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(home / path, target / path)
+
+
+def carried() -> list[Path]:
+    """Files of this package, relative to it, that the model's code imports, and what these import in turn."""
+    home = Path(ensemble_kd.__file__).parent
+    found: set[Path] = set()
+    waiting = [MODEL_CODE]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            parts = name.split(".")[1:]
+            if parts[:1] and parts[0] in LEFT_OUT:
+                continue
+            packages = [Path(*parts[:i], "__init__.py") for i in range(len(parts) + 1)]
+            for path in (*packages, Path(*parts).with_suffix(".py") if parts else Path("__init__.py")):
+                if path not in found and (home / path).is_file():
+                    found.add(path)
+                    waiting.append(home / path)
+    return sorted(found)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Names of ours that a file imports, anywhere in it; of `from a import b` both a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from (name for name in names if name.partition(".")[0] == ensemble_kd.__name__)
 
 
 def example_rows(info: dict[str, Any], inputs: np.ndarray) -> dict[str, list[Any]]:

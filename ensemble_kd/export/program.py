@@ -32,10 +32,15 @@ def load_program(path: Path, config: dict[str, Any]) -> Callable[[np.ndarray], n
 
     @torch.inference_mode()
     def run(inputs: np.ndarray) -> np.ndarray:
-        if length is not None and inputs.shape[1] < length:
-            inputs = np.pad(inputs, ((0, 0), (0, length - inputs.shape[1])))
-        given = (torch.from_numpy(array) for array in feed(info, inputs).values())
+        given = (torch.from_numpy(array) for array in program_inputs(info, length, inputs).values())
         logits: np.ndarray = module(*given).numpy()
         return logits
 
     return run
+
+
+def program_inputs(info: dict[str, Any], length: int | None, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """The program's arguments in order; texts are padded where it takes one `length`."""
+    if length is not None and inputs.shape[1] < length:
+        inputs = np.pad(inputs, ((0, 0), (0, length - inputs.shape[1])))
+    return feed(info, inputs)

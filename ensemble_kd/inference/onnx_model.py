@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from ensemble_kd.errors import ArtifactError, InputError
-from ensemble_kd.inference.feed import by_length, feed
+from ensemble_kd.inference.feed import by_length, feed, input_names
+from ensemble_kd.inference.onnx_file import check_graph
 from ensemble_kd.model_folder import CONFIG, checked_folder
+from ensemble_kd.safe_files import in_one_line, shown
 
 GRAPH = "model.onnx"
 TOKENS_AT_ONCE = 512
@@ -27,21 +29,33 @@ class OnnxGraph:
             raise InputError(
                 "this form runs with onnxruntime, which is not installed; pip install 'ensemble-kd[onnx]'"
             ) from error
+        check_graph(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # the library's errors have no common base
-            raise ArtifactError(f"{path}: cannot be run ({error})") from error
-        self.info = info
+            raise ArtifactError(f"{path}: cannot be run ({in_one_line(error)})") from error
+        self.path, self.info = path, info
+        given = tuple(value.name for value in self.session.get_inputs())
+        if set(given) != set(input_names(info)):
+            named = shown(", ".join(given)) or "nothing"
+            raise ArtifactError(f"{path}: takes {named}, its data is {', '.join(input_names(info))}")
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """(N, C) float32 logits of one batch."""
-        logits: np.ndarray = self.session.run(None, feed(self.info, inputs))[0]
+        """(N, C) float32 logits of one batch. Raises ArtifactError for a graph that gives something else."""
+        try:
+            logits: Any = self.session.run(None, feed(self.info, inputs))[0]
+        except Exception as error:  # as above
+            raise ArtifactError(f"{self.path}: cannot be run ({in_one_line(error)})") from error
+        wanted = (len(inputs), self.info["num_classes"])
+        if not isinstance(logits, np.ndarray) or logits.shape != wanted or logits.dtype != np.float32:
+            found = getattr(logits, "shape", type(logits).__name__)
+            raise ArtifactError(f"{self.path}: gives {found}, not float32 logits {wanted}")
         return logits
 
     def logits(self, inputs: np.ndarray, batch_size: int = 1024) -> np.ndarray:

@@ -5,6 +5,8 @@ torch is loaded for the PyTorch form alone.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.data.preprocess import Preprocessor
 from ensemble_kd.data.records import DataInfo
+from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.inference.onnx_model import load_onnx
-from ensemble_kd.model_folder import EXPORT, read_format
+from ensemble_kd.model_folder import TOKENIZER, check_kinds, form_folder, read_folder_manifest, read_format
+from ensemble_kd.safe_files import in_one_line
 
 GRAPHS = ("onnx", "int8")
+MLMODEL = "MLmodel"
 FORMS = ("auto", "pytorch", *GRAPHS)
+MOST_TRIED = 1 << 20
+"""Values of an input with which a model is tried; a larger one takes long."""
+TRIED = "a text to try"
+MOST_BYTES = 1 << 27
+"""Of inputs that are prepared at once, as float32; tables of more are answered part by part."""
 
 
 @dataclass
@@ -41,48 +50,80 @@ class Answers:
 class Predictor:
     """A model folder, or one exported form of it, ready to answer."""
 
-    def __init__(self, folder: Path, form: str = "auto", threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, form: str = "auto", threads: int = 1, trust: Collection[str] = ()
+    ) -> None:
         """`form`: `pytorch`, or an exported `onnx` or `int8`; `auto` takes ONNX where its folder is there.
 
         ONNX was faster on every model that was measured, at batch 1 and at 32, and agrees with the student
         by the export's own check; int8 is never taken by itself, as it may answer differently.
-        Raises ArtifactError where a file is missing, changed or a pickle, InputError for a form not there.
+        `trust`: modules that a custom model's code may come from, as of `load_package`.
+        Raises ArtifactError where a file is missing, changed, a link or a pickle, or the model does not
+        answer, InputError for a form not there.
         """
-        if not folder.is_dir():
-            raise ArtifactError(f"{folder}: no such folder; expected a model folder (RUN/model)")
+        check_kinds(folder)
+        if (folder / MLMODEL).exists():
+            raise InputError(
+                f"{folder}: an MLflow model, which is code; mlflow models serve -m {folder}, or give the "
+                "model folder that it was exported from"
+            )
         config = read_format(folder)
         if config.get("form") in GRAPHS:  # the folder of an exported form
             if form not in ("auto", config["form"]):
                 raise InputError(f"--form: {form}, but {folder} is the form {config['form']}")
             place, form = folder, config["form"]
         else:
-            place = folder / EXPORT / form if form in GRAPHS else folder
+            place = folder
             if form == "auto":
                 form, place = _automatic(folder)
-            elif form in GRAPHS and not place.is_dir():
-                raise InputError(
-                    f"--form: no {form} in {folder}; run: ensemble-kd export {folder} --form {form}"
-                )
+            elif form in GRAPHS:
+                found = form_folder(folder, form)
+                if found is None:
+                    raise InputError(
+                        f"--form: no {form} in {folder}; run: ensemble-kd export {folder} --form {form}"
+                    )
+                place = found
         self.folder, self.form = folder, form
         if form in GRAPHS:
             self._graph, config = load_onnx(place, threads)
-            if place != folder and config["lineage"] != read_format(folder)["lineage"]:
+            if place != folder and config.get("lineage") != read_format(folder).get("lineage"):
                 raise ArtifactError(f"{place}: exported from another student than {folder}; export it again")
             self.temperature = 1.0  # in the graph already
             self.parameters: int | None = None
         else:
-            self._load_torch(folder, threads)
+            self._load_torch(folder, threads, trust)
         self.config = config
         self.calibration: dict[str, Any] = config.get("calibration", {})
         self.info = DataInfo.from_dict(config["info"])
         self._preprocessor = Preprocessor(self.info, place)
+        self._try(place)
 
-    def _load_torch(self, folder: Path, threads: int) -> None:
+    def _try(self, place: Path) -> None:
+        """One row, so that a model that cannot answer says so before the first row is read."""
+        if math.prod(self.info.input_shape) > MOST_TRIED:
+            return
+        kind = {"image": np.uint8, "numeric": np.float32, "text": np.int32}[self.info.kind]
+        row = np.zeros((1, *self.info.input_shape), kind)
+        try:
+            if (tokenizer := self._preprocessor.tokenizer) is not None:
+                tokens, ends = tokenizer.encode([TRIED, ""])
+                library = getattr(tokenizer, "tokenizer", None)
+                words = library.get_vocab(with_added_tokens=True).values() if library is not None else ()
+                if max(int(tokens.max(initial=1)), *(n + 1 for n in words), 1) >= self.info.vocabulary_size:
+                    raise ValueError(f"{TOKENIZER} has numbers beyond the vocabulary")
+                row = pad(tokens, ends, self.info.input_shape[0])[:1]
+            found = self.logits(row)
+            if found.shape != (1, self.info.num_classes):
+                raise ValueError(f"logits of shape {found.shape} for one row")
+        except Exception as error:  # what libraries say of numbers that fit one by one and not together
+            raise ArtifactError(f"{place}: does not answer ({in_one_line(error)})") from error
+
+    def _load_torch(self, folder: Path, threads: int, trust: Collection[str]) -> None:
         import torch
 
         from ensemble_kd.models.package import load_package
 
-        package = load_package(folder)
+        package = load_package(folder, trust)
         torch.set_num_threads(threads)
         self._network, self._torch = package.network, torch
         self.temperature = float(package.calibration.get("temperature", 1.0))
@@ -131,6 +172,14 @@ class Predictor:
 
         Without `truncate` a text beyond the length that the model takes is a bad row.
         """
+        rows = max(1, MOST_BYTES // (4 * math.prod(self.info.input_shape)))
+        if table.num_rows > rows:
+            parts = [
+                self.answer(table.slice(begin, rows), batch_size, truncate)
+                for begin in range(0, table.num_rows, rows)
+            ]
+            problems = [problem for part in parts for problem in part.problems]
+            return Answers(np.concatenate([part.probabilities for part in parts]), problems)
         inputs, problems = self._preprocessor.transform(table, truncate)
         probabilities = np.full((table.num_rows, self.info.num_classes), np.nan, np.float32)
         good = Answers(probabilities, problems).good
@@ -142,13 +191,13 @@ class Predictor:
 
 
 def _automatic(folder: Path) -> tuple[str, Path]:
-    place = folder / EXPORT / "onnx"
+    place = form_folder(folder, "onnx")
     try:
-        manifest = read_manifest(place)
+        manifest = read_folder_manifest(place) if place is not None else None
         import onnxruntime  # noqa: F401
     except (ArtifactError, ImportError):
         return "pytorch", folder
-    return ("onnx", place) if manifest is not None else ("pytorch", folder)
+    return ("onnx", place) if place is not None and manifest is not None else ("pytorch", folder)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

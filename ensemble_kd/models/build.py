@@ -25,6 +25,7 @@ from ensemble_kd.models.mlp import MLP
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.resnet import ResNet
 from ensemble_kd.models.text import Bag, BiLSTM
+from ensemble_kd.secret_options import revealed
 
 
 class Network(nn.Module):
@@ -210,6 +211,7 @@ def build(
 def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Module:
     """The module that the user's callable makes."""
     module_name, name = model.callable.split(":")
+    options = revealed(model.callable, model.options)
     try:
         made_by = getattr(importlib.import_module(module_name), name)
     except ImportError as error:
@@ -222,7 +224,7 @@ def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Mo
     if not callable(made_by):
         raise ConfigError(f"custom model {model.callable!r} is {type(made_by).__name__}, not callable")
     try:
-        module = made_by(num_classes=num_outputs, input_shape=tuple(shape), **model.options)
+        module = made_by(num_classes=num_outputs, input_shape=tuple(shape), **options)
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f"custom model {model.callable!r} raised {type(error).__name__}: {error}; it is called with "

@@ -11,19 +11,31 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from ensemble_kd.artifacts import Manifest, checksum, fingerprint, finish, read_json, write_atomic, write_json
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
-from ensemble_kd.model_folder import CARD, CONFIG, EXPORT, PACKAGE_FORMAT, TOKENIZER, checked_folder
-from ensemble_kd.models.build import Network, build
-from ensemble_kd.models.quantise import Quantiser, description, quantise_
-from ensemble_kd.models.weights import load_weights, save_weights
+from ensemble_kd.model_folder import (
+    CARD,
+    CONFIG,
+    EXPORT,
+    PACKAGE_FORMAT,
+    TOKENIZER,
+    check_trust,
+    checked_folder,
+)
+from ensemble_kd.models.build import Network
+from ensemble_kd.models.fits import check_fits, described_network
+from ensemble_kd.models.quantise import description
+from ensemble_kd.models.weights import load_weights, save_weights, shapes_of
+from ensemble_kd.redact import redacted_model
+from ensemble_kd.safe_files import in_one_line
 
 WEIGHTS = "weights.safetensors"
 UNCALIBRATED = {"temperature": 1.0, "threshold": None}
@@ -72,6 +84,7 @@ def save_package(
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
     new.mkdir()
     try:
+        model_config = redacted_model(model_config)
         config = {"format": PACKAGE_FORMAT, "model": model_config, "info": info, "lineage": lineage}
         if calibration:
             config["calibration"] = calibration
@@ -106,27 +119,36 @@ def save_package(
     return manifest
 
 
-def load_package(folder: Path) -> Package:
+def load_package(folder: Path, trust: Collection[str] = ()) -> Package:
     """The model in a folder that `save_package` wrote, after checking every file against the manifest.
 
-    Raises ArtifactError that names the file: missing, changed, outside the folder, a pickle, or of a newer
-    format.
+    The code of a custom model is imported only where its module is in `trust` or in the environment's
+    ENSEMBLE_KD_TRUST; no other code is run because a folder says so, and nothing outside it is read.
+    Raises ArtifactError that names the file: missing, changed, outside the folder, a link, a pickle, of a
+    newer format, or describing another network than that of the weights.
     """
     config, manifest = checked_folder(folder, "model", (WEIGHTS, CONFIG))
+    check_trust(folder, config["model"], trust)
+    info, quantization = config["info"], config.get("quantization")
+    shapes = shapes_of(folder / WEIGHTS)
     try:
         model: Any = TypeAdapter(ModelConfig).validate_python(config["model"])
-        network = build(model, config["info"])
-        quantization = config.get("quantization")
-        if quantization is not None:
-            shared = Quantiser(quantization["bits"], quantization["activations"], hard=True)
-            quantise_(network, shared)
-    except (ValidationError, KeyError, TypeError, ValueError, ConfigError, InputError) as error:
-        raise ArtifactError(f"{folder / CONFIG}: does not describe a model ({error})") from error
+        check_fits(model, info, shapes, quantization)
+        network = described_network(model, info, quantization)
+    except (ConfigError, InputError, ArtifactError) as error:
+        raise ArtifactError(
+            f"{folder / CONFIG}: does not describe the model of {WEIGHTS} ({in_one_line(error, 600)})"
+        ) from error
+    except Exception as error:  # libraries meet fields that fit their description and not each other
+        raise ArtifactError(
+            f"{folder / CONFIG}: does not describe a model that can be built "
+            f"({type(error).__name__}: {in_one_line(error)})"
+        ) from error
     load_weights(network, folder / WEIGHTS)
     tokenizer = folder / TOKENIZER if TOKENIZER in manifest.files else None
     return Package(
         network.eval(),
-        config["info"],
+        info,
         config["model"],
         config.get("lineage", {}),
         folder,

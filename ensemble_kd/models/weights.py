@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +14,18 @@ from torch import nn
 
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.safe_files import open_plain, parse_json, shown
+
+Shapes = dict[str, tuple[int, ...]]
+MOST_HEADER = 16_000_000
+"""Bytes; one of 10,000 tensors has a million."""
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2"), 8),
+}
+"""Of a number of each type that safetensors writes for us."""
 
 
 def save_weights(module: nn.Module, path: Path | str) -> None:
@@ -21,6 +36,48 @@ def save_weights(module: nn.Module, path: Path | str) -> None:
         for name, tensor in module.state_dict().items()
     }
     write_atomic(Path(path), save(tensors))
+
+
+def shapes_of(path: Path) -> Shapes:
+    """Shapes of a file's tensors by name, from its header; no tensor is read.
+
+    Raises ArtifactError for a header that is none, or speaks of other bytes than there are.
+    """
+    with open_plain(path, links=True) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MOST_HEADER, size - 8):
+            raise ArtifactError(f"{path}: not readable as safetensors (a header of {length:,} bytes)")
+        header = parse_json(file.read(length), f"{path}: the header")
+    found: Shapes = {}
+    described: dict[str, Any] = header if isinstance(header, dict) else {"": None}
+    for name, entry in described.items():
+        if name == "__metadata__":
+            continue
+        try:
+            bits = BITS[entry["dtype"]]
+            shape, (begin, end) = entry["shape"], entry["data_offsets"]
+            good = all(type(n) is int and 0 <= n < 1 << 60 for n in (*shape, begin, end))
+            good = good and len(shape) <= 32 and 0 <= begin <= end <= size - 8 - length
+            good = good and math.prod(shape) * bits == 8 * (end - begin)
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise ArtifactError(f"{path}: not readable as safetensors (the entry of {shown(repr(name))})")
+        found[name] = tuple(shape)
+    return found
+
+
+def misfits(found: Shapes, wanted: Shapes) -> str:
+    """Every tensor that does not fit, in one line; empty where all do."""
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{shown(name)} is unknown to the model" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(found[name])}, the model wants {tuple(wanted[name])}"
+        for name in wanted
+        if name in found and tuple(found[name]) != tuple(wanted[name])
+    ]
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
@@ -35,17 +92,11 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: not readable as safetensors ({error}); run again to redo it") from error
-    wanted = module.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is unknown to the model" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, the model wants {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ArtifactError(f"{path}: belongs to another model: {'; '.join(problems[:8])}{more}")
+    problem = misfits(
+        *({k: tuple(v.shape) for k, v in named.items()} for named in (found, module.state_dict()))
+    )
+    if problem:
+        raise ArtifactError(f"{path}: belongs to another model: {problem}")
     module.load_state_dict(found)
 
 

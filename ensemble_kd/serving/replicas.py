@@ -37,9 +37,9 @@ def _rows(waiting: list[Message]) -> int:
 class Replica:
     """Answers all requests that wait in one forward pass."""
 
-    def __init__(self, folder: str, form: str, limits: Limits) -> None:
+    def __init__(self, folder: str, form: str, limits: Limits, trust: tuple[str, ...] = ()) -> None:
         self.limits = limits
-        predictor = load_predictor(Path(folder), form, threads=1)
+        predictor = load_predictor(Path(folder), form, threads=1, trust=trust)
         self.responder = Responder(predictor, limits.truncate, limits.max_batch)
         self._batched.set_max_batch_size(limits.max_batch)
         self._batched.set_batch_wait_timeout_s(limits.max_wait_ms / 1000)
@@ -57,7 +57,7 @@ class Replica:
         return [[next(replies) for _ in message.questions] for message in waiting]
 
 
-def deploy(folder: Path, form: str, limits: Limits, replicas: int) -> Answer:
+def deploy(folder: Path, form: str, limits: Limits, replicas: int, trust: tuple[str, ...] = ()) -> Answer:
     """Start the replicas, without Ray's own HTTP proxy; returns once all of them can answer.
 
     Raises EnsembleKDError where they cannot be started.
@@ -74,7 +74,9 @@ def deploy(folder: Path, form: str, limits: Limits, replicas: int) -> Answer:
         logging_config=quiet,
     )(Replica)
     try:
-        handle = serve.run(deployment.bind(str(folder.resolve()), form, limits), name=NAME, route_prefix=None)
+        handle = serve.run(
+            deployment.bind(str(folder.resolve()), form, limits, trust), name=NAME, route_prefix=None
+        )
     except (RuntimeError, RayServeException) as error:
         raise EnsembleKDError(f"the replicas did not start: {error}") from error
 

@@ -35,6 +35,7 @@ def serve_model(
     replicas: int = 1,
     token_variable: str | None = None,
     verbose: bool = False,
+    trust: tuple[str, ...] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM, then return. `limits` are app.Limits' fields; port 0 takes a free one.
 
@@ -44,7 +45,7 @@ def serve_model(
     _check_extra()
     token = _token(token_variable)
     with _listener(host, port) as listener:
-        predictor = load_predictor(folder, form, threads=1)
+        predictor = load_predictor(folder, form, threads=1, trust=trust)
 
         from ensemble_kd.serving.app import Description, Limits, create_app
 
@@ -63,7 +64,7 @@ def serve_model(
             if not verbose:  # after the import, which sets the level itself
                 logging.getLogger("ray.serve").setLevel(logging.ERROR)
             try:
-                answer = on_ray.deploy(folder, model.form, chosen, replicas)
+                answer = on_ray.deploy(folder, model.form, chosen, replicas, trust)
                 app = create_app(model, answer, chosen, token, replicas)
                 url = _url(host, listener.getsockname()[1])
                 note = "" if token or _is_local(host) else "; open to the network, without a token"

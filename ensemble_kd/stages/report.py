@@ -126,7 +126,7 @@ def run(
             settings=redacted(config.model_dump(mode="json", exclude={"report"})),
             lineage=lineage,
             excluded=teachers.summary["excluded"],
-            reference=[row.model_dump(mode="json") for row in config.report.reference],
+            reference=[redacted(row.model_dump(mode="json")) for row in config.report.reference],
             specialised=_specialised(config, info, systems, *special) if special else None,
             sweep=sweep.summary if sweep else None,
             ships=forms[1].summary if forms else None,

@@ -22,6 +22,7 @@ from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.mirror import attach, attached, attached_spec
+from ensemble_kd.secret_options import Held, held, hold
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 from ensemble_kd.train.process import prepare
 
@@ -133,6 +134,7 @@ def in_actors(
             "actor": actor,
             "arguments": {**arguments, "use_gpu": gpus > 0},
             "mirror": attached_spec(),
+            "secrets": held(),
         },
     )
     for row in dataset.iter_rows():
@@ -142,7 +144,10 @@ def in_actors(
 class _Pool:
     """What Ray Data keeps one of per actor."""
 
-    def __init__(self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None) -> None:
+    def __init__(
+        self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None, secrets: Held
+    ) -> None:
+        hold(secrets)
         prepare(1)
         self.mirror = attach(mirror)
         if self.mirror is not None:

@@ -30,6 +30,7 @@ from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.redact import redacted_settings
 from ensemble_kd.train.batches import (
     Batches,
     Block,
@@ -398,7 +399,7 @@ def finish_phase(
         "seconds": seconds,
         "history": progress.history,
     }
-    finish(folder, "member", task.fingerprint, task.settings, task.inputs, files, summary)
+    finish(folder, "member", task.fingerprint, redacted_settings(task.settings), task.inputs, files, summary)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
 
@@ -469,7 +470,8 @@ def finish_member(
         "seconds": seconds,
         "history": progress.history,
     }
-    finish(folder, "member", task.fingerprint, task.settings, task.inputs, [WEIGHTS, PREDICTIONS], summary)
+    settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS]
+    finish(folder, "member", task.fingerprint, settings, task.inputs, files, summary)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
 

@@ -267,7 +267,10 @@ class Unknown(nn.Module):
         return self.head(torch.special.bessel_j0(x))
 
 
-def test_an_operator_that_onnx_lacks_is_named_and_other_forms_are_made(tmp_path: Path) -> None:
+def test_an_operator_that_onnx_lacks_is_named_and_other_forms_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENSEMBLE_KD_TRUST", "another, export.test_forms")
     custom = {"name": "custom", "callable": "export.test_forms:Unknown"}
     sys.modules["export.test_forms"] = sys.modules[__name__]
     model, _ = package(tmp_path, "numeric", custom)

@@ -42,6 +42,15 @@ TEXT: dict[str, Any] = {
     "vocabulary_size": 20,
     "preprocess": {"special": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}},
 }
+WHOLE = {
+    **TEXT,
+    "class_names": ["a", "b", "c"],
+    "mean": [],
+    "std": [],
+    "counts": {},
+    "preprocess": {**TEXT["preprocess"], "columns": {"input": "text"}, "text": {"tokenizer": "subword"}},
+}
+"""As a model folder describes its data."""
 NUMBERS = {**TEXT, "kind": "numeric", "mean": [0.0] * LENGTH, "std": [1.0] * LENGTH}
 IMAGES = {**TEXT, "kind": "image", "input_shape": [8, 8, 1], "mean": [0.5], "std": [0.2]}
 BERT = {
@@ -321,7 +330,7 @@ def test_padding_rows_stay_zero() -> None:
 def test_a_model_folder_holds_thresholds_and_exact_weights(tmp_path: Path, activations: bool) -> None:
     made = trained("bag", activations=activations).eval()
     harden_(made)
-    save_package(tmp_path / "model", made, MODELS["bag"][0], TEXT, "# card\n", None, {})
+    save_package(tmp_path / "model", made, MODELS["bag"][0], WHOLE, "# card\n", None, {})
     package = load_package(tmp_path / "model")
     assert torch.equal(package.network(inputs("bag")).logits, made(inputs("bag")).logits)
     assert package.quantization == description(made) == description(package.network)
