@@ -78,6 +78,10 @@ class UnavailableError(Exception):
     """No replica can answer now."""
 
 
+class FailedError(Exception):
+    """The model itself fails, whatever it is asked."""
+
+
 Answer = Callable[[Question], Awaitable[Reply]]
 
 
@@ -127,6 +131,8 @@ def create_app(
                 reply = await answer(Question(table, keep_bad, bad))
             except UnavailableError as error:
                 raise RefusedError(503, str(error), {"Retry-After": "1"}) from error
+        if reply.failed is not None:
+            raise FailedError(reply.failed)
         counted.rows.labels("answered").inc(table.num_rows - len(reply.bad))
         counted.rows.labels("bad").inc(len(reply.bad))
         if reply.batch:
