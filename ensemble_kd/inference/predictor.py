@@ -120,9 +120,8 @@ class Predictor:
     def logits(self, inputs: np.ndarray, batch_size: int = 1024) -> np.ndarray:
         """(N, C) float32, divided by the calibration's temperature."""
         if self.form == "int8" and self.info.kind == "numeric":
-            batch_size = (
-                1  # a batch shares one scale of its activations: one huge row would flatten the others
-            )
+            # A batch shares one scale of its activations: one row of huge numbers would flatten the others.
+            batch_size = 1
         if self.form in GRAPHS:
             return self._graph.logits(inputs, batch_size)
         from ensemble_kd.train.loop import predict
