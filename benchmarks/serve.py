@@ -78,6 +78,14 @@ def image_model(folder: Path, rows: int) -> Path:
     return _save(folder, {"name": "mlp", "hidden": [32, 32]}, "image", [8, 8, 1], preprocess)
 
 
+def number_model(folder: Path, rows: int) -> Path:
+    """A model folder, and rows.parquet beside it: lists of 8 numbers."""
+    values = np.random.default_rng(0).normal(size=(rows, 8))
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"input": values.tolist()}), folder / "rows.parquet")
+    return _save(folder, {"name": "mlp", "hidden": [32]}, "numeric", [8], {})
+
+
 def _save(
     folder: Path,
     model: dict[str, Any],
@@ -95,7 +103,7 @@ def _save(
     from ensemble_kd.models.build import build
     from ensemble_kd.models.package import save_package
 
-    channels = shape[2] if kind == "image" else 0
+    channels = {"image": shape[-1], "numeric": shape[0]}.get(kind, 0)
     info = DataInfo(
         kind=kind,
         input_shape=shape,

@@ -144,11 +144,14 @@ class RequestSchema:
         if found[0]["type"] == "json_invalid":
             reason = str(found[0]["ctx"]["error"])
             return RefusedError(400, f"the body is not JSON: {reason}; send {self._shape()}")
-        return RefusedError(422, _cut([self._line(entry) for entry in found]))
+        return RefusedError(422, _cut([self._line(entry) for entry in found[:SHOWN]], len(found)))
 
     def _line(self, entry: Any) -> str:
         place, kind, got = entry["loc"], entry["type"], entry["input"]
-        path, name = ".".join(map(str, place)) or "body", str(place[-1]) if place else ""
+        path, name = (
+            _cut_name(".".join(map(str, place))) or "body",
+            _cut_name(str(place[-1]) if place else ""),
+        )
         fields = ["rows", "on_bad_row"] if len(place) < 3 else self.columns
         if kind == "missing":
             return (
@@ -180,6 +183,11 @@ def _image_bytes(cell: str | list[Any], shape: list[int]) -> bytes:
             return base64.b64decode(cell.partition(",")[2] if cell[:5] == "data:" else cell, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ValueError(f"not base64 ({error}); send a PNG, a JPEG or raw pixels so encoded") from None
+    leaves = cell
+    while any(isinstance(value, list) for value in leaves):
+        leaves = [x for value in leaves for x in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(value, int | float) for value in leaves):  # of texts numpy makes a huge table
+        raise ValueError("lists of something else than pixels; send whole numbers in 0..255")
     try:
         pixels = np.array(cell)
     except ValueError:
@@ -206,6 +214,11 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _cut(problems: list[str]) -> list[str]:
-    more = len(problems) - SHOWN
+def _cut_name(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:97]}..."
+
+
+def _cut(problems: list[str], all_: int | None = None) -> list[str]:
+    """The first ones, of so many."""
+    more = (len(problems) if all_ is None else all_) - SHOWN
     return problems if more <= 0 else [*problems[:SHOWN], f"and {more} more problems"]

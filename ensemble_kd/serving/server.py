@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -20,8 +21,12 @@ from ensemble_kd.errors import InputError
 from ensemble_kd.predict import load_predictor
 from ensemble_kd.runtime import Runtime, quiet_stderr
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "starlette")
+NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "starlette")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOGS = {"RAY_ROTATION_MAX_BYTES": "10000000", "RAY_ROTATION_BACKUP_COUNT": "1"}
+"""What strangers make a decoder print goes to the replicas' log files, which would grow without a bound."""
+BACKLOG = 256
+"""Connections that the system may hold for us; they can all come at once, beside those that are open."""
 
 
 def serve_model(
@@ -47,10 +52,13 @@ def serve_model(
         predictor = load_predictor(folder, form, threads=1)
 
         from ensemble_kd.serving.app import Description, Limits, create_app
+        from ensemble_kd.serving.http import Server
 
         model, chosen = Description.of(predictor), Limits(**limits)
         del predictor  # the replicas have their own
         with _stoppable(), Runtime(ComputeConfig(), verbose=verbose) as runtime:
+            for name, value in LOGS.items():
+                os.environ.setdefault(name, value)
             runtime.start(libraries=False)
             cpus = int(runtime.resources()[0])
             if replicas > cpus:
@@ -67,7 +75,8 @@ def serve_model(
                 app = create_app(model, answer, chosen, token, replicas)
                 url = _url(host, listener.getsockname()[1])
                 note = "" if token or _is_local(host) else "; open to the network, without a token"
-                _run(app, listener, lambda: write(f"serving {folder} ({model.form}) on {url}{note}"))
+                started = partial(write, f"serving {folder} ({model.form}) on {url}{note}")
+                Server(app, chosen, started).run(sockets=[listener])
                 write("stopped")
             finally:
                 # Ray reports the actors that it ends here as failures, by way of standard output.
@@ -109,7 +118,7 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(address)
-            found.listen(1024)  # from now on it is ours; clients wait until the model is there
+            found.listen(BACKLOG)  # from now on it is ours; clients wait until the model is there
         except OSError as error:
             fix = {
                 errno.EADDRINUSE: "it is taken; choose another --port, or stop what listens there",
@@ -154,38 +163,3 @@ def _ignored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _run(app: Any, listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until a signal; requests that are being answered then have ten seconds."""
-    import asyncio
-
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            started()
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """uvicorn's own would raise the signal again at the end, which is then the exit code."""
-            loop = asyncio.get_running_loop()
-            for number in SIGNALS:
-                loop.add_signal_handler(number, self.handle_exit, number, None)
-            yield
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
-
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=32_768,
-    )
-    Server(config).run(sockets=[listener])
