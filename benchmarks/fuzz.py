@@ -213,7 +213,8 @@ class Fuzzer:
 
     def _request(self) -> bytes:
         r = self.random
-        odd = [r.random() < 0.08 for _ in range(6)]
+        share = r.choice((0.05, 0.05, 0.05, 0.4))
+        odd = [r.random() < share for _ in range(6)]
         method = b"POST" if not odd[0] else r.choice(METHODS)
         path = b"/predict" if not odd[1] else r.choice(TARGETS)
         version = b"HTTP/1.1" if not odd[2] else r.choice(VERSIONS)
@@ -242,7 +243,7 @@ class Fuzzer:
         if r.random() < 0.4:
             return body, [(b"Content-Length", r.choice(LENGTHS) % {b"n": str(length).encode()})]
         if r.random() < 0.15:
-            packed = gzip.compress(body)
+            packed = gzip.compress(body, mtime=0)
             return packed, [(b"Content-Length", b"%d" % len(packed)), (b"Content-Encoding", b"gzip")]
         body = body[:20_000]
         size = r.choice((1, 7, 4096, 100_000)) if len(body) < 3000 else 4096

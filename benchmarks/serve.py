@@ -126,11 +126,21 @@ def _save(
 
 @contextmanager
 def served(
-    model: Path, *options: str, env: dict[str, str] | None = None, stop: signal.Signals = signal.SIGTERM
+    model: Path,
+    *options: str,
+    env: dict[str, str] | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+    log: Path | None = None,
+    files: int | None = None,
 ) -> Iterator[tuple[str, int]]:
-    """Host and port of `ensemble-kd serve MODEL` in a process of its own, which must end with exit code 0."""
+    """Host and port of `ensemble-kd serve MODEL` in a process of its own, which must end with exit code 0.
+
+    What it says on standard error goes to `log`; it may open so many `files`.
+    """
     command = [sys.executable, "-m", "ensemble_kd", "serve", str(model), "--port", "0", *options]
-    with tempfile.TemporaryFile("w+") as errors:
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
+    with open(log, "w+") if log else tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
         assert process.stdout is not None
         # A server that hangs would leave readline waiting.

@@ -406,7 +406,9 @@ def serve(
     verbose: Verbose = False,
 ) -> None:
     """Answer HTTP requests with a model folder, on Ray Serve, until Ctrl-C."""
-    with reported(verbose):
+    from ensemble_kd.serving.stopping import Stopping
+
+    with reported(verbose), Stopping() as stop:
         from ensemble_kd.inference.predictor import FORMS
         from ensemble_kd.serving.server import serve_model
 
@@ -428,6 +430,7 @@ def serve(
             port=port,
             replicas=replicas,
             token_variable=token,
+            stop=stop,
             verbose=verbose,
         )
 

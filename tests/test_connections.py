@@ -32,8 +32,9 @@ QUICK = Limits(
     idle_seconds=0.6,
     body_seconds=0.5,
     write_seconds=0.5,
-    answer_seconds=0.5,
 )
+LATE = 10.0
+"""Seconds that a busy machine may take for what takes half a one; nothing here would end by itself."""
 JSON = {"Content-Type": "application/json"}
 Address = tuple[str, int]
 
@@ -59,7 +60,7 @@ VALID = post(b'{"rows": [{"text": "cat"}]}')
 
 def ended(address: Address, *pieces: bytes, pause: float = 0.0) -> tuple[float, bytes]:
     """Seconds after which the server ended a connection that sent this and waits, and what it said."""
-    with socket.create_connection(address, timeout=10) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         begin, said = time.monotonic(), b""
         for piece in pieces:
             try:
@@ -80,9 +81,9 @@ def ended(address: Address, *pieces: bytes, pause: float = 0.0) -> tuple[float, 
 
 def test_an_idle_connection_ends(quick: Address) -> None:
     seconds, said = ended(quick)
-    assert 0.2 < seconds < 2 and not said
+    assert 0.2 < seconds < LATE and not said
     seconds, said = ended(quick, VALID)
-    assert 0.4 < seconds < 2 and answers(said) == ([200], True)
+    assert 0.4 < seconds < LATE and answers(said) == ([200], True)
 
 
 @pytest.mark.parametrize("begin", [b"POST /pre", b"GET / HTTP/1.1\r\nHost: x\r\nX: "])
@@ -90,8 +91,8 @@ def test_no_single_byte_moves_the_deadline_of_a_head(quick: Address, begin: byte
     said = ended(quick, begin)[1]
     assert answers(said) == ([408], True) and b"the head did not arrive within 0.4 s" in said
     for before in (b"", VALID):  # the second request of a connection, too
-        seconds, said = ended(quick, before + begin, *[b"a"] * 60, pause=0.05)
-        assert seconds < 2.5 + 1 and len(said) < 1000
+        seconds, said = ended(quick, before + begin, *[b"a"] * 400, pause=0.05)
+        assert seconds < LATE and len(said) < 1000
 
 
 def test_half_a_body_ends(quick: Address) -> None:
@@ -99,15 +100,16 @@ def test_half_a_body_ends(quick: Address) -> None:
     assert answers(said) == ([408], True)
     # Nor may it go on for ever where nobody reads it.
     long = b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
-    seconds, said = ended(quick, long, *[b"x"] * 60, pause=0.05)
-    assert answers(said) == ([405], True) and seconds < 3.5
+    seconds, said = ended(quick, long, *[b"x"] * 400, pause=0.05)
+    assert answers(said) == ([405], True) and seconds < LATE
 
 
 def test_a_client_that_does_not_read_its_answers_ends(quick: Address) -> None:
     with socket.create_connection(quick, timeout=20) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with pytest.raises(ConnectionError):
-            for _ in range(1000):
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
                 time.sleep(0.01)
 
@@ -121,9 +123,10 @@ def test_an_answer_that_does_not_come(model: Path) -> None:
     async def never(question: Any) -> Any:
         await asyncio.sleep(60)
 
-    app = create_app(Description.of(Predictor(model)), never, QUICK)
-    with listening(app, QUICK) as address:
-        said = send(address, [VALID], 5.0)
+    limits = Limits(answer_seconds=0.5)
+    app = create_app(Description.of(Predictor(model)), never, limits)
+    with listening(app, limits) as address:
+        said = send(address, [VALID], 20.0)
     assert answers(said) == ([503], True) and b"no answer within 0.5 s" in said and b"retry-after: 1" in said
 
 
@@ -143,7 +146,7 @@ def test_an_answer_that_does_not_come(model: Path) -> None:
     ],
 )
 def test_heads_that_are_refused(quick: Address, head: bytes, status: int) -> None:
-    said = send(quick, [head], 5.0)
+    said = send(quick, [head], 20.0)
     assert answers(said) == ([status], True)
     assert list(json.loads(said.partition(b"\r\n\r\n")[2])) == ["problems"]
 
@@ -153,15 +156,15 @@ def test_a_header_and_a_trailer_without_an_end_are_not_collected(quick: Address)
         VALID[: VALID.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX: "
     )
     for begin in (b"GET / HTTP/1.1\r\nX: ", chunked):
-        with socket.create_connection(quick, timeout=10) as connection, pytest.raises(ConnectionError):
+        with socket.create_connection(quick, timeout=30) as connection, pytest.raises(ConnectionError):
             connection.sendall(begin)
             for _ in range(400):  # 26 MB, in less than the deadlines
                 connection.sendall(b"a" * 65_536)
 
 
 def test_what_comes_early_waits_and_garbage_behind_it_does_not_cost_the_answer(quick: Address) -> None:
-    assert answers(send(quick, [VALID * 5], 5.0)) == ([200] * 5, True)
-    assert answers(send(quick, [VALID + b"\x00\x00 no request\r\n\r\n"], 5.0))[0][0] == 200
+    assert answers(send(quick, [VALID * 5], 20.0)) == ([200] * 5, True)
+    assert answers(send(quick, [VALID + b"\x00\x00 no request\r\n\r\n"], 20.0))[0][0] == 200
 
 
 # ------------------------------------------------------------------------------------------ how many
@@ -170,10 +173,10 @@ def test_what_comes_early_waits_and_garbage_behind_it_does_not_cost_the_answer(q
 def test_beyond_the_limit_the_one_waited_for_longest_goes(model: Path) -> None:
     limits = Limits(max_connections=20, head_seconds=60, idle_seconds=60)
     with serving(model, limits) as address:
-        honest = [http.client.HTTPConnection(*address, timeout=10) for _ in range(3)]
+        honest = [http.client.HTTPConnection(*address, timeout=30) for _ in range(3)]
         idle: list[socket.socket] = []
         for turn in range(10):
-            idle += [socket.create_connection(address, timeout=10) for _ in range(10)]
+            idle += [socket.create_connection(address, timeout=30) for _ in range(10)]
             for client in honest:
                 client.request("POST", "/predict", b'{"rows": [{"text": "cat"}]}', JSON)
                 answer = client.getresponse()
@@ -195,14 +198,14 @@ def test_beyond_the_limit_the_one_waited_for_longest_goes(model: Path) -> None:
 
 def test_half_sent_bodies_do_not_fill_the_places(model: Path) -> None:
     with serving(model, Limits(max_connections=20)) as address:
-        slow = [socket.create_connection(address, timeout=10) for _ in range(60)]
+        slow = [socket.create_connection(address, timeout=30) for _ in range(60)]
         for connection in slow:
             try:
                 connection.sendall(VALID[:-3])
             except OSError:
                 continue
         for _ in range(5):
-            assert answers(send(address, [VALID], 5.0)) == ([200], True)
+            assert answers(send(address, [VALID], 20.0)) == ([200], True)
         for connection in slow:
             connection.close()
 
@@ -248,7 +251,7 @@ def test_many_problems_with_large_names_give_a_small_answer(model: Path) -> None
     begin = time.monotonic()
     answer = client(model).post("/predict", json={"rows": rows})
     assert answer.status_code == 422 and len(answer.content) < 10_000
-    assert answer.json()["problems"][-1] == "and 1980 more problems" and time.monotonic() - begin < 3
+    assert answer.json()["problems"][-1] == "and 1980 more problems" and time.monotonic() - begin < LATE
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ import uvicorn
 
 from ensemble_kd.serving.app import Limits
 from ensemble_kd.serving.connections import Connection, Connections
-from ensemble_kd.serving.server import BACKLOG, SIGNALS
+from ensemble_kd.serving.server import BACKLOG
+from ensemble_kd.serving.stopping import SIGNALS
 from ensemble_kd.serving.throttle import Throttle
 
 LOGGERS = ("ensemble_kd.serving.app", "uvicorn.error", "asyncio")
@@ -60,11 +62,13 @@ class Server(uvicorn.Server):
             yield
             return
         loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
-        for number in SIGNALS:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def fitting(connections: int) -> int:

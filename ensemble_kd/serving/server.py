@@ -5,24 +5,21 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import InputError
 from ensemble_kd.predict import load_predictor
 from ensemble_kd.runtime import Runtime, quiet_stderr
+from ensemble_kd.serving.stopping import Stopping, ignored
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "starlette")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOGS = {"RAY_ROTATION_MAX_BYTES": "10000000", "RAY_ROTATION_BACKUP_COUNT": "1"}
 """What strangers make a decoder print goes to the replicas' log files, which would grow without a bound."""
 BACKLOG = 256
@@ -39,9 +36,12 @@ def serve_model(
     port: int = 8000,
     replicas: int = 1,
     token_variable: str | None = None,
+    stop: Stopping,
     verbose: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then return. `limits` are app.Limits' fields; port 0 takes a free one.
+    """Serve until SIGINT or SIGTERM, then return; while things start, `stop` notes these.
+
+    `limits` are app.Limits' fields; port 0 takes a free one.
 
     Raises InputError before Ray starts: the extra is missing, no such token, an unusable model folder, a
     port that is taken, more replicas than CPUs.
@@ -56,10 +56,13 @@ def serve_model(
 
         model, chosen = Description.of(predictor), Limits(**limits)
         del predictor  # the replicas have their own
-        with _stoppable(), Runtime(ComputeConfig(), verbose=verbose) as runtime:
+        stop.check()
+        with Runtime(ComputeConfig(), verbose=verbose) as runtime:
             for name, value in LOGS.items():
                 os.environ.setdefault(name, value)
             runtime.start(libraries=False)
+            stop.install()  # Ray has a handler of its own
+            stop.check()
             cpus = int(runtime.resources()[0])
             if replicas > cpus:
                 raise InputError(f"--replicas: {replicas}, but there are {cpus} CPUs; each replica takes one")
@@ -72,15 +75,21 @@ def serve_model(
                 logging.getLogger("ray.serve").setLevel(logging.ERROR)
             try:
                 answer = on_ray.deploy(folder, model.form, chosen, replicas)
+                stop.check()
                 app = create_app(model, answer, chosen, token, replicas)
                 url = _url(host, listener.getsockname()[1])
                 note = "" if token or _is_local(host) else "; open to the network, without a token"
-                started = partial(write, f"serving {folder} ({model.form}) on {url}{note}")
-                Server(app, chosen, started).run(sockets=[listener])
+
+                def started() -> None:
+                    server.should_exit = bool(stop.asked)
+                    write(f"serving {folder} ({model.form}) on {url}{note}")
+
+                server = Server(app, chosen, started)
+                server.run(sockets=[listener])
                 write("stopped")
             finally:
                 # Ray reports the actors that it ends here as failures, by way of standard output.
-                with _ignored(), nullcontext() if verbose else quiet_stderr(), redirect_stdout(StringIO()):
+                with ignored(), nullcontext() if verbose else quiet_stderr(), redirect_stdout(StringIO()):
                     on_ray.stop()
                     runtime.__exit__()
 
@@ -135,31 +144,3 @@ def _url(host: str, port: int) -> str:
 
 def _is_local(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """A signal while things are starting ends that quietly, as it does later."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):  # Ray has a handler of its own, which exits
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _ignored() -> Iterator[None]:
-    """A second signal does not leave half of Ray behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
