@@ -151,6 +151,15 @@ def test_served_rows_are_compared_and_none_fails() -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
+def test_fuzzed_requests_get_no_server_error() -> None:
+    pytest.importorskip("fastapi")
+    found = _quick("fuzz")
+    assert found["holds"] and found["ours"] == 0 and found["reference"] > 300, found["detail"]
+    assert found["detail"]["honest"]["requests"] and "problem" not in found["detail"]
+
+
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_memory_of_trials_is_found_in_their_processes() -> None:
     """Hardly any transfer set: what a trial adds is not asked. `sweep` drives the stage as this does."""
     detail = _quick("sweep-memory")["detail"]

@@ -6,6 +6,8 @@ import http.client
 import json
 import logging
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,6 +256,24 @@ def test_many_problems_with_large_names_give_a_small_answer(model: Path) -> None
     assert answer.json()["problems"][-1] == "and 1980 more problems" and time.monotonic() - begin < LATE
 
 
+def test_far_too_long_texts_are_not_tokenized(model: Path) -> None:
+    from test_serve import client
+
+    rows = [{"text": "cat"}, {"text": "ab" * 1_500_000}]
+    begin = time.monotonic()
+    answer = client(model).post("/predict", json={"rows": rows, "on_bad_row": "null"})
+    good, bad = answer.json()["rows"]
+    assert good["problem"] is None and bad["problem"].startswith(
+        "a text of 3,000,000 characters; the model takes"
+    )
+    answer = client(model, Limits(truncate=True)).post("/predict", json={"rows": rows})
+    assert answer.status_code == 200 and len(answer.json()["rows"]) == 2
+    many = [{"text": "ab " * 1000} for _ in range(256)]
+    answer = client(model).post("/predict", json={"rows": many})
+    assert answer.status_code == 413 and "at most 65,536 a request, send fewer rows" in answer.text
+    assert time.monotonic() - begin < LATE
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=3))
 def test_no_bytes_end_in_a_server_error(quick: Address, pieces: list[bytes]) -> None:
@@ -279,3 +299,22 @@ def test_fuzzed_requests_end_in_no_server_error(tmp_path: Path, kind: str) -> No
     assert found.errors == 0, found.shown
     assert found.requests > 100 and found.statuses[200] and not found.unreachable
     assert honest["requests"] and not honest["failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["numeric", "image"])
+def test_generated_requests_get_what_the_schema_says(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("schemathesis")
+    from test_serve import CHECKS
+
+    folder, _ = package(tmp_path, kind)
+    with serving(folder) as (host, port):
+        done = subprocess.run(
+            [sys.executable, "-m", "schemathesis.cli", "run", f"http://{host}:{port}/openapi.json"]
+            + ["--checks", CHECKS, "--max-examples", "20", "--seed", "0", "--no-color"],
+            cwd=tmp_path,  # where it keeps what it found
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -73,8 +73,9 @@ class Hostile:
     def broken_pictures(self) -> None:
         cell = base64.b64encode(broken_picture()).decode()
         body = json.dumps({"rows": [*self.valid["rows"], {"input": cell}]}).encode()
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        found = answers(send(self.address, [(head % len(body) + body) * 20], 10.0))[0]
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        found = answers(send(self.address, [request * 20], 10.0))[0]
         assert set(found) <= {422}, found
 
     def fuzz(self) -> None:

@@ -115,7 +115,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect holds what the client says that our name is
     )
-    schema = RequestSchema(model.info, model.columns, limits.max_rows)
+    schema = RequestSchema(model.info, model.columns, limits.max_rows, limits.truncate)
     counted = app.state.metrics = metrics.Metrics()
     shown = page.render(schema, needs_token=token is not None)
     metadata = json.dumps(_metadata(model, limits, replicas)).encode()

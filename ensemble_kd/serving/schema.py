@@ -22,6 +22,9 @@ from ensemble_kd.data.preprocess import TOO_LONG
 from ensemble_kd.data.records import DataInfo
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+TEXT, REQUEST = 32, 8
+"""Characters for each token that the model takes: of one text, and of a request's texts on average. Some
+tokenizers take seconds for a text of a megabyte, whatever is cut off afterwards."""
 SHOWN = 20
 """Problems in one answer; the rest is counted."""
 
@@ -38,8 +41,9 @@ class RefusedError(Exception):
 class RequestSchema:
     """Bodies of POST /predict to tables with the model's columns."""
 
-    def __init__(self, info: DataInfo, columns: list[str], max_rows: int) -> None:
-        self.info, self.columns, self.max_rows = info, columns, max_rows
+    def __init__(self, info: DataInfo, columns: list[str], max_rows: int, truncate: bool = False) -> None:
+        """With `truncate` a text that is far too long is cut; otherwise it is a bad row."""
+        self.info, self.columns, self.max_rows, self.truncate = info, columns, max_rows, truncate
         typed: Any = TypedDict
         row: Any = with_config(STRICT)(typed("Row", {name: self._cell() for name in columns}))
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=max_rows)]
@@ -103,7 +107,8 @@ class RequestSchema:
     def parse(self, body: bytes) -> tuple[pa.Table, bool, dict[int, str]]:
         """The table, whether bad rows are kept as nulls, and rows that are bad already.
 
-        Raises RefusedError: 400 for what is not JSON, 422 for what does not fit the schema.
+        Raises RefusedError: 400 for what is not JSON, 422 for what does not fit the schema, 413 for more
+        text than a request of this many rows may hold.
         """
         try:
             request = self.adapter.validate_json(body)
@@ -114,6 +119,7 @@ class RequestSchema:
         for name in self.columns:
             cells = [row[name] for row in rows]
             if self.info.kind == "text":
+                self._shorten(cells, bad)
                 arrays.append(pa.array(cells, pa.string()))
             elif self.listed:
                 flat = pa.array(np.array(cells, np.float64).reshape(-1))
@@ -128,6 +134,22 @@ class RequestSchema:
                         cells[i], bad[i] = None, str(error)
                 arrays.append(pa.array(cells, pa.binary()))
         return pa.table(arrays, names=self.columns), request.get("on_bad_row") == "null", bad
+
+    def _shorten(self, texts: list[str], bad: dict[int, str]) -> None:
+        """In place: texts that are far too long are not tokenized, or not beyond what could be kept."""
+        tokens = self.info.input_shape[0]
+        longest, all_ = max(TEXT * tokens, 4096), max(REQUEST * tokens * self.max_rows, 65_536)
+        for i, text in enumerate(texts):
+            if len(text) > longest:
+                texts[i] = text[:longest] if self.truncate else ""
+                if not self.truncate:
+                    bad[i] = (
+                        f"a text of {len(text):,} characters; the model takes {tokens:,} tokens, {TOO_LONG}"
+                    )
+        if (total := sum(map(len, texts))) > all_:
+            raise RefusedError(
+                413, f"texts of {total:,} characters; at most {all_:,} a request, send fewer rows"
+            )
 
     def row_problems(self, bad: dict[int, str], rows: int) -> list[str]:
         """`rows.3.text: what is wrong`, and how to go on without these rows."""
