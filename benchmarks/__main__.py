@@ -20,6 +20,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     export,
     faults,
     fused,
+    fuzz,
     scale,
     scaling,
     serve,

@@ -78,6 +78,14 @@ def image_model(folder: Path, rows: int) -> Path:
     return _save(folder, {"name": "mlp", "hidden": [32, 32]}, "image", [8, 8, 1], preprocess)
 
 
+def number_model(folder: Path, rows: int) -> Path:
+    """A model folder, and rows.parquet beside it: lists of 8 numbers."""
+    values = np.random.default_rng(0).normal(size=(rows, 8))
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"input": values.tolist()}), folder / "rows.parquet")
+    return _save(folder, {"name": "mlp", "hidden": [32]}, "numeric", [8], {})
+
+
 def _save(
     folder: Path,
     model: dict[str, Any],
@@ -95,7 +103,7 @@ def _save(
     from ensemble_kd.models.build import build
     from ensemble_kd.models.package import save_package
 
-    channels = shape[2] if kind == "image" else 0
+    channels = {"image": shape[-1], "numeric": shape[0]}.get(kind, 0)
     info = DataInfo(
         kind=kind,
         input_shape=shape,
@@ -118,11 +126,21 @@ def _save(
 
 @contextmanager
 def served(
-    model: Path, *options: str, env: dict[str, str] | None = None, stop: signal.Signals = signal.SIGTERM
+    model: Path,
+    *options: str,
+    env: dict[str, str] | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+    log: Path | None = None,
+    files: int | None = None,
 ) -> Iterator[tuple[str, int]]:
-    """Host and port of `ensemble-kd serve MODEL` in a process of its own, which must end with exit code 0."""
+    """Host and port of `ensemble-kd serve MODEL` in a process of its own, which must end with exit code 0.
+
+    What it says on standard error goes to `log`; it may open so many `files`.
+    """
     command = [sys.executable, "-m", "ensemble_kd", "serve", str(model), "--port", "0", *options]
-    with tempfile.TemporaryFile("w+") as errors:
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
+    with open(log, "w+") if log else tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
         assert process.stdout is not None
         # A server that hangs would leave readline waiting.

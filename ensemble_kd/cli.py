@@ -409,6 +409,9 @@ def serve(
     ] = 5.0,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 256,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request's body.")] = 4_000_000,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Open at once; at most half as many as files may be open.")
+    ] = 512,
     token: Annotated[
         str | None,
         typer.Option(metavar="VARIABLE", help="Environment variable that holds the bearer token to ask for."),
@@ -420,7 +423,9 @@ def serve(
     trust: Trust = None,
 ) -> None:
     """Answer HTTP requests with a model folder, on Ray Serve, until Ctrl-C."""
-    with reported(verbose):
+    from ensemble_kd.serving.stopping import Stopping
+
+    with reported(verbose), Stopping() as stop:
         from ensemble_kd.inference.predictor import FORMS
         from ensemble_kd.serving.server import serve_model
 
@@ -431,6 +436,7 @@ def serve(
             {
                 "max_rows": max_rows,
                 "max_bytes": max_bytes,
+                "max_connections": max_connections,
                 "max_batch": max_batch,
                 "max_wait_ms": max_wait_ms,
                 "truncate": truncate,
@@ -441,6 +447,7 @@ def serve(
             port=port,
             replicas=replicas,
             token_variable=token,
+            stop=stop,
             verbose=verbose,
             trust=tuple(trust or ()),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -291,4 +292,11 @@ class FileWriter:
 
 def _lines(table: pa.Table) -> Iterator[str]:
     for row in table.to_pylist():
-        yield json.dumps(row, ensure_ascii=False)
+        if isinstance(row["id"], float) and not math.isfinite(row["id"]):
+            row["id"] = None  # JSON has no NaN
+        yield json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    """An id that JSON has no type for: a date, a decimal, bytes."""
+    return value.hex() if isinstance(value, bytes) else str(value)

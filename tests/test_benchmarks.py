@@ -25,9 +25,9 @@ def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
     expected |= {"cached", "online", "buckets", "finetune", "latency", "int8"}
     assert expected <= set(BENCHMARKS)
-    expected |= {"serve", "scaling", "members", "scale", "faults"}
+    expected |= {"serve", "scaling", "members", "scale", "faults", "fuzz"}
     for name, entry in BENCHMARKS.items():
-        assert entry.name == name and entry.bound > 0 and entry.unit
+        assert entry.name == name and entry.bound >= 0 and entry.unit
         assert entry.text and "\n" not in entry.text
         assert entry.sense in ("at least", "at most")
 
@@ -147,6 +147,15 @@ def test_served_rows_are_compared_and_none_fails() -> None:
     detail = _quick("serve", "--seconds", "3")["detail"]
     assert "problem" not in detail and detail["failed"] == 0
     assert detail["requests"] > 0 and detail["p99 (ms)"] >= detail["p50 (ms)"]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_fuzzed_requests_get_no_server_error() -> None:
+    pytest.importorskip("fastapi")
+    found = _quick("fuzz")
+    assert found["holds"] and found["ours"] == 0 and found["reference"] > 300, found["detail"]
+    assert found["detail"]["honest"]["requests"] and "problem" not in found["detail"]
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from ensemble_kd.data.preprocess import Preprocessor
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError, InputError
+from ensemble_kd.inference.isolate import isolated, words
 from ensemble_kd.inference.onnx_model import load_onnx
 from ensemble_kd.model_folder import TOKENIZER, check_kinds, form_folder, read_folder_manifest, read_format
 from ensemble_kd.safe_files import in_one_line
@@ -30,6 +31,7 @@ MOST_TRIED = 1 << 20
 TRIED = "a text to try"
 MOST_BYTES = 1 << 27
 """Of inputs that are prepared at once, as float32; tables of more are answered part by part."""
+NOT_FINITE = "the model's answer is not a number; are the values as large as in the training data?"
 
 
 @dataclass
@@ -158,6 +160,9 @@ class Predictor:
 
     def logits(self, inputs: np.ndarray, batch_size: int = 1024) -> np.ndarray:
         """(N, C) float32, divided by the calibration's temperature."""
+        if self.form == "int8" and self.info.kind == "numeric":
+            # A batch shares one scale of its activations: one row of huge numbers would flatten the others.
+            batch_size = 1
         if self.form in GRAPHS:
             return self._graph.logits(inputs, batch_size)
         from ensemble_kd.train.loop import predict
@@ -170,7 +175,8 @@ class Predictor:
     def answer(self, table: pa.Table, batch_size: int = 1024, truncate: bool = True) -> Answers:
         """Probabilities of every row. Raises InputError where a column is missing.
 
-        Without `truncate` a text beyond the length that the model takes is a bad row.
+        A row that cannot be read, makes the model fail or has no finite answer is bad, and costs no other.
+        Without `truncate` a text beyond the length that the model takes is bad, too.
         """
         rows = max(1, MOST_BYTES // (4 * math.prod(self.info.input_shape)))
         if table.num_rows > rows:
@@ -180,14 +186,49 @@ class Predictor:
             ]
             problems = [problem for part in parts for problem in part.problems]
             return Answers(np.concatenate([part.probabilities for part in parts]), problems)
-        inputs, problems = self._preprocessor.transform(table, truncate)
         probabilities = np.full((table.num_rows, self.info.num_classes), np.nan, np.float32)
-        good = Answers(probabilities, problems).good
-        if len(good):
-            # `inputs` has a row for every row of the table, with a placeholder where it is bad.
-            found = self.logits(inputs[good], batch_size)
-            probabilities[good] = softmax(found) if self.info.target is None else found
+        inputs, problems = self._inputs(table, truncate)
+
+        def run(part: np.ndarray) -> None:
+            found = self.logits(inputs[part], batch_size)
+            probabilities[part] = softmax(found) if self.info.target is None else found
+
+        # `inputs` has a row for every row of the table, with a placeholder where it is bad.
+        failed = isolated(Answers(probabilities, problems).good, run)
+        if failed:
+            plain = np.zeros_like(inputs[:1])
+            plain[:, :1] = self.info.kind == "text"  # no text is without a token
+            self.logits(plain)  # raises where it is the model that is broken
+        for row, error in failed.items():
+            problems[row] = f"the model fails at it ({words(error)})"
+        # An input like 1e38 is a float32, and overflows inside the network.
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+            problems[row] = problems[row] or NOT_FINITE
+            probabilities[row] = np.nan
         return Answers(probabilities, problems)
+
+    def _inputs(self, table: pa.Table, truncate: bool) -> tuple[np.ndarray, list[str | None]]:
+        """As `Preprocessor.transform`, but for rows at which it raises: these are bad."""
+        try:
+            return self._preprocessor.transform(table, truncate)
+        except InputError:
+            raise
+        except Exception:  # a decoder that trips over a row: which one?
+            inputs: np.ndarray | None = None
+            problems: list[str | None] = [None] * table.num_rows
+
+            def read(part: np.ndarray) -> None:
+                nonlocal inputs
+                found, wrong = self._preprocessor.transform(table.take(pa.array(part)), truncate)
+                if inputs is None:
+                    inputs = np.zeros((table.num_rows, *found.shape[1:]), found.dtype)
+                inputs[part] = found
+                for row, problem in zip(part, wrong, strict=True):
+                    problems[row] = problem
+
+            for row, error in isolated(np.arange(table.num_rows), read).items():
+                problems[row] = f"cannot be read ({words(error)})"
+            return np.zeros((table.num_rows, 0)) if inputs is None else inputs, problems
 
 
 def _automatic(folder: Path) -> tuple[str, Path]:
@@ -202,6 +243,7 @@ def _automatic(folder: Path) -> tuple[str, Path]:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, C) float32 rows that sum to 1."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of logits that are infinite: NaN, which the caller looks for
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
     return found

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from ensemble_kd.inference.isolate import words
 from ensemble_kd.inference.predictor import Predictor
-
-NOT_FINITE = "the model's answer is not a number; are the values as large as in the training data?"
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Reply:
     bad: dict[int, str]
     batch: tuple[int, int] | None = None
     """Rows and requests of the forward pass; the first of its requests carries them, so each counts once."""
+    failed: str | None = None
+    """What the model itself failed with; there is no answer then."""
 
 
 TEXTS = 16
@@ -61,19 +62,23 @@ class Responder:
             self._row, self._null = '{"value":%.9g', '{"value":null'
 
     def __call__(self, questions: list[Question]) -> list[Reply]:
-        """A reply for each, in their order."""
+        """A reply for each, in their order. One that raises, which no row of it explains, fails alone."""
+        try:
+            return self._together(questions)
+        except Exception as error:  # the net at the edge: other clients' questions travel with it
+            if len(questions) == 1:
+                return [Reply(None, {}, failed=words(error))]
+            return [self([question])[0] for question in questions]
+
+    def _together(self, questions: list[Question]) -> list[Reply]:
         tables = [question.table for question in questions]
         found = self.predictor.answer(pa.concat_tables(tables), self.batch_size, self.truncate)
-        # An input like 1e38 is a float32, and overflows inside the network.
-        finite = np.isfinite(found.probabilities).all(axis=1)
         replies, first = [], 0
         for question in questions:
             rows = range(first, first + question.table.num_rows)
             bad = dict(question.bad)
             for i, row in enumerate(rows):
                 problem = found.problems[row]
-                if problem is None and not finite[row]:
-                    problem = NOT_FINITE
                 if problem is not None:
                     bad.setdefault(i, problem)
             batch = (len(found.problems), len(questions)) if first == 0 else None

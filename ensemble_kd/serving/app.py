@@ -23,6 +23,8 @@ from ensemble_kd.serving.answers import Question, Reply
 from ensemble_kd.serving.schema import RefusedError, RequestSchema
 
 log = logging.getLogger(__name__)
+SMALL = 100_000
+"""Bytes of a body that is parsed at once."""
 PATHS = ("/", "/predict", "/metadata", "/healthz", "/metrics", "/openapi.json")
 
 
@@ -40,8 +42,20 @@ class Limits:
     """For further requests, once one is there."""
     max_in_flight: int = 512
     """Requests being answered; further ones get 503."""
+    max_connections: int = 512
+    """Open at once; beyond them the one that was waited for longest ends."""
+    max_head: int = 32_768
+    """Bytes of a request's head."""
+    head_seconds: float = 10.0
+    """For a head to arrive, since the connection was made or the head began."""
+    idle_seconds: float = 30.0
+    """Between two requests of a connection."""
     body_seconds: float = 30.0
     """For a body to arrive."""
+    write_seconds: float = 30.0
+    """For a client to read on where it does not."""
+    answer_seconds: float = 60.0
+    """For the model to answer."""
     truncate: bool = False
     """Cut texts that are too long; otherwise they are bad rows."""
 
@@ -78,6 +92,10 @@ class UnavailableError(Exception):
     """No replica can answer now."""
 
 
+class FailedError(Exception):
+    """The model itself fails, whatever it is asked."""
+
+
 Answer = Callable[[Question], Awaitable[Reply]]
 
 
@@ -95,8 +113,9 @@ def create_app(
         description="A distilled model. Bodies and answers are JSON.",
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect holds what the client says that our name is
     )
-    schema = RequestSchema(model.info, model.columns, limits.max_rows)
+    schema = RequestSchema(model.info, model.columns, limits.max_rows, limits.truncate)
     counted = app.state.metrics = metrics.Metrics()
     shown = page.render(schema, needs_token=token is not None)
     metadata = json.dumps(_metadata(model, limits, replicas)).encode()
@@ -122,11 +141,20 @@ def create_app(
                 503, f"{limits.max_in_flight} requests are being answered; try again", {"Retry-After": "1"}
             )
         with counted.in_flight.track_inprogress():
-            table, keep_bad, bad = schema.parse(await read_body(request, limits))
+            body = await read_body(request, limits)
+            # A large one takes so long that others would wait for it.
+            parsed = schema.parse(body) if len(body) <= SMALL else await asyncio.to_thread(schema.parse, body)
+            table, keep_bad, bad = parsed
             try:
-                reply = await answer(Question(table, keep_bad, bad))
+                async with asyncio.timeout(limits.answer_seconds):
+                    reply = await answer(Question(table, keep_bad, bad))
             except UnavailableError as error:
                 raise RefusedError(503, str(error), {"Retry-After": "1"}) from error
+            except TimeoutError:
+                text = f"no answer within {limits.answer_seconds:g} s; try again with fewer rows"
+                raise RefusedError(503, text, {"Retry-After": "1"}) from None
+        if reply.failed is not None:
+            raise FailedError(reply.failed)
         counted.rows.labels("answered").inc(table.num_rows - len(reply.bad))
         counted.rows.labels("bad").inc(len(reply.bad))
         if reply.batch:
@@ -162,7 +190,7 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         known = f"there are {', '.join(PATHS)}" if error.status_code == 404 else str(error.detail)
-        text = f"{request.method} {request.url.path[:80]}: {known}"
+        text = f"{request.method} {request.scope['path'][:80]}: {known}"  # its URL may be none
         return _problems(error.status_code, [text], error.headers or {})
 
     app.add_middleware(Counted, metrics=counted)
@@ -192,8 +220,10 @@ class Counted:
         try:
             await self.app(scope, receive, counted)
         except Exception:
-            log.exception("%s failed", path)
-            if not begun:
+            if begun:
+                log.debug("the client of %s is gone", path, exc_info=True)
+            else:
+                log.exception("%s failed", path)
                 await _problems(500, ["the server failed at this request; its log says why"], {})(
                     scope, receive, counted
                 )
@@ -209,7 +239,12 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RefusedError(415, "Content-Encoding: packed bodies are not read; send the JSON as it is")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > limits.max_bytes and "expect" in request.headers:
+    if (
+        length.isascii()
+        and length.isdigit()
+        and int(length[:20]) > limits.max_bytes
+        and "expect" in request.headers
+    ):
         raise _too_large(limits)  # the client waits for leave to send
     parts, size = [], 0
     try:

@@ -23,6 +23,9 @@ from ensemble_kd.data.preprocess import TOO_LONG
 from ensemble_kd.data.records import DataInfo
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+TEXT, REQUEST = 32, 8
+"""Characters for each token that the model takes: of one text, and of a request's texts on average. Some
+tokenizers take seconds for a text of a megabyte, whatever is cut off afterwards."""
 SHOWN = 20
 """Problems in one answer; the rest is counted."""
 
@@ -39,8 +42,9 @@ class RefusedError(Exception):
 class RequestSchema:
     """Bodies of POST /predict to tables with the model's columns."""
 
-    def __init__(self, info: DataInfo, columns: list[str], max_rows: int) -> None:
-        self.info, self.columns, self.max_rows = info, columns, max_rows
+    def __init__(self, info: DataInfo, columns: list[str], max_rows: int, truncate: bool = False) -> None:
+        """With `truncate` a text that is far too long is cut; otherwise it is a bad row."""
+        self.info, self.columns, self.max_rows, self.truncate = info, columns, max_rows, truncate
         typed: Any = TypedDict
         row: Any = with_config(STRICT)(typed("Row", {name: self._cell() for name in columns}))
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=max_rows)]
@@ -108,7 +112,8 @@ class RequestSchema:
     def parse(self, body: bytes) -> tuple[pa.Table, bool, dict[int, str]]:
         """The table, whether bad rows are kept as nulls, and rows that are bad already.
 
-        Raises RefusedError: 400 for what is not JSON, 422 for what does not fit the schema.
+        Raises RefusedError: 400 for what is not JSON, 422 for what does not fit the schema, 413 for more
+        text than a request of this many rows may hold.
         """
         try:
             request = self.adapter.validate_json(body)
@@ -119,6 +124,7 @@ class RequestSchema:
         for name in self.columns:
             cells = [row[name] for row in rows]
             if self.info.kind == "text":
+                self._shorten(cells, bad)
                 arrays.append(pa.array(cells, pa.string()))
             elif self.listed:
                 flat = pa.array(np.array(cells, np.float64).reshape(-1))
@@ -133,6 +139,22 @@ class RequestSchema:
                         cells[i], bad[i] = None, str(error)
                 arrays.append(pa.array(cells, pa.binary()))
         return pa.table(arrays, names=self.columns), request.get("on_bad_row") == "null", bad
+
+    def _shorten(self, texts: list[str], bad: dict[int, str]) -> None:
+        """In place: texts that are far too long are not tokenized, or not beyond what could be kept."""
+        tokens = self.info.input_shape[0]
+        longest, all_ = max(TEXT * tokens, 4096), max(REQUEST * tokens * self.max_rows, 65_536)
+        for i, text in enumerate(texts):
+            if len(text) > longest:
+                texts[i] = text[:longest] if self.truncate else ""
+                if not self.truncate:
+                    bad[i] = (
+                        f"a text of {len(text):,} characters; the model takes {tokens:,} tokens, {TOO_LONG}"
+                    )
+        if (total := sum(map(len, texts))) > all_:
+            raise RefusedError(
+                413, f"texts of {total:,} characters; at most {all_:,} a request, send fewer rows"
+            )
 
     def row_problems(self, bad: dict[int, str], rows: int) -> list[str]:
         """`rows.3.text: what is wrong`, and how to go on without these rows."""
@@ -149,11 +171,14 @@ class RequestSchema:
         if found[0]["type"] == "json_invalid":
             reason = str(found[0]["ctx"]["error"])
             return RefusedError(400, f"the body is not JSON: {reason}; send {self._shape()}")
-        return RefusedError(422, _cut([self._line(entry) for entry in found]))
+        return RefusedError(422, _cut([self._line(entry) for entry in found[:SHOWN]], len(found)))
 
     def _line(self, entry: Any) -> str:
         place, kind, got = entry["loc"], entry["type"], entry["input"]
-        path, name = ".".join(map(str, place)) or "body", str(place[-1]) if place else ""
+        path, name = (
+            _cut_name(".".join(map(str, place))) or "body",
+            _cut_name(str(place[-1]) if place else ""),
+        )
         fields = ["rows", "on_bad_row"] if len(place) < 3 else self.columns
         if kind == "missing":
             return (
@@ -187,6 +212,11 @@ def _image_bytes(cell: str | list[Any], shape: list[int]) -> bytes:
             raise ValueError(
                 f"not base64 ({error}); send an image ({ACCEPTED}) or raw pixels so encoded"
             ) from None
+    leaves = cell
+    while any(isinstance(value, list) for value in leaves):
+        leaves = [x for value in leaves for x in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(value, int | float) for value in leaves):  # of texts numpy makes a huge table
+        raise ValueError("lists of something else than pixels; send whole numbers in 0..255")
     try:
         pixels = np.array(cell)
     except ValueError:
@@ -213,6 +243,11 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _cut(problems: list[str]) -> list[str]:
-    more = len(problems) - SHOWN
+def _cut_name(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:97]}..."
+
+
+def _cut(problems: list[str], all_: int | None = None) -> list[str]:
+    """The first ones, of so many."""
+    more = (len(problems) if all_ is None else all_) - SHOWN
     return problems if more <= 0 else [*problems[:SHOWN], f"and {more} more problems"]

@@ -5,23 +5,25 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import InputError
 from ensemble_kd.predict import load_predictor
 from ensemble_kd.runtime import Runtime, quiet_stderr
+from ensemble_kd.serving.stopping import Stopping, ignored
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "starlette")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "starlette")
+LOGS = {"RAY_ROTATION_MAX_BYTES": "10000000", "RAY_ROTATION_BACKUP_COUNT": "1"}
+"""What strangers make a decoder print goes to the replicas' log files, which would grow without a bound."""
+BACKLOG = 256
+"""Connections that the system may hold for us; they can all come at once, beside those that are open."""
 
 
 def serve_model(
@@ -34,10 +36,13 @@ def serve_model(
     port: int = 8000,
     replicas: int = 1,
     token_variable: str | None = None,
+    stop: Stopping,
     verbose: bool = False,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then return. `limits` are app.Limits' fields; port 0 takes a free one.
+    """Serve until SIGINT or SIGTERM, then return; while things start, `stop` notes these.
+
+    `limits` are app.Limits' fields; port 0 takes a free one.
 
     Raises InputError before Ray starts: the extra is missing, no such token, an unusable model folder, a
     port that is taken, more replicas than CPUs.
@@ -48,11 +53,17 @@ def serve_model(
         predictor = load_predictor(folder, form, threads=1, trust=trust)
 
         from ensemble_kd.serving.app import Description, Limits, create_app
+        from ensemble_kd.serving.http import Server
 
         model, chosen = Description.of(predictor), Limits(**limits)
         del predictor  # the replicas have their own
-        with _stoppable(), Runtime(ComputeConfig(), verbose=verbose) as runtime:
+        stop.check()
+        with Runtime(ComputeConfig(), verbose=verbose) as runtime:
+            for name, value in LOGS.items():
+                os.environ.setdefault(name, value)
             runtime.start(libraries=False)
+            stop.install()  # Ray has a handler of its own
+            stop.check()
             cpus = int(runtime.resources()[0])
             if replicas > cpus:
                 raise InputError(f"--replicas: {replicas}, but there are {cpus} CPUs; each replica takes one")
@@ -65,14 +76,21 @@ def serve_model(
                 logging.getLogger("ray.serve").setLevel(logging.ERROR)
             try:
                 answer = on_ray.deploy(folder, model.form, chosen, replicas, trust)
+                stop.check()
                 app = create_app(model, answer, chosen, token, replicas)
                 url = _url(host, listener.getsockname()[1])
                 note = "" if token or _is_local(host) else "; open to the network, without a token"
-                _run(app, listener, lambda: write(f"serving {folder} ({model.form}) on {url}{note}"))
+
+                def started() -> None:
+                    server.should_exit = bool(stop.asked)
+                    write(f"serving {folder} ({model.form}) on {url}{note}")
+
+                server = Server(app, chosen, started)
+                server.run(sockets=[listener])
                 write("stopped")
             finally:
                 # Ray reports the actors that it ends here as failures, by way of standard output.
-                with _ignored(), nullcontext() if verbose else quiet_stderr(), redirect_stdout(StringIO()):
+                with ignored(), nullcontext() if verbose else quiet_stderr(), redirect_stdout(StringIO()):
                     on_ray.stop()
                     runtime.__exit__()
 
@@ -110,7 +128,7 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(address)
-            found.listen(1024)  # from now on it is ours; clients wait until the model is there
+            found.listen(BACKLOG)  # from now on it is ours; clients wait until the model is there
         except OSError as error:
             fix = {
                 errno.EADDRINUSE: "it is taken; choose another --port, or stop what listens there",
@@ -127,66 +145,3 @@ def _url(host: str, port: int) -> str:
 
 def _is_local(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """A signal while things are starting ends that quietly, as it does later."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):  # Ray has a handler of its own, which exits
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _ignored() -> Iterator[None]:
-    """A second signal does not leave half of Ray behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _run(app: Any, listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until a signal; requests that are being answered then have ten seconds."""
-    import asyncio
-
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            started()
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """uvicorn's own would raise the signal again at the end, which is then the exit code."""
-            loop = asyncio.get_running_loop()
-            for number in SIGNALS:
-                loop.add_signal_handler(number, self.handle_exit, number, None)
-            yield
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
-
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=32_768,
-    )
-    Server(config).run(sockets=[listener])
