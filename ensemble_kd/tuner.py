@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -27,6 +28,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from ensemble_kd import local_group
 from ensemble_kd.errors import ConfigError, StoppedError, TrainingError
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.redact import VARIABLES
@@ -175,18 +177,22 @@ class _Replica:
         self.epochs: Any = None
 
     def address(self) -> str:
-        """HOST:PORT at which the others find this one."""
+        """The URL at which the others find this one."""
         from socket import socket
 
+        if self.shared["meeting"] is not None:
+            return local_group.meeting(self.shared["meeting"])
         with socket() as free:
             free.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def join(self, address: str) -> None:
         import torch.distributed as dist
 
+        if self.shared["meeting"] is not None:
+            local_group.stay()
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"tcp://{address}", rank=self.rank, world_size=self.size)
+        dist.init_process_group(backend, init_method=address, rank=self.rank, world_size=self.size)
 
     def begin(self, fields: dict[str, Any]) -> None:
         import torch.distributed as dist
@@ -446,7 +452,7 @@ def run_trials(
         os.environ.setdefault(name, value)
     compute = runtime.compute
     gpus = runtime.gpus_per_worker()
-    shared = {
+    shared: dict[str, Any] = {
         "references": {name: ray.put(array) for name, array in arrays().items()},
         "load_data": load_data,
         "members": str(members),
@@ -459,6 +465,7 @@ def run_trials(
         "sign": sign,
         "rungs": _rungs(asha, epochs),
         "mirror": attached_spec(),
+        "meeting": tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None,
     }
     (folder / "fused").mkdir(parents=True, exist_ok=True)
     each = {"CPU": compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
@@ -516,6 +523,8 @@ def run_trials(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if shared["meeting"] is not None:
+            shutil.rmtree(shared["meeting"], ignore_errors=True)
         if (mirror := attached()) is not None:
             mirror.pull(members)
 

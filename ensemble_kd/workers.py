@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -183,6 +184,8 @@ def train_members(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from ensemble_kd.local_group import LocalTorchConfig
+
     references = {name: ray.put(array) for name, array in arrays().items()}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On the driver's node: with any other it would die while the run goes on.
@@ -190,6 +193,7 @@ def train_members(
     board = actor.remote(list(range(len(open_tasks))), _after(open_tasks))
     resources = runtime.bundle()
     scratch = members.parent / ".ray"
+    meeting = tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None
     trainer = _trainer_class()(
         _worker,
         train_loop_config={
@@ -202,6 +206,7 @@ def train_members(
             "cpus_per_worker": runtime.compute.cpus_per_worker,
             "mirror": attached_spec(),
         },
+        torch_config=None if meeting is None else LocalTorchConfig(folder=meeting),
         scaling_config=ScalingConfig(
             num_workers=elastic or size,
             use_gpu="GPU" in resources,
@@ -231,6 +236,8 @@ def train_members(
         _attend(runtime, thread, board, open_tasks, elastic[0] if elastic else size, path, on_event)
     finally:
         _end(thread, board)
+        if meeting is not None:
+            shutil.rmtree(meeting, ignore_errors=True)
     if runtime.termination.asked.is_set():
         raise runtime.termination.error()
     shutil.rmtree(scratch, ignore_errors=True)

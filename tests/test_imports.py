@@ -27,11 +27,11 @@ LEVELS = [
     {"objectives", "models", "data", "ensemble"},
     {"pretrained"},
     {"model_folder"},
-    {"lease"},
+    {"lease", "local_group", "local_ray"},
     {"mirror"},
     {"config", "artifacts", "board"},
     {"space"},
-    {"termination"},
+    {"termination", "disk"},
     {"errors"},
     {"redact"},
 ]
