@@ -128,7 +128,7 @@ def free(path: Path) -> int:
 
 def mount_of(path: Path) -> str:
     """The file system that a path lies on: where it is mounted and, on Linux, of what type it is."""
-    place = path.absolute()
+    place = _existing(path).resolve()
     while not os.path.ismount(place) and place != place.parent:
         place = place.parent
     kind = ""

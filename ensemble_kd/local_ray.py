@@ -38,9 +38,7 @@ def start(warn: Callable[[str], None], **options: Any) -> None:
             if (code := disk.code_of(error)) is not None:
                 raise no_room(code) from error
             said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            if isinstance(
-                error, OSError | ValueError
-            ):  # of a setting or a path: the second time is no better
+            if isinstance(error, OSError | ValueError):  # a setting or a path, no better the second time
                 fix = "; set RAY_TMPDIR to a folder with a shorter path" if "AF_UNIX" in said else ""
                 raise EnsembleKDError(f"Ray did not start on this machine: {said}{fix}") from error
             if last:

@@ -23,6 +23,7 @@ from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.disk import told
 from ensemble_kd.errors import ConfigError, ExportError, InputError
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
@@ -418,9 +419,10 @@ def stage(context: Context, name: str, plan: StagePlan, fresh: Collection[str]) 
     context.tracker.start(key, plan.config, {"fingerprint": plan.fingerprint, **prefixed(plan.inputs)})
     good = False
     try:
-        if step.fresh:
-            discard(context, plan)
-        yield step
+        with told(name, context.folder):
+            if step.fresh:
+                discard(context, plan)
+            yield step
         if (mirror := attached()) is not None and not step.skipped:
             mirror.push(context.folder, check=True)  # the next stage's workers read it from there
         good = True
@@ -568,6 +570,8 @@ def check_sizes(config: Config, info: dict[str, Any], data: Path | None = None) 
     problems += of_teachers + of_student(config)
     if data is not None:
         problems += corpus_size_problems(config, data)
+        if not problems:
+            problems += soft_targets_stage.room_problems(config, info, data.parents[1], num_teachers(config))
     if config.specialists is not None:  # builds teachers, and no field of the student matters to it
         problems += clusters_stage.problems(config, info["num_classes"])
         problems += specialists_stage.problems(config, info)

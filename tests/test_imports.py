@@ -31,6 +31,7 @@ LEVELS = [
     {"mirror"},
     {"config", "artifacts", "board"},
     {"space"},
+    {"failures"},
     {"termination", "disk"},
     {"errors"},
     {"redact"},
