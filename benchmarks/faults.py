@@ -1,8 +1,8 @@
 """faults: what each fault costs a run on a cluster, in time.
 
 The runs are tests/test_job.py's: the digits pipeline as Ray jobs on three nodes of this machine (no CPU on
-the head, one each on the others) that share nothing but a store that speaks S3, with MLflow on PostgreSQL. The
-cluster is started once. Each fault comes once, in a job that begins at the fault's stage, and must end in the
+the head, one each on the others) that share nothing but a store that speaks S3, with MLflow on PostgreSQL.
+The cluster starts once. Each fault comes once, in a job that begins at the fault's stage, and must end in the
 bytes of the undisturbed one; it is compared with an undisturbed job of the same stages. Seconds are those in
 which a job ran: where it ends and is submitted again, both count, with starting and finding what is there.
 

@@ -34,7 +34,8 @@ NO_INODES = ("the file system has no room for more files (no inodes are left)", 
 AGAIN = "then run the same command again: it goes on where it stands"
 
 WORDS = {
-    errno.ENOSPC: r"No space left on device|\b(?:os error|[Ee]rrno) 28\b|database or disk is full",
+    errno.ENOSPC: r"No space left on device|\b(?:os error|[Ee]rrno) 28\b|database or disk is full|"
+    r"disk's utilization is over capacity",
     errno.EDQUOT: r"Disk quota exceeded|\b(?:os error|[Ee]rrno) 122\b",
     errno.EROFS: r"Read-only file system|\b(?:os error|[Ee]rrno) 30\b",
 }
@@ -52,6 +53,10 @@ class DiskError(EnsembleKDError, OSError):
         """The same of a stage or a member, unless the text says so already."""
         text = str(self)
         return self if text.startswith(f"{name}: ") else DiskError(f"{name}: {text}", self.errno)
+
+
+STORE_FULL = "local disk's utilization is over capacity"
+"""Ray's words for an object store that is full, and a folder beside it that is, too: it stops at 95%."""
 
 
 def code_of(error: BaseException | str | None) -> int | None:
@@ -115,6 +120,8 @@ def told(name: str, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         code, path = code_of(error), _path_of(error) or folder
+        if STORE_FULL in str(error):
+            raise _store_full().within(name) from error
         inside = path.absolute().is_relative_to(folder.absolute())
         if code is None or (code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not inside):
             raise
@@ -149,6 +156,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def _store_full() -> DiskError:
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray decides
+    text = str(full(errno.ENOSPC, Path(place) / "ray"))
+    text = text.replace("the disk is full", "Ray's object store and the disk are full")
+    return DiskError(text.replace(AGAIN, f"or set RAY_TMPDIR to a folder that has it, {AGAIN}"), errno.ENOSPC)
 
 
 def _path_of(error: BaseException | None) -> Path | None:

@@ -2,9 +2,9 @@
 no bit of the student.
 
 The digits and the mnist pipeline run in `make test-cluster`; each fault by itself is `long`. Its job finds the
-stages before the fault's own in the store and is held against an undisturbed run's; of all stages that a job of
-one stage makes and reads, since whatever follows is a function of those. With FAULTS_JSON=FILE in the
-environment what each cost is written there: `python -m benchmarks faults`.
+stages before the fault's own in the store, and what it makes is held against an undisturbed run's: whatever
+follows is a function of that. With FAULTS_JSON=FILE in the environment what each cost is written there:
+`python -m benchmarks faults`.
 """
 
 from __future__ import annotations
