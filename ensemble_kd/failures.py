@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,6 +58,28 @@ def raise_packed(failure: str, stage: str, folder: Path) -> NoReturn:
     if found["kind"]:
         raise OURS[found["kind"]](text)
     raise TrainingError(f"{stage}: {text}; {KEPT}{keep(found['traceback'], folder)}")
+
+
+@contextmanager
+def plain(stage: str, folder: Path) -> Iterator[None]:
+    """A stage's work on Ray, whose own errors are not for people.
+
+    Raises ours as they were in another process, and of all others a TrainingError of one paragraph; `folder`
+    takes the traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(base.__module__.startswith("ray.") for base in type(error).__mro__):
+            raise
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, EnsembleKDError):
+            raise cause from error
+        if disk.code_of(error) is not None:
+            raise
+        where = keep("".join(traceback.format_exception(error)), folder)
+        text = last_words(str(error)) if cause is None else f"{type(cause).__name__}: {first_words(cause)}"
+        raise TrainingError(f"{stage}: {text}; {KEPT}{where}") from error
 
 
 def keep(said: str, folder: Path) -> str:

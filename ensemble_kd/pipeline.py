@@ -25,6 +25,7 @@ from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.disk import told
 from ensemble_kd.errors import ConfigError, ExportError, InputError
+from ensemble_kd.failures import plain
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
@@ -419,7 +420,7 @@ def stage(context: Context, name: str, plan: StagePlan, fresh: Collection[str]) 
     context.tracker.start(key, plan.config, {"fingerprint": plan.fingerprint, **prefixed(plan.inputs)})
     good = False
     try:
-        with told(name, context.folder):
+        with told(name, context.folder), plain(name, plan.folder):
             if step.fresh:
                 discard(context, plan)
             yield step

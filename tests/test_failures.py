@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import OutOfDiskError
+from ray.exceptions import OutOfDiskError, RayTaskError
 
 from ensemble_kd import disk, lease
 from ensemble_kd.config import load_config
 from ensemble_kd.errors import ArtifactError, EnsembleKDError, InputError, TrainingError
-from ensemble_kd.failures import FILE, last_words, packed, raise_packed
+from ensemble_kd.failures import FILE, last_words, packed, plain, raise_packed
 from ensemble_kd.stages import soft_targets
 from ensemble_kd.stages.shards import _Pool
 from ensemble_kd.tuner import Proposals
@@ -69,6 +69,24 @@ def test_a_bug_is_one_paragraph_and_its_traceback_is_in_a_file(tmp_path: Path) -
 def test_a_traceback_that_cannot_be_written_does_not_hide_the_failure(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="index 7"):
         raise_packed(packed(IndexError("index 7"), "x", tmp_path), "data", tmp_path / "absent")
+
+
+def test_what_ray_makes_of_an_error_is_made_plain(tmp_path: Path) -> None:
+    def raised(cause: Exception) -> Exception:
+        """As `ray.get` raises it: a class of both, whose text is the traceback of the other process."""
+        error: Exception = RayTaskError("part_of", f"Traceback ...\nIndexError: {cause}", cause)
+        return error.as_instanceof_cause()  # type: ignore[attr-defined, no-any-return]
+
+    with pytest.raises(ArtifactError, match="^x: missing$"), plain("clusters", tmp_path):
+        raise raised(ArtifactError("x: missing"))
+    with (
+        pytest.raises(TrainingError, match=r"^clusters: index 7; .*run the same"),
+        plain("clusters", tmp_path),
+    ):
+        raise raised(IndexError("index 7"))
+    assert "Traceback" in (tmp_path / FILE).read_text()
+    with pytest.raises(IndexError, match="ours"), plain("clusters", tmp_path):
+        raise IndexError("ours")  # of this process: a bug, whose traceback is shown
 
 
 @given(st.text(max_size=200))

@@ -1,10 +1,10 @@
 """Ray jobs on three nodes that share nothing but a store, with MLflow on PostgreSQL: faults on the way change
 no bit of the student.
 
-The digits and the mnist pipeline run in `make test-cluster`; each fault by itself is `long`. Its job finds the
-stages before the fault's own in the store, and what it makes is held against an undisturbed run's: whatever
-follows is a function of that. With FAULTS_JSON=FILE in the environment what each cost is written there:
-`python -m benchmarks faults`.
+The digits and the mnist pipeline run in `make test-cluster`; each fault by itself is `long`. Its job finds
+the stages before the fault's own in the store, and what it makes is held against an undisturbed run's:
+whatever follows is a function of that. With FAULTS_JSON=FILE in the environment what each cost is written
+there: `python -m benchmarks faults`.
 """
 
 from __future__ import annotations
