@@ -80,7 +80,7 @@ def test_what_ray_makes_of_an_error_is_made_plain(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="^x: missing$"), plain("clusters", tmp_path):
         raise raised(ArtifactError("x: missing"))
     with (
-        pytest.raises(TrainingError, match=r"^clusters: index 7; .*run the same"),
+        pytest.raises(TrainingError, match=r"^clusters: IndexError: index 7; .*run the same"),
         plain("clusters", tmp_path),
     ):
         raise raised(IndexError("index 7"))
