@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.safe_files import open_plain, problem_inside, shown
 
@@ -46,9 +47,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that it is there whole or not at all, also after a kill or a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with writing(path, len(data)), temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

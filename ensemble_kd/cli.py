@@ -31,6 +31,7 @@ from ensemble_kd.config import (
     recipe_paths,
     space_paths,
 )
+from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
@@ -597,10 +598,8 @@ def reported(verbose: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        err.print(
-            f"[red]error:[/] the disk is full ({escape(redacted(str(error)))}); what is finished is kept, "
-            "free some space and run again"
-        )
+        text = full(error.errno, Path(error.filename or os.getcwd()), said=redacted(str(error)))
+        err.print(f"[red]error:[/] {escape(str(text))}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         err.print("stopped; finished stages and the last epoch of every member are kept, run again to go on")

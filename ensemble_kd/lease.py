@@ -7,6 +7,7 @@ they write, so two that come in the same second both write, look again after a m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -36,6 +37,11 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # as on a file server without locks
+                raise EnsembleKDError(
+                    f"{folder}: its file system has no locks ({error.strerror}), which keep two runs apart; "
+                    "choose another --run-dir, on a local disk or in a store"
+                ) from error
             raise EnsembleKDError(
                 f"{folder}: another run is at work here; wait for it or choose another --run-dir"
             ) from error

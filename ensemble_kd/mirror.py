@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ensemble_kd.artifacts import MANIFEST
+from ensemble_kd.disk import DiskError, free, mount_of, size
 from ensemble_kd.errors import EnsembleKDError, InputError
 
 ASIDE = ".before-fresh-"
@@ -122,9 +123,11 @@ class Mirror:
             except OSError as error:
                 text = str(error).split("Detail:")[0].strip()
                 if error.errno in FULL:
-                    raise EnsembleKDError(
+                    room = f"; {mount_of(self.root)} has {size(free(self.root))} free"
+                    raise DiskError(
                         f"{self.shown}: cannot {what}: {text[:300]}; make room in {self.root}, where this "
-                        "node's copy lies (compute.scratch), then run again to go on"
+                        f"node's copy lies (compute.scratch){room}, then run again to go on",
+                        error.errno,
                     ) from error
                 if any(word in text for word in FINAL) or time.monotonic() + wait > end:
                     raise EnsembleKDError(

@@ -25,7 +25,9 @@ from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.disk import told
 from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.failures import plain
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
@@ -230,9 +232,10 @@ def tracked(context: Context, current: Stage, plan: StagePlan, fresh: Collection
     context.tracker.start(key, plan.config, {"fingerprint": plan.fingerprint, **prefixed(plan.inputs)})
     good = False
     try:
-        if step.fresh:
-            discard(plan, current.has_members)
-        yield step
+        with told(current.name, context.folder), plain(current.name, plan.folder):
+            if step.fresh:
+                discard(plan, current.has_members)
+            yield step
         if (mirror := attached()) is not None and not step.skipped:
             mirror.push(context.folder, check=True)  # the next stage's workers read it from there
         good = True

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
+from ensemble_kd import local_ray
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import ConfigError, EnsembleKDError
 from ensemble_kd.termination import Termination
@@ -104,30 +106,8 @@ class Runtime:
             for name in ("ray", "ray.data", "ray.train", "ray.tune"):
                 logging.getLogger(name).setLevel(logging.ERROR)
         if not ray.is_initialized():
-            try:
-                with nullcontext() if self.verbose else quiet_stderr():
-                    ray.init(
-                        # Without an address Ray would look for a cluster that `ray start` left a note of,
-                        # dead or alive, and wait for it.
-                        address=self.address or "local",
-                        log_to_driver=self.verbose,
-                        logging_level=logging.INFO if self.verbose else logging.ERROR,
-                        include_dashboard=None if self.address else False,
-                        namespace="ensemble-kd",
-                    )
-            except Exception as error:  # a node that is not up in time raises nothing narrower
-                # Ray says of a missing token only that it could not connect.
-                token = (
-                    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it asks for a token, "
-                    if os.environ.get("RAY_AUTH_MODE") != "token"
-                    else "compare RAY_AUTH_TOKEN with the cluster's, "
-                )
-                raise EnsembleKDError(
-                    f"no Ray cluster at {self.address}: {error}; {token}check --address, or leave it out to "
-                    "run on this machine"
-                    if self.address
-                    else f"Ray did not start on this machine: {error}; if it is busy, try again later"
-                ) from error
+            with nullcontext() if self.verbose else quiet_stderr():
+                self._init()
             self.started = True
             if self.termination.active:
                 self.termination.install()
@@ -136,6 +116,33 @@ class Runtime:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = self.verbose
         context.enable_operator_progress_bars = self.verbose
+
+    def _init(self) -> None:
+        import ray
+
+        options: dict[str, Any] = {
+            "log_to_driver": self.verbose,
+            "logging_level": logging.INFO if self.verbose else logging.ERROR,
+            "namespace": "ensemble-kd",
+        }
+        if self.address is None:  # else Ray would look for a cluster that `ray start` left a note of
+            local_ray.start(self.warn, include_dashboard=False, **options)
+            return
+        try:
+            ray.init(address=self.address, **options)
+        except Exception as error:  # a node that is not up in time raises nothing narrower
+            if isinstance(error, EnsembleKDError):  # a signal that came meanwhile
+                raise
+            # Ray says of a missing token only that it could not connect.
+            token = (
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it asks for a token, "
+                if os.environ.get("RAY_AUTH_MODE") != "token"
+                else "compare RAY_AUTH_TOKEN with the cluster's, "
+            )
+            raise EnsembleKDError(
+                f"no Ray cluster at {self.address}: {error}; {token}check --address, or leave it out to "
+                "run on this machine"
+            ) from error
 
     def resources(self) -> tuple[float, float]:
         """CPUs and GPUs of the whole cluster."""
@@ -148,6 +155,10 @@ class Runtime:
         import ray
 
         return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+    def on_one_machine(self) -> bool:
+        """Whether all of Ray is here, which a program that uses us as a library may have started itself."""
+        return self.address is None and len(self.nodes()) == 1
 
     def gpus_per_worker(self) -> float:
         wanted = self.compute.gpus_per_worker

@@ -13,7 +13,9 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
+import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +29,10 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from ensemble_kd.errors import ConfigError, StoppedError, TrainingError
+from ensemble_kd import disk, local_group
+from ensemble_kd.disk import DiskError, told
+from ensemble_kd.errors import ConfigError, EnsembleKDError, TrainingError
+from ensemble_kd.failures import keep, last_words
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
@@ -62,6 +67,7 @@ class Students(tune.Trainable):
         hold(shared["secrets"])
         self.replicas: list[Any] = []
         self.data = None
+        self.full: DiskError | None = None
         if shared["replicas"] == 1:
             self.data = _load(shared)
             self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -76,6 +82,15 @@ class Students(tune.Trainable):
         work = json.loads(config["work"])
         self.kept = work["kept"]
         trials = [[MemberTask(**fields) for fields in tasks] for tasks in work["trials"]]
+        names = [task.name for tasks in trials for task in tasks]
+        self.name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        try:
+            with told(self.name, Path(self.shared["members"]).parents[1]):
+                self._open(work, trials)
+        except DiskError as error:  # told with the first step: Tune would start this process again
+            self.full = error
+
+    def _open(self, work: dict[str, Any], trials: list[list[MemberTask]]) -> None:
         members, folder = Path(self.shared["members"]), Path(self.shared["folder"])
         self.written = [folder, *(task.folder(members) for tasks in trials for task in tasks)]
         if self.mirror is not None:
@@ -88,7 +103,16 @@ class Students(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch or, since a report costs Tune tenths of a second, as many as fit into one; never past a
-        rung, where ASHA compares."""
+        rung, where ASHA compares. A full disk is told in the result's place, and ends the sweep."""
+        try:
+            if self.full is not None:
+                raise self.full
+            with told(self.name, Path(self.shared["members"]).parents[1]):
+                return self._epochs()
+        except DiskError as error:
+            return {"full": str(error), OBJECTIVE: math.nan, "epoch": 0, "done": True}
+
+    def _epochs(self) -> dict[str, Any]:
         until = time.monotonic() + SECONDS_PER_REPORT
         kept: list[list[Entry]] = []
         while True:
@@ -121,7 +145,8 @@ class Students(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        self.packet.close()
+        if self.full is None:
+            self.packet.close()
         self._release()
 
     # A student that needs several workers: plain actors inside this trial's own placement group. A trainer in
@@ -134,6 +159,8 @@ class Students(tune.Trainable):
             except ray.exceptions.RayError as error:
                 # The others wait for the lost one for ever: all go, and new ones start at its checkpoint.
                 self._release()
+                if isinstance(cause := getattr(error, "cause", None), DiskError):
+                    raise cause from error
                 if attempt == self.shared["max_failures"]:
                     raise RuntimeError(_last_line(str(error))) from error
         raise AssertionError("unreachable")
@@ -178,18 +205,22 @@ class _Replica:
         self.epochs: Any = None
 
     def address(self) -> str:
-        """HOST:PORT at which the others find this one."""
+        """The URL at which the others find this one."""
         from socket import socket
 
+        if self.shared["meeting"] is not None:
+            return local_group.meeting(self.shared["meeting"])
         with socket() as free:
             free.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def join(self, address: str) -> None:
         import torch.distributed as dist
 
+        if self.shared["meeting"] is not None:
+            local_group.stay()
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"tcp://{address}", rank=self.rank, world_size=self.size)
+        dist.init_process_group(backend, init_method=address, rank=self.rank, world_size=self.size)
 
     def begin(self, fields: dict[str, Any]) -> None:
         import torch.distributed as dist
@@ -198,6 +229,7 @@ class _Replica:
         from ensemble_kd.train.member import member_epochs
 
         task, members = MemberTask(**fields), Path(self.shared["members"])
+        self.name = task.name
         if self.mirror is not None:
             self.mirror.pull(task.folder(members))
         self.epochs = member_epochs(
@@ -211,8 +243,9 @@ class _Replica:
     def step(self) -> Entry | bool:
         """The next epoch's entry, or at the end whether it went well."""
         try:
-            entry: Entry = next(self.epochs)
-            return entry
+            with told(self.name, Path(self.shared["members"]).parents[1]):
+                entry: Entry = next(self.epochs)
+                return entry
         except StopIteration as end:
             return bool(end.value)
 
@@ -343,12 +376,14 @@ class Proposals(Searcher):
         return size <= self.fuse and trial.packet is None and not (trial.alone or taken[0].alone)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        _raise_full(result)
         for trial, standing in zip(self.running[trial_id], json.loads(result["standings"]), strict=True):
             self._follow(trial, standing)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        _raise_full(result or {})
         trials = self.running.pop(trial_id, [])
         if error and len(trials) > 1:  # which of them it was shows when each is alone
             for trial in reversed([trial for trial in trials if not trial.over]):
@@ -387,6 +422,11 @@ class Proposals(Searcher):
     def _end(self, trial: Trial) -> None:
         trial.ended = self.clock()
         self.on_change(trial)
+
+
+def _raise_full(result: dict[str, Any]) -> None:
+    if "full" in result:
+        raise DiskError(result["full"]).within("sweep")
 
 
 class _Asha(AsyncHyperBandScheduler):
@@ -449,7 +489,7 @@ def run_trials(
         os.environ.setdefault(name, value)
     compute = runtime.compute
     gpus = runtime.gpus_per_worker()
-    shared = {
+    shared: dict[str, Any] = {
         "references": {name: ray.put(array) for name, array in arrays().items()},
         "load_data": load_data,
         "members": str(members),
@@ -463,6 +503,7 @@ def run_trials(
         "rungs": _rungs(asha, epochs),
         "mirror": attached_spec(),
         "secrets": held(),
+        "meeting": tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None,
     }
     (folder / "fused").mkdir(parents=True, exist_ok=True)
     each = {"CPU": compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
@@ -512,14 +553,20 @@ def run_trials(
     }
     try:
         tuner.fit()
-    except StoppedError:
+    except EnsembleKDError:  # a signal, or a full disk
         raise
-    except Exception as error:  # noqa: BLE001 - whatever Tune raises, what is finished is kept
+    except Exception as error:  # whatever Tune raises, what is finished is kept
+        if (code := disk.code_of(error)) is not None:
+            raise disk.full(code, scratch).within("sweep") from error
+        where = keep("".join(traceback.format_exception(error)), folder)
         raise TrainingError(
-            f"sweep: Ray Tune failed: {error}; finished trials are kept, run again to go on (-v shows more)"
+            f"sweep: Ray Tune failed: {last_words(str(error))}; finished trials are kept, run again to go "
+            f"on{where}"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if shared["meeting"] is not None:
+            shutil.rmtree(shared["meeting"], ignore_errors=True)
         if (mirror := attached()) is not None:
             mirror.pull(members)
 

@@ -14,16 +14,21 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd import disk
 from ensemble_kd.board import WAIT, Board, Event
+from ensemble_kd.disk import DiskError, told
 from ensemble_kd.errors import TrainingError
+from ensemble_kd.failures import keep, last_words
 from ensemble_kd.mirror import Mirror, attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
@@ -49,7 +54,6 @@ SECONDS_TO_END = 10.0
 def _worker(config: dict[str, Any]) -> None:
     """Runs in every worker: join the mesh, then train members until the board has no more."""
     import ray
-    import torch.distributed as dist
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import get_device
@@ -74,37 +78,60 @@ def _worker(config: dict[str, Any]) -> None:
     threading.Thread(target=_look, args=(board, stop), name="stop", daemon=True).start()
     arrays = {name: ray.get(reference) for name, reference in config["references"].items()}
     data = config["load_data"](arrays)
-    tasks = [MemberTask(**fields) for fields in config["tasks"]]
-    members = Path(config["members"])
-    while True:
-        claimed = [ray.get(board.claim.remote(attempt)) if replicas.rank == 0 else None]
-        if per_member > 1:
-            dist.broadcast_object_list(claimed, group=replicas.group, group_src=0)
-        if claimed[0] is None:
-            return
-        if claimed[0] == WAIT:
-            time.sleep(SECONDS_BETWEEN_CLAIMS)
-            continue
-        task = tasks[claimed[0]]
+    try:
+        while _train_next(config, data, device, replicas, mirror, attempt, stop):
+            pass
+    except DiskError as error:  # Ray would start the group again, into the same full disk
+        ray.get(board.post.remote({"kind": "disk", "member": 0, "text": str(error)}))
+        ray.get(board.stop.remote())
+        if replicas.size > 1:  # the others of this member wait for it, and end with the group
+            raise
+
+
+def _train_next(
+    config: dict[str, Any],
+    data: TrainingData,
+    device: Any,
+    replicas: Replicas,
+    mirror: Mirror | None,
+    attempt: str,
+    stop: threading.Event,
+) -> bool:
+    """Claim a member and train it; whether there may be more. Raises DiskError with the member's name."""
+    import ray
+    import torch.distributed as dist
+
+    board, members = config["board"], Path(config["members"])
+    claimed = [ray.get(board.claim.remote(attempt)) if replicas.rank == 0 else None]
+    if replicas.size > 1:
+        dist.broadcast_object_list(claimed, group=replicas.group, group_src=0)
+    if claimed[0] is None:
+        return False
+    if claimed[0] == WAIT:
+        time.sleep(SECONDS_BETWEEN_CLAIMS)
+        return True
+    index: int = claimed[0]
+    task = MemberTask(**config["tasks"][index])
+    with told(task.name, members.parents[1]):
         if mirror is not None:
             _fetch(mirror, task.folder(members), replicas)
         if finished(task, members) is not None:
             if replicas.rank == 0:
                 if mirror is not None:  # a run that ended before it could send it
                     mirror.push(task.folder(members))
-                board.skip.remote(claimed[0])
-            continue
+                board.skip.remote(index)
+            return True
 
-        def report(kind: str, index: int = claimed[0], **fields: Any) -> None:
+        def report(kind: str, **fields: Any) -> None:
             board.post.remote({"kind": kind, "member": index, **fields})
 
         if replicas.rank == 0:
             report("start", pid=os.getpid())
 
-        def on_epoch(entry: dict[str, float], task: MemberTask = task) -> None:
+        def on_epoch(entry: dict[str, float]) -> None:
             if mirror is not None:
                 mirror.push_soon(task.folder(members))
-            report("epoch", entry=entry)  # noqa: B023 - called before the next turn
+            report("epoch", entry=entry)
 
         try:
             good = train_member(
@@ -114,7 +141,7 @@ def _worker(config: dict[str, Any]) -> None:
                 device=device,
                 replicas=replicas,
                 on_epoch=on_epoch,
-                on_warning=lambda text: report("warning", text=text),  # noqa: B023
+                on_warning=lambda text: report("warning", text=text),
                 stop=stop.is_set,
             )
             outcome = "done" if good else "failed"
@@ -125,8 +152,7 @@ def _worker(config: dict[str, Any]) -> None:
                 mirror.push_soon(task.folder(members))
                 mirror.flush()
             report(outcome)
-        if outcome == "stopped":
-            return
+    return outcome != "stopped"
 
 
 def _look(board: Any, stop: threading.Event) -> None:
@@ -185,6 +211,8 @@ def train_members(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from ensemble_kd.local_group import LocalTorchConfig
+
     references = {name: ray.put(array) for name, array in arrays().items()}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On the driver's node: with any other it would die while the run goes on.
@@ -192,6 +220,7 @@ def train_members(
     board = actor.remote(list(range(len(open_tasks))), _after(open_tasks))
     resources = runtime.bundle()
     scratch = members.parent / ".ray"
+    meeting = tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None
     trainer = _trainer_class()(
         _worker,
         train_loop_config={
@@ -205,6 +234,7 @@ def train_members(
             "mirror": attached_spec(),
             "secrets": held(),
         },
+        torch_config=None if meeting is None else LocalTorchConfig(folder=meeting),
         scaling_config=ScalingConfig(
             num_workers=elastic or size,
             use_gpu="GPU" in resources,
@@ -231,17 +261,24 @@ def train_members(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     try:
-        _attend(runtime, thread, board, open_tasks, elastic[0] if elastic else size, path, on_event)
+        full = _attend(runtime, thread, board, open_tasks, elastic[0] if elastic else size, path, on_event)
     finally:
         _end(thread, board)
+        if meeting is not None:
+            shutil.rmtree(meeting, ignore_errors=True)
     if runtime.termination.asked.is_set():
         raise runtime.termination.error()
     shutil.rmtree(scratch, ignore_errors=True)
-    if outcome[0] is not None:
+    if full is not None:
+        raise DiskError(full).within(path)
+    if (error := outcome[0]) is not None:
+        said = _said(error)
+        if (code := disk.code_of(said)) is not None:  # Ray Train's own files, which lie in the stage's folder
+            raise disk.full(code, scratch).within(path) from error
         raise TrainingError(
-            f"{path}: the worker group failed: {_reason(outcome[0])}; finished members and the last epoch "
-            "of the others are kept, run again to go on (-v shows Ray's own messages)"
-        ) from outcome[0]
+            f"{path}: the worker group failed: {_reason(error)}; finished members and the last epoch of the "
+            f"others are kept, run again to go on{keep(said, members.parent)}"
+        ) from error
 
 
 def _attend(
@@ -252,22 +289,28 @@ def _attend(
     least: int,
     path: str,
     on_event: Callable[[MemberTask, Event], None],
-) -> None:
+) -> str | None:
     """Pass on what the workers report until the group is done, or its time to leave is over.
 
+    Returns what a worker said of a full disk, after which the others save where they stand, if they can.
     Raises TrainingError where fewer than `least` workers have had a place for too long.
     """
     import ray
 
     leave, lost = math.inf, math.inf
+    full: str | None = None
     with runtime.termination.graceful():
         while True:
             thread.join(timeout=0.3)
             alive = thread.is_alive()
             for event in ray.get(board.drain.remote()):
-                on_event(tasks[event["member"]], event)
+                if event["kind"] == "disk":
+                    full = full or event["text"]
+                    leave = min(leave, time.monotonic() + runtime.compute.grace)
+                else:
+                    on_event(tasks[event["member"]], event)
             if not alive or time.monotonic() > leave:
-                return
+                return full
             if runtime.address is not None:  # a group that fits no more would wait for ever
                 short = runtime.capacity() < least
                 lost = min(lost, time.monotonic() + runtime.compute.placement_timeout) if short else math.inf
@@ -366,11 +409,15 @@ def _after(tasks: list[MemberTask]) -> dict[int, int]:
     return {i: places[member] for i, member in started.items() if member in places}
 
 
+def _said(error: BaseException) -> str:
+    """All that is known of a failed group: its workers' tracebacks, or Ray's own."""
+    failures = getattr(error, "worker_failures", None) or {}
+    each = [f"worker {rank}:\n{cause}" for rank, cause in failures.items()]
+    return "\n".join([*each, "".join(traceback.format_exception(error))])
+
+
 def _reason(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, cause = next(iter(failures.items()))
-        lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-        return f"worker {rank}: {lines[-1] if lines else type(cause).__name__}"
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """In a worker's own last words, where one of them failed."""
+    for rank, cause in (getattr(error, "worker_failures", None) or {}).items():
+        return f"worker {rank}: {last_words(str(cause)) or type(cause).__name__}"
+    return last_words(str(error)) or type(error).__name__

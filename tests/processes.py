@@ -67,3 +67,24 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def listeners(pids: list[int]) -> set[tuple[str, int, int]]:
+    """(address, port, pid) of the TCP sockets at which these processes listen."""
+    holders: dict[str, int] = {}
+    for pid in pids:
+        try:
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        except OSError:  # it ended meanwhile
+            continue
+        holders |= {link[8:-1]: pid for link in links if link.startswith("socket:[")}
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in holders:
+                address, port = fields[1].split(":")
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                shown = socket.inet_ntop(family, b"".join(words))
+                found.add((shown, int(port, 16), holders[fields[9]]))
+    return found

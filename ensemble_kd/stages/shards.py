@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_j
 from ensemble_kd.data.prepared import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
-from ensemble_kd.errors import ArtifactError, ConfigError, InputError
+from ensemble_kd.errors import ArtifactError, ConfigError, EnsembleKDError, InputError, TrainingError
+from ensemble_kd.failures import KEPT, keep, last_words, packed, raise_packed
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.secret_options import Held, held, hold
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
@@ -113,6 +115,8 @@ def in_actors(
     `actor(use_gpu=..., **arguments)` makes one; `actor.make(item)` writes a shard and returns its entry.
     """
     runtime, config = context.runtime, context.config.soft_targets
+    folder = Path(todo[0]["target"]).parent
+    stage = folder.parent.name.replace("_", "-")
     gpus = runtime.gpus_per_worker()
     capacity = runtime.capacity()
     actors = capacity if config.num_actors == "auto" else config.num_actors
@@ -137,8 +141,18 @@ def in_actors(
             "secrets": held(),
         },
     )
-    for row in dataset.iter_rows():
-        yield Path(row["target"]), json.loads(row["entry"])
+    try:
+        for row in dataset.iter_rows():
+            if row["failure"]:
+                raise_packed(row["failure"], stage, folder)
+            yield Path(row["target"]), json.loads(row["entry"])
+    except EnsembleKDError:
+        raise
+    except Exception as error:  # whatever Ray Data raises where actors die
+        raise TrainingError(
+            f"{stage}: Ray Data failed: {last_words(str(error))}; {KEPT}"
+            + keep("".join(traceback.format_exception(error)), folder)
+        ) from error
 
 
 class _Pool:
@@ -150,13 +164,32 @@ class _Pool:
         hold(secrets)
         prepare(1)
         self.mirror = attach(mirror)
-        if self.mirror is not None:
-            self.mirror.ensure_all(arguments)
-        self.actor = actor(**arguments)
+        self.failure, self.actor = "", None
+        try:
+            if self.mirror is not None:
+                self.mirror.ensure_all(arguments)
+            self.actor = actor(**arguments)
+        except Exception as error:  # told with the first shard
+            self.failure = packed(error, "starting an actor", Path.cwd())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One row per shard: its target, its entry, and what failed."""
         items = [json.loads(text) for text in batch["item"]]
         targets = [item["target"] for item in items]
+        entries, failure = [], self.failure
+        if not failure:
+            try:
+                entries = self._made(items, targets)
+            except Exception as error:
+                failure = packed(error, Path(targets[0]).name, Path(targets[0]))
+        return {
+            "target": np.array(targets, dtype=object),
+            "entry": np.array(entries or [""] * len(items), dtype=object),
+            "failure": np.array([failure] * len(items), dtype=object),
+        }
+
+    def _made(self, items: list[Item], targets: list[str]) -> list[str]:
+        assert self.actor is not None
         if self.mirror is not None:
             self.mirror.ensure_all([[item["source"], item["beside"]] for item in items])
             for target in targets:
@@ -164,7 +197,7 @@ class _Pool:
         entries = [json.dumps(self.actor.make(item)) for item in items]
         if self.mirror is not None:
             self.mirror.push(*map(Path, targets))
-        return {"target": np.array(targets, dtype=object), "entry": np.array(entries, dtype=object)}
+        return entries
 
 
 def encode(logits: torch.Tensor, layout: StoreLayout) -> tuple[dict[str, np.ndarray], float]:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import Manifest
-from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig
+from ensemble_kd import disk
+from ensemble_kd.artifacts import Manifest, size_on_disk
+from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig, num_teachers
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
+from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.models.outputs import state_name
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
@@ -47,6 +49,28 @@ def plan(config: Config, run: Path, data: str, teachers: dict[str, str]) -> Stag
     return StagePlan.of(run, "soft_targets", settings, {"data": data, **teachers})
 
 
+def room_problems(config: Config, info: dict[str, Any], run: Path, members: int) -> list[str]:
+    """Whether the stores that are to be made fit the disk, beside what is there of them already."""
+    layout, rows = layout_of(config, info, members), info["counts"]["transfer"]
+    lacks = [(layout, "soft_targets")]
+    if config.specialists is not None:
+        lacks.append((layout.logits_alone, "combined_targets"))
+    needed = 0
+    for each, stage in lacks:
+        there = max((size_on_disk(folder) for folder in (run / stage).glob("*")), default=0)
+        needed += max(0, each.bytes_per_row * rows - there)
+    if needed <= (free := disk.free(run)):
+        return []
+    kept = f"top {layout.top_k} of {layout.classes}" if layout.top_k else f"{layout.classes}"
+    twice = ", and as much for them combined with the specialists" if len(lacks) > 1 else ""
+    return [
+        f"soft_targets: {disk.size(needed)} are to be written ({rows:,} rows x {layout.members} members x "
+        f"{kept} classes x {layout.views} views, {layout.bytes_per_row:,} bytes a row{twice}), but "
+        f"{disk.mount_of(run)} has {disk.size(free)} free; make room there, choose another --run-dir, lower "
+        "soft_targets.views, or set soft_targets.top_k"
+    ]
+
+
 class Labeller:
     """Runs all teachers over shards, every view of every row."""
 
@@ -77,6 +101,10 @@ class Labeller:
     def make(self, item: Item) -> dict[str, Any]:
         """Write one shard; returns its manifest entry, with the error bound of top_k."""
         arrays: Arrays = read_shard(Path(item["source"]), DataInfo.from_dict(self.info))
+        with writing(Path(item["target"]), self.layout.bytes_per_row * len(arrays.labels)):
+            return self._write(item, arrays)
+
+    def _write(self, item: Item, arrays: Arrays) -> dict[str, Any]:
         writer = ShardWriter(Path(item["target"]), self.layout)
         first, bound = item["first"], 0.0
         try:
@@ -249,6 +277,8 @@ class SoftTargets(Stage):
             problems.append(
                 f"soft_targets.top_k: {top_k} of {classes} classes saves nothing; lower it, or set it to null"
             )
+        if not problems and found.folder is not None:
+            problems += room_problems(config, found.info, found.folder.parents[1], num_teachers(config))
         return problems
 
     def expected(self, config: Config, done: Done) -> int:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError
 
 
@@ -37,8 +38,9 @@ def save_state(
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
-        os.replace(temporary, path)
+        with writing(path, sum(tensor.nbytes for tensor in tensors.values())):
+            save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ensemble_kd.artifacts import fingerprint, read_json
+from ensemble_kd.disk import code_of
 from ensemble_kd.train.fused import Entry, fuse_key, fused_epochs
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, member_epochs
 
@@ -180,7 +181,9 @@ class Packet:
             for slot, good in zip(slots, end.value, strict=True):
                 slot.state = "finished" if good else "failed"
                 slot.reason = None if good else _why(slot.task, self.members)
-        except Exception as error:  # noqa: BLE001 - one trial's failure, of whatever kind, is its own
+        except Exception as error:  # one trial's failure, of whatever kind, is its own; a full disk is all's
+            if code_of(error) is not None:
+                raise
             if len(slots) > 1:  # they may fit, or run, one by one
                 for slot in slots:
                     slot.fused, slot.epoch = 1, 0
