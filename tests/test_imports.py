@@ -31,7 +31,7 @@ LEVELS = [
     {"mirror"},
     {"config", "artifacts", "board"},
     {"space"},
-    {"termination"},
+    {"termination", "paths", "remote"},
     {"errors"},
     {"redact"},
 ]

@@ -15,10 +15,16 @@ class Problems:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._rows: dict[str, tuple[list[str], int]] = {}
+        self.warnings: list[str] = []
+        """What is odd, but no reason to stop."""
 
     def add(self, line: str) -> None:
         if line not in self._lines:
             self._lines.append(line)
+
+    def warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
 
     def add_rows(self, kind: str, source: str, first: int, rows: Mapping[int, str]) -> None:
         """`rows`: what is wrong by row, counted from `first`. `kind` completes "and 5 more rows with ..."."""

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, text_source
+from ensemble_kd.config import Config, CsvConfig, text_source
 from ensemble_kd.data.prepared import prepare, source_fingerprint
 from ensemble_kd.stages.context import Context, StagePlan
 
@@ -18,6 +18,8 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings.pop("text_augment")  # its texts are among the unlabelled ones
     settings.pop("path")  # the content counts, not where it lies
     settings["text"].pop("source")
+    if config.data.csv == CsvConfig():
+        settings.pop("csv")
     if settings["target"] == "class":
         settings.pop("target")
     for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
