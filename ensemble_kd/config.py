@@ -84,8 +84,8 @@ class CsvConfig(Block):
     @field_validator("delimiter")
     @classmethod
     def _is_delimiter(cls, value: str | None) -> str | None:
-        if value is not None and (not value.isascii() or value in "\"\n\r\0"):
-            raise ValueError(f"{value!r} cannot delimit cells; use , or ; or | or a tab, as \"\\t\"")
+        if value is not None and (not value.isascii() or value in '"\n\r\0'):
+            raise ValueError(f'{value!r} cannot delimit cells; use , or ; or | or a tab, as "\\t"')
         return value
 
     @field_validator("encoding")

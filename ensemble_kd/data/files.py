@@ -27,7 +27,7 @@ from ensemble_kd.data.json_stream import json_lines
 from ensemble_kd.data.pieces import SPLIT_NAMES, Source, slices
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.readable import LONGEST_TEXT, Readable, checked
-from ensemble_kd.data.text_stream import CHUNK, ChunkStream, Tell, decode_text, decompressed, utf8
+from ensemble_kd.data.text_stream import CHUNK, ChunkStream, Tell, Wrong, decode_text, decompressed, utf8
 from ensemble_kd.errors import InputError
 from ensemble_kd.mirror import remote_system
 from ensemble_kd.paths import WILDCARDS, is_url, missing, missing_data, shown
@@ -96,13 +96,13 @@ class FilePiece:
             for table in self._tables(columns, rows):
                 yield checked(table)
 
-    def text(self, strict: bool = True) -> io.BufferedReader:
-        """The file decompressed and in UTF-8; JSON as objects on lines. See `utf8` for `strict`."""
+    def text(self, wrong: Wrong = "raise") -> io.BufferedReader:
+        """The file decompressed and in UTF-8; JSON as objects on lines. See `utf8` for `wrong`."""
         raw = self.fs.open_input_stream(self.path, compression=None)
         suffix = PurePosixPath(self.path).suffix.lower()
-        chunks = utf8(decompressed(raw, suffix), self.name, self.csv.encoding, self.tell, strict)
+        chunks = utf8(decompressed(raw, suffix), self.name, self.csv.encoding, self.tell, wrong)
         if self.format == "json":
-            chunks = json_lines(chunks, self.name, BLOCK_BYTES)
+            chunks = json_lines(chunks, self.name, BLOCK_BYTES, wrong == "raise")
         return io.BufferedReader(ChunkStream(chunks), CHUNK)
 
     @property
@@ -115,7 +115,7 @@ class FilePiece:
         return self._delimiter
 
     def _sample(self) -> tuple[str, bool]:
-        with self.text(strict=False) as file:
+        with self.text("keep") as file:
             return sample_of(file, BLOCK_BYTES)
 
     def _header(self) -> list[str]:
@@ -135,7 +135,7 @@ class FilePiece:
         if self.format == "parquet":
             with self.fs.open_input_file(self.path) as opened, pq.ParquetFile(opened) as file:
                 for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=False):
-                    yield pa.table(batch).select(columns)
+                    yield as_table(batch, columns)
             return
         if self.format == "arrow":
             reader = self._arrow_reader()
@@ -146,14 +146,14 @@ class FilePiece:
         else:
             batches = iter(self.open_csv(columns) if self.format == "csv" else self._open_json())
         for batch in batches:
-            yield pa.table(batch).select(columns)
+            yield as_table(batch, columns)
 
     def open_csv(
-        self, columns: list[str], invalid_row: Callable[[Any], str] | None = None, strict: bool = True
+        self, columns: list[str], invalid_row: Callable[[Any], str] | None = None, wrong: Wrong = "raise"
     ) -> Any:
         """`invalid_row` says of a row with another number of cells whether to `skip` it, or to fail."""
         return pacsv.open_csv(
-            self.text(strict),
+            self.text(wrong),
             read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
             parse_options=pacsv.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid_row
@@ -193,6 +193,11 @@ class FilePiece:
         return Readable(self.name, self.format)
 
 
+def as_table(batch: pa.RecordBatch, columns: list[str]) -> pa.Table:
+    """Not by pa.table, which takes the lengths of buffers from offsets that nobody has looked at."""
+    return pa.Table.from_batches([batch]).select(columns)
+
+
 def file_format(path: str) -> str | None:
     suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".zst"):
@@ -217,7 +222,7 @@ def is_glob(path: str) -> bool:
 
 
 def fixed_folder(fs: Any, path: str) -> str:
-    """The folder above the first part that is a pattern: it has a wildcard, and nothing has it as its name."""
+    """The folder above the first part that is a pattern: one with a wildcard that nothing has as its name."""
     parts = path.split("/")
     for i, part in enumerate(parts):
         known = "/".join(parts[: i + 1])

@@ -1,6 +1,7 @@
 """JSON for a parser of lines: arrays are taken apart, and what is nested too deep is refused.
 
-Arrow's parser ends the process on some 10,000 nested lists, so that depth is judged before it sees them.
+Arrow's parser ends the process on some 10,000 nested lists, and on a row that is null where it expects the
+first; so both are looked for before it sees them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from ensemble_kd.errors import InputError
 DEEPEST = 256
 """Lists and objects within each other."""
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+NULL = re.compile(rb"^[ \t\r]*null\b", re.MULTILINE)
 GAP = re.compile(r"[\s,]*")
 SPACE = re.compile(r"\s*")
 
 
-def json_lines(chunks: Iterator[bytes], name: str, longest: int) -> Iterator[bytes]:
-    """Objects on lines, of lines or of an array. `chunks` are UTF-8; `longest`: bytes of a row."""
+def json_lines(chunks: Iterator[bytes], name: str, longest: int, guarded: bool = True) -> Iterator[bytes]:
+    """Objects on lines, of lines or of an array. `chunks` are UTF-8; `longest`: bytes of a row.
+
+    Raises InputError for what Arrow must not see; lines that are not `guarded` are as they are.
+    """
     head = b""
     for chunk in chunks:
         head += chunk
@@ -31,8 +36,11 @@ def json_lines(chunks: Iterator[bytes], name: str, longest: int) -> Iterator[byt
     start = head.lstrip()
     if start.startswith(b"["):
         yield from _elements(head, chunks, name, longest)
-    else:
+    elif guarded:
         yield from _shallow(head, chunks, name)
+    else:
+        yield head
+        yield from chunks
 
 
 def _elements(head: bytes, chunks: Iterator[bytes], name: str, longest: int) -> Iterator[bytes]:
@@ -122,12 +130,25 @@ def check_depth(data: bytes, name: str, before: int = 0) -> int:
     if _depths(data, before).max(initial=0) > DEEPEST:
         data = STRING.sub(b'""', data)
     depths = _depths(data, before)
+    if NULL.search(data):
+        _check_null(STRING.sub(b'""', data), name, before)
     if len(depths) and depths.max() > DEEPEST:
         raise InputError(
             f"{name}: cannot be read as JSON lines: lists or objects nested more than {DEEPEST} levels deep, "
             "or brackets that are never closed; flatten or mend them"
         )
     return max(0, int(depths[-1])) if len(depths) else before
+
+
+def _check_null(data: bytes, name: str, before: int) -> None:
+    for match in NULL.finditer(data):
+        depths = _depths(data[: match.start()], before)
+        if (int(depths[-1]) if len(depths) else before) <= 0:
+            line = data[: match.start()].count(b"\n")
+            raise InputError(
+                f"{name}: cannot be read as JSON lines: a row is null (line {line + 1} or further on); each "
+                'must be an object {"COLUMN": VALUE, ...}'
+            )
 
 
 def _depths(data: bytes, before: int) -> np.ndarray:

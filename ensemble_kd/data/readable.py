@@ -52,9 +52,7 @@ class Readable:
         first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
         first = first if len(first) <= LONGEST_TEXT else f"{first[:LONGEST_TEXT]}..."
         remedy = next(r for part, format, r in REMEDIES if part in text and format == self.format)
-        raise InputError(
-            f"{self.name}: cannot be read as {NAMES[self.format]}: {first}; {remedy}"
-        ) from error
+        raise InputError(f"{self.name}: cannot be read as {NAMES[self.format]}: {first}; {remedy}") from error
 
 
 def checked(table: pa.Table) -> tuple[pa.Table, Bad]:
@@ -87,7 +85,7 @@ def _wrong_texts(column: pa.ChunkedArray) -> dict[int, str]:
             (value.as_py() or b"").decode()
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
-            wrong[row] = f"holds text that is not UTF-8 (byte 0x{byte:02x}); write the file with text in UTF-8"
+            wrong[row] = f"holds a text that is not UTF-8 (byte 0x{byte:02x}); write it again in UTF-8"
     return wrong
 
 

@@ -11,7 +11,7 @@ import codecs
 import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -35,9 +35,15 @@ BINARY = (
 """How files begin that are no text, what they are, and the ending that they should have."""
 WINDOWS = "".join(bytes([i]).decode("cp1252", "ignore") or chr(i) for i in range(256))
 """The character of each byte; the five that Windows-1252 leaves out are as in Latin-1."""
+MARK = "\U0010fffe"
+"""Stands for a byte that is not UTF-8 where others than its row are to be read; it is no character."""
 CONTROL = bytes(i for i in range(32) if i not in (9, 10, 11, 12, 13, 27))
 
 Tell = Callable[[str], None]
+Wrong = Literal["raise", "keep", "mark"]
+
+MARKED = "ensemble_kd.marked"
+codecs.register_error(MARKED, lambda error: (MARK, getattr(error, "end", 0)))
 
 
 def decompressed(raw: Any, suffix: str) -> Iterator[bytes]:
@@ -64,12 +70,13 @@ def utf8(
     name: str,
     encoding: str | None = None,
     tell: Tell = lambda text: None,
-    strict: bool = True,
+    wrong: Wrong = "raise",
 ) -> Iterator[bytes]:
     """The text in UTF-8 without a byte order mark, in chunks that end at a line's end or wherever they do.
 
     Without an `encoding` it is found, and `tell` told where it is not UTF-8. Raises InputError for bytes that
-    are no text; with `strict` off, single bytes that are not UTF-8 in a text that is pass as they are.
+    are no text. `wrong` says what becomes of single bytes that are not UTF-8 in a text that is: they are
+    kept as they are, or become `MARK`.
     """
     source = iter(chunks)
     head = next(source, b"")
@@ -85,7 +92,7 @@ def utf8(
     if encoding is not None and codecs.lookup(encoding).name != "utf-8":
         yield from _decoded(head, source, name, encoding)
         return
-    yield from _checked(head, source, name, tell, strict, sniffs=encoding is None)
+    yield from _checked(head, source, name, tell, wrong, sniffs=encoding is None)
 
 
 def _zeros(head: bytes) -> str | None:
@@ -120,7 +127,7 @@ def _chain(head: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _checked(
-    head: bytes, source: Iterator[bytes], name: str, tell: Tell, strict: bool, sniffs: bool
+    head: bytes, source: Iterator[bytes], name: str, tell: Tell, wrong: Wrong, sniffs: bool
 ) -> Iterator[bytes]:
     """UTF-8 as it is; from the first byte that is not, and only ASCII before, Windows-1252."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
@@ -150,19 +157,23 @@ def _checked(
                     windows = True
                     yield codecs.charmap_decode(data, "strict", WINDOWS)[0].encode()
                     continue
-                if strict:
+                if wrong == "raise":
                     raise InputError(
                         f"{name}: line {lines + data.count(10, 0, at) + 1}: byte 0x{data[at]:02x} is not "
                         "UTF-8, as the text before it is; mend the line, or set data.csv.encoding"
                     ) from error
                 plain = False
+                if wrong == "mark":
+                    data = data.decode("utf-8", MARKED).encode()
         lines += data.count(b"\n")
         yield data
     if waiting:
         if sniffs and plain:
             tell(f"{name}: not UTF-8 in its last line, so read as Windows-1252 (Latin-1)")
             waiting = codecs.charmap_decode(waiting, "strict", WINDOWS)[0].encode()
-        elif strict:
+        elif wrong == "mark":
+            waiting = MARK.encode()
+        elif wrong == "raise":
             raise InputError(f"{name}: ends within a character of UTF-8; it is cut off, write it again")
         yield waiting
 

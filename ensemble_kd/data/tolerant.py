@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ensemble_kd.data.decode import Bad
-from ensemble_kd.data.files import FilePiece
+from ensemble_kd.data.files import FilePiece, as_table
 from ensemble_kd.data.pieces import slices
-from ensemble_kd.data.readable import checked
+from ensemble_kd.data.text_stream import MARK
 from ensemble_kd.errors import InputError
 
 FIRST_LINES = 1000
@@ -66,15 +67,28 @@ def _csv(piece: FilePiece, columns: list[str], rows: int) -> Iterator[tuple[pa.T
 
     first = 0
     with piece.readable():
-        reader = piece.open_csv(columns, note, strict=False)
+        reader = piece.open_csv(columns, note, "mark")
         for batch in reader:
-            table, unread = checked(pa.table(batch).select(columns))
+            table, unread = _marked(as_table(batch, columns))
             table, bad = _with_gaps(table, unread, first, wrong)
             first += table.num_rows
             yield from _parts(table, bad, rows)
     if wrong:  # behind the last good row
         empty = reader.schema.empty_table().select(columns)
         yield from _parts(*_with_gaps(empty, Bad(), first, wrong), rows)
+
+
+def _marked(table: pa.Table) -> tuple[pa.Table, Bad]:
+    """Null for cells with bytes that are not UTF-8, and their rows."""
+    bad = Bad()
+    for i, name in enumerate(table.column_names):
+        found = pc.match_substring(table.column(i), MARK)
+        if pc.any(found).as_py():
+            nothing = pa.scalar(None, table.column(i).type)
+            table = table.set_column(i, name, pc.if_else(found, nothing, table.column(i)))
+            for row in np.flatnonzero(pc.fill_null(found, False).to_numpy(zero_copy_only=False)):
+                bad.setdefault(int(row), f"column {name!r} holds bytes that are not UTF-8")
+    return table, bad
 
 
 def _with_gaps(
@@ -119,7 +133,7 @@ def _json_rows(piece: FilePiece, rows: int) -> Iterator[tuple[int, list[dict[str
     """The number of the first row, `rows` rows, and which lines are no JSON objects."""
     first, parsed, bad = 0, list[dict[str, Any]](), Bad()
     with piece.readable():
-        for line in piece.text(strict=False):
+        for line in piece.text("keep"):
             if not line.strip():
                 continue
             try:
