@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -17,6 +18,9 @@ ATTEMPTS = 3
 end of that when the process exits."""
 
 T = TypeVar("T")
+
+_silent: dict[tuple[str, str], tuple[float, OSError]] = {}
+"""When a store has last not answered, and what was said of it."""
 
 
 def bounded(system: Any) -> Any:
@@ -52,6 +56,20 @@ def check_amazon(url: str) -> None:
         within(SECONDS / 3, lambda: socket.create_connection((host, 443), SECONDS / 3).close())
     except OSError as error:
         raise OSError(f"{host} cannot be reached: {error}") from error
+
+
+def asked(url: str, work: Callable[[str], T]) -> T:
+    """`work(url)`, for `SECONDS` at most. What has just not answered is not asked again."""
+    key = urlsplit(url)[:2]
+    if (known := _silent.get(key)) is not None and time.monotonic() < known[0] + SECONDS:
+        raise known[1]
+    try:
+        return within(SECONDS, lambda: work(url))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        _silent[key] = time.monotonic(), error
+        raise
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:

@@ -31,7 +31,7 @@ from ensemble_kd.data.text_stream import CHUNK, ChunkStream, Tell, Wrong, decode
 from ensemble_kd.errors import InputError
 from ensemble_kd.mirror import remote_system
 from ensemble_kd.paths import WILDCARDS, is_url, missing, missing_data, shown
-from ensemble_kd.remote import SECONDS, within
+from ensemble_kd.remote import asked
 
 FORMATS = {
     ".parquet": "parquet",
@@ -246,10 +246,8 @@ def list_files(
         _check_kind([web_name(path)], where)
         return [FilePiece(pafs.LocalFileSystem(), str(copy), copy.name, path, **made)], False
     try:
-        fs, inside, base, found, folder = (
-            within(SECONDS, lambda: _found(path)) if is_url(path) else _found(path)
-        )
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        fs, inside, base, found, folder = asked(path, _found) if is_url(path) else _found(path)
+    except Exception as error:  # stores and their libraries raise many kinds
         text = " ".join(str(error).split("Detail:")[0].split())[:LONGEST_TEXT]
         remedy = "; check the address, the network and the credentials" if is_url(path) else ""
         raise InputError(f"{where}: cannot open {shown(path)}: {text}{remedy}") from error
@@ -297,10 +295,12 @@ def read_text(path: str, where: str) -> str:
             if (copy := fetch(path, where)) is None:
                 raise FileNotFoundError
             return decode_text(copy.read_bytes(), f"{where}: {copy.name}")
-        content = within(SECONDS, lambda: _content(path)) if is_url(path) else _content(path)
+        content = asked(path, _content) if is_url(path) else _content(path)
     except FileNotFoundError as error:
         raise InputError(f"{where}: no such file: {shown(path)}") from error
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+    except InputError:
+        raise
+    except Exception as error:  # stores and their libraries raise many kinds
         raise InputError(f"{where}: {shown(path)}: {str(error)[:LONGEST_TEXT]}") from error
     return decode_text(content, f"{where}: {shown(path)}")
 
