@@ -93,7 +93,7 @@ class CsvConfig(Block):
     def _is_encoding(cls, value: str | None) -> str | None:
         try:
             if value is not None:
-                b"".decode(value)
+                "a".encode(value)
                 codecs.getincrementaldecoder(value)
         except (LookupError, ValueError, TypeError) as error:
             raise ValueError(f"{value!r} is no encoding that Python knows; for example cp1251") from error

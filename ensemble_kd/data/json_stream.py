@@ -17,7 +17,6 @@ from ensemble_kd.errors import InputError
 
 DEEPEST = 256
 """Lists and objects within each other."""
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 NULL = re.compile(rb"^[ \t\r]*null\b", re.MULTILINE)
 GAP = re.compile(r"[\s,]*")
 SPACE = re.compile(r"\s*")
@@ -125,37 +124,40 @@ def _shallow(head: bytes, chunks: Iterator[bytes], name: str) -> Iterator[bytes]
 def check_depth(data: bytes, name: str, before: int = 0) -> int:
     """The depth at the end of `data`, which starts at depth `before` and outside of a string.
 
-    Raises InputError where it is above `DEEPEST`. Brackets in texts are first counted too, which costs less.
+    Raises InputError where it is above `DEEPEST`, and for a row that is null.
     """
-    if _depths(data, before).max(initial=0) > DEEPEST:
-        data = STRING.sub(b'""', data)
-    depths = _depths(data, before)
-    if NULL.search(data):
-        _check_null(STRING.sub(b'""', data), name, before)
+    places, depths = _depths(data, before)
     if len(depths) and depths.max() > DEEPEST:
         raise InputError(
             f"{name}: cannot be read as JSON lines: lists or objects nested more than {DEEPEST} levels deep, "
             "or brackets that are never closed; flatten or mend them"
         )
+    for match in NULL.finditer(_unescaped(data)):
+        known = int(np.searchsorted(places, match.start()))
+        if (int(depths[known - 1]) if known else before) <= 0:
+            raise InputError(
+                f"{name}: cannot be read as JSON lines: a row is null; each must be an object "
+                '{"COLUMN": VALUE, ...}'
+            )
     return max(0, int(depths[-1])) if len(depths) else before
 
 
-def _check_null(data: bytes, name: str, before: int) -> None:
-    for match in NULL.finditer(data):
-        depths = _depths(data[: match.start()], before)
-        if (int(depths[-1]) if len(depths) else before) <= 0:
-            line = data[: match.start()].count(b"\n")
-            raise InputError(
-                f"{name}: cannot be read as JSON lines: a row is null (line {line + 1} or further on); each "
-                'must be an object {"COLUMN": VALUE, ...}'
-            )
+def _unescaped(data: bytes) -> bytes:
+    """Without backslashes and quotes that are part of strings."""
+    return data.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in data else data
 
 
-def _depths(data: bytes, before: int) -> np.ndarray:
-    """The depth after each bracket; lines that close too much start anew."""
-    codes = np.frombuffer(data, np.uint8)
+def _depths(data: bytes, before: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where brackets outside of strings are, of the data without escapes, and the depth after each.
+
+    Strings end with their line, as they have to.
+    """
+    codes = np.frombuffer(_unescaped(data), np.uint8)
     folded = codes | 0x20  # [ and { are 0x5b and 0x7b, ] and } 0x5d and 0x7d
-    opens = folded == 0x7B
-    places = np.flatnonzero(opens | (folded == 0x7D))
-    depths: np.ndarray = before + np.cumsum(np.where(opens[places], 1, -1))
-    return depths
+    places = np.flatnonzero((folded == 0x7B) | (folded == 0x7D))
+    quotes, ends = np.flatnonzero(codes == ord('"')), np.flatnonzero(codes == ord("\n"))
+    starts = np.concatenate([[0], ends])[np.searchsorted(ends, places)]
+    inside = (np.searchsorted(quotes, places) - np.searchsorted(quotes, starts)) & 1
+    places = places[inside == 0]
+    depths: np.ndarray = before + np.cumsum(np.where(folded[places] == 0x7B, 1, -1))
+    return places, depths

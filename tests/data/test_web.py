@@ -218,7 +218,9 @@ def test_an_s3_store_that_says_nothing_costs_seconds(argument: str, tmp_path: Pa
             )
             command = ["check", "c.yaml"]
         elif argument == "INPUT":
-            code = "import sys; from ensemble_kd.data.files import list_files; list_files(sys.argv[1], 'INPUT')"
+            code = (
+                "import sys; from ensemble_kd.data.files import list_files; list_files(sys.argv[1], 'INPUT')"
+            )
             command = []
         else:
             command = ["predict", url, "rows.csv"]
