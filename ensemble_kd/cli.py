@@ -62,7 +62,7 @@ RunDir = Annotated[
     str | None,
     typer.Option(help="Folder of this run, on disk or in a store (s3://BUCKET/PATH); by default runs/NAME."),
 ]
-SECONDS_FOR_A_STORE = 30.0
+SECONDS_FOR_A_STORE = 10.0
 """How long a store that does not answer is asked for a model."""
 Model = Annotated[
     str,
@@ -463,9 +463,14 @@ def _here(model: str) -> Path:
     mirror = Mirror(model, copy, SECONDS_FOR_A_STORE)
     mirror.argument = "MODEL"
     mirror.warn = lambda text: err.print(f"[yellow]note:[/] {escape(text)}")
-    if "config.json" not in mirror.listed(copy):
-        raise InputError(f"{mirror.shown}: there is no model folder; give the one of a run, RUN/model")
-    mirror.pull()
+    try:
+        if "config.json" not in mirror.listed(copy):
+            raise InputError(f"{mirror.shown}: there is no model folder; give the one of a run, RUN/model")
+        mirror.pull()
+    except InputError:
+        raise
+    except EnsembleKDError as error:
+        raise InputError(str(error)) from error
     return copy
 
 

@@ -6,6 +6,7 @@ with the path of its field. Nothing here imports torch or Ray, so `check` and `s
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import math
@@ -30,6 +31,7 @@ from pydantic import (
 
 from ensemble_kd import space
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.paths import missing, missing_data
 from ensemble_kd.secret_options import remember
 from ensemble_kd.stage_list import stages_of
 
@@ -66,6 +68,34 @@ class ColumnsConfig(Block):
     `data.target: value` of a number."""
     id: str | None = None
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
+
+
+class CsvConfig(Block):
+    """How text files are written; each is found from the file itself where it is null."""
+
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """What delimits the cells of CSV: one character, as in ";"; null to find out which of , ; | and tab."""
+    encoding: str | None = None
+    """Encoding of CSV and JSON, by Python's name of it, as in `cp1251`; null for UTF-8, UTF-16, and
+    Windows-1252 (Latin-1) for what is neither."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and (not value.isascii() or value in '"\n\r\0'):
+            raise ValueError(f'{value!r} cannot delimit cells; use , or ; or | or a tab, as "\\t"')
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                "a".encode(value)
+                codecs.getincrementaldecoder(value)
+        except (LookupError, ValueError, TypeError) as error:
+            raise ValueError(f"{value!r} is no encoding that Python knows; for example cp1251") from error
+        return value
 
 
 class ImageConfig(Block):
@@ -193,6 +223,8 @@ class DataConfig(Block):
     (regression: mean squared error, one output; student.objective is then `mse` unless it is set)."""
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns."""
+    csv: CsvConfig = CsvConfig()
+    """Delimiter and encoding of text files; found from the files where they are not given."""
     class_names: list[str] | str | None = None
     """Names in class order, or a file with one name a line (relative to `path`'s folder); null for the labels
     that occur. Labels that are integers count the names from 0, unless each is one of the names itself."""
@@ -924,9 +956,7 @@ def _online_problems(config: Config) -> list[str]:
 def _path_problems(field: str, path: str | None) -> list[str]:
     if path is None:
         return [f"{field}: missing; a file, folder, glob or URL of texts (--set {field}=...)"]
-    if "://" in path or any(c in path for c in "*?[") or Path(path).expanduser().exists():
-        return []
-    return [f"{field}: no such file or folder: {path}"]
+    return [f"{field}: {problem}"] if (problem := missing_data(path)) is not None else []
 
 
 def _phase_problems(config: Config) -> list[str]:
@@ -1005,10 +1035,8 @@ def _data_problems(data: DataConfig) -> list[str]:
             )
         for split, path in paths.items():
             where = f"data.path.{split}" if split else "data.path"
-            if path is None or "://" in path or any(c in path for c in "*?["):
-                continue
-            if not Path(path).expanduser().exists():
-                problems.append(f"{where}: no such file or folder: {path}")
+            if path is not None and (problem := missing_data(path)) is not None:
+                problems.append(f"{where}: {problem}")
         if isinstance(data.path, dict) and "train" not in data.path:
             problems.append("data.path.train: missing; only the other splits are given")
     elif data.path is not None:
@@ -1137,10 +1165,9 @@ def _text_augment_problems(config: Config) -> list[str]:
             f"{path}.masked_lm or {path}.word_vectors"
         )
     for name in given:
-        there = Path(getattr(settings, name)).expanduser()
-        if not (there.is_dir() if name == "masked_lm" else there.is_file()):
-            kind = "folder" if name == "masked_lm" else "file"
-            problems.append(f"{path}.{name}: no such {kind}: {there}")
+        there = getattr(settings, name)
+        if (problem := missing(there, "folder" if name == "masked_lm" else "file")) is not None:
+            problems.append(f"{path}.{name}: {problem}")
         elif not settings.word_probability:
             problems.append(
                 f"{path}.{name}: set, but {path}.word_probability is 0, which leaves it unused; raise that"
@@ -1149,9 +1176,8 @@ def _text_augment_problems(config: Config) -> list[str]:
 
 
 def _missing_note(path: Any) -> str:
-    if isinstance(path, str) and "://" not in path and not Path(path).expanduser().exists():
-        return f" (and there is no such file or folder: {path})"
-    return ""
+    problem = missing(path) if isinstance(path, str) else None
+    return f" (and there is {problem})" if problem and problem.startswith("no such ") else ""
 
 
 def _teacher_problems(config: Config) -> list[str]:
@@ -1209,7 +1235,7 @@ def _given_problems(config: Config) -> list[str]:
                 f"teachers.given.{i}: {entry!r} is not of the form module:callable; for example "
                 "my_models:predict"
             )
-        if teachers.source == "mlflow" and ":/" not in entry and not Path(entry).expanduser().is_dir():
+        if teachers.source == "mlflow" and ":/" not in entry and missing(entry, "folder") is not None:
             problems.append(
                 f"teachers.given.{i}: {entry!r} is no model URI, and no folder either; give "
                 "models:/NAME/VERSION, runs:/RUN_ID/PATH, or a folder"

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from ensemble_kd.artifacts import MANIFEST
 from ensemble_kd.disk import DiskError, free, mount_of, size
 from ensemble_kd.errors import EnsembleKDError, InputError
+from ensemble_kd.remote import bounded, check_amazon
 
 ASIDE = ".before-fresh-"
 """Names that begin so are kept copies; all others that begin with a dot are scratch."""
@@ -56,13 +57,15 @@ def is_remote(folder: str | Path) -> bool:
 def remote_system(url: str) -> tuple[Any, str]:
     """What is behind a URL, by pyarrow where it knows the scheme, else by fsspec; and the path inside.
 
-    Raises ValueError or ImportError for a scheme that neither knows.
+    Raises ValueError or ImportError for a scheme that neither knows, OSError where nothing answers.
     """
     import pyarrow as pa
     import pyarrow.fs as pafs
 
     try:
-        return pafs.FileSystem.from_uri(url)
+        check_amazon(url)
+        system, inside = pafs.FileSystem.from_uri(url)
+        return bounded(system), inside
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         import fsspec
 
@@ -107,7 +110,7 @@ class Mirror:
         if self._store is None:
             try:
                 self._store = remote_system(self.uri)
-            except (ValueError, ImportError) as error:
+            except (OSError, ValueError, ImportError) as error:
                 raise InputError(f"{self.argument}: cannot open {self.shown}: {error}") from error
         return self._store
 

@@ -15,6 +15,7 @@ import pyarrow.compute
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
+from ensemble_kd.config import CsvConfig
 from ensemble_kd.data.decode import Bad, single
 from ensemble_kd.data.files import FilePiece, list_files
 from ensemble_kd.data.folders import PATH, left_out, open_pictures
@@ -22,6 +23,7 @@ from ensemble_kd.data.preprocess import no_column
 from ensemble_kd.data.tolerant import batches, columns_of
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.inference.predictor import Answers, Predictor
+from ensemble_kd.paths import is_url, missing_data
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 ON_BAD_ROW = ("error", "skip", "null")
@@ -52,7 +54,9 @@ def predict_file(
     `on_bad_row` `error` for bad rows; an output file is there whole or not at all.
     """
     check_output(output)
-    if output is not None and "://" not in source and Path(source).resolve() == output.resolve():
+    if (problem := missing_data(source)) is not None:
+        raise InputError(f"INPUT: {problem}")
+    if output is not None and not is_url(source) and Path(source).resolve() == output.resolve():
         raise InputError(f"--output: {output} is the input itself; write to another file")
     if on_bad_row not in ON_BAD_ROW:
         raise InputError(f"--on-bad-row: {on_bad_row!r}; use {', '.join(ON_BAD_ROW)}")
@@ -118,8 +122,29 @@ def tables(
             for table in pictures.batches(pictures.columns(), rows):
                 yield table, Bad()
             return
-    for piece in list_files(source, "INPUT")[0]:
+    for piece in input_files(source, predictor, note):
         yield from batches(piece, wanted_columns(piece, predictor, strict, note), rows)
+
+
+def input_files(source: str, predictor: Predictor, note: Callable[[str], None]) -> list[FilePiece]:
+    """The files behind a path or URL, to be read as the training data were where a setting said how.
+
+    A setting that a file does not go by, which its header tells, is left aside: it was made for other files.
+    """
+    told: set[str] = set()
+
+    def once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            note(text)
+
+    csv = CsvConfig(**predictor.info.preprocess.get("csv", {}))
+    pieces = list_files(source, "INPUT", csv, once)[0]
+    for piece in pieces:
+        if piece.format == "csv" and csv.delimiter is not None:
+            if not set(predictor.columns) <= set(columns_of(piece)):
+                piece.csv = csv.model_copy(update={"delimiter": None})
+    return pieces
 
 
 def wanted_columns(

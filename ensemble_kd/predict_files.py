@@ -11,10 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ensemble_kd.config import ComputeConfig
-from ensemble_kd.data.files import list_files
 from ensemble_kd.data.folders import open_pictures
 from ensemble_kd.errors import InputError
-from ensemble_kd.predict import load_predictor, predict_file, wanted_columns
+from ensemble_kd.predict import input_files, load_predictor, predict_file, wanted_columns
 from ensemble_kd.runtime import Runtime
 
 
@@ -50,14 +49,14 @@ def predict_files(
     predictor = load_predictor(model, options.form, trust=options.trust)
     if predictor.info.kind == "image" and open_pictures(source, predictor.columns[0]) is not None:
         raise InputError("--workers: INPUT is a folder of pictures, which one process reads; leave it out")
-    pieces, _ = list_files(source, "INPUT")
+    pieces = input_files(source, predictor, done)
     for piece in pieces:
         wanted_columns(piece, predictor, options.strict, done)
     targets = [output.absolute() / _target(piece.name, options.suffix) for piece in pieces]
     if len(set(targets)) < len(targets):
         raise InputError(f"INPUT: files of {source} differ in their ending only; give one kind at a time")
     todo = [
-        {"source": _path(source, piece), "target": str(target)}
+        {"source": piece.origin, "target": str(target)}
         for piece, target in zip(pieces, targets, strict=True)
         if not target.exists()
     ]
@@ -70,13 +69,6 @@ def predict_files(
     with Runtime(ComputeConfig(), address) as runtime:
         runtime.start()
         return _run(model, todo, workers, options, done)
-
-
-def _path(source: str, piece: Any) -> str:
-    """The path or URL of one file of the source."""
-    if "://" in source:
-        return f"{source.split('://', 1)[0]}://{piece.path}"
-    return str(piece.path)
 
 
 def _target(name: str, suffix: str) -> str:

@@ -33,7 +33,7 @@ LEVELS = [
     {"config", "artifacts", "board"},
     {"space"},
     {"failures"},
-    {"termination", "disk", "safe_files", "secret_options"},
+    {"termination", "disk", "safe_files", "secret_options", "paths", "remote"},
     {"errors"},
     {"redact", "stage_list"},
 ]

@@ -12,8 +12,10 @@ import pyarrow as pa
 from ensemble_kd.config import DataConfig
 from ensemble_kd.data.pieces import Source
 from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.readable import checked
 from ensemble_kd.data.split_names import resolve, tell_left
 from ensemble_kd.errors import InputError
+from ensemble_kd.paths import missing, path_problem
 
 
 @dataclass
@@ -29,7 +31,23 @@ class HubPiece:
     def batches(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
         plain = self.dataset.select_columns(columns).with_format("arrow")
         for begin in range(0, len(plain), rows):
-            yield plain[begin : begin + rows]
+            try:
+                table, bad = checked(plain[begin : begin + rows])
+            except Exception as error:  # the library and Arrow raise many kinds for a damaged file
+                raise InputError(f"{self.name}: rows from {begin} on cannot be read: {error}") from error
+            if bad:
+                row, text = next(iter(bad.items()))
+                raise InputError(f"row {begin + row} of {self.name}: {text}")
+            yield table
+
+
+def hub_folder(data: DataConfig) -> Path | None:
+    """The folder that the name is, if it is one. Raises InputError for what cannot be a path or a name."""
+    name = str(data.hub_name)
+    if (problem := path_problem(name)) is not None:
+        raise InputError(f"data.hub_name: {problem}")
+    folder = Path(name).expanduser()
+    return folder if missing(name, "folder") is None else None
 
 
 def load_hub(data: DataConfig) -> dict[str, Any]:
@@ -38,14 +56,16 @@ def load_hub(data: DataConfig) -> dict[str, Any]:
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     name = str(data.hub_name)
-    folder = Path(name).expanduser()
+    folder = hub_folder(data)
     shown = is_progress_bar_enabled()
     disable_progress_bar()  # preparing data has one line of its own
     try:
-        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        if folder is None:
+            loaded = datasets.load_dataset(name, data.hub_config)
+        elif (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
             loaded = datasets.load_from_disk(str(folder))
         else:
-            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else name, data.hub_config)
+            loaded = datasets.load_dataset(str(folder), data.hub_config)
     except Exception as error:  # the library, its scripts and the network raise many kinds
         first = (str(error).splitlines() or [""])[0]
         raise InputError(

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from ensemble_kd.artifacts import checksum, fingerprint
 from ensemble_kd.config import PredictionsConfig
+from ensemble_kd.data.readable import Readable, checked
 from ensemble_kd.errors import InputError
+from ensemble_kd.paths import is_url, missing, shown
 
 SMALLEST = 1e-12
 """Probabilities below this are taken for this before their logarithm."""
@@ -20,10 +22,27 @@ SMALLEST = 1e-12
 def predictions_fingerprint(files: PredictionsConfig) -> str:
     """By content. Raises InputError naming every file that is not there."""
     paths = [path for split in ("train", "validation", "test") for path in getattr(files, split)]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise InputError([f"teachers.predictions: no such file: {path}" for path in missing])
-    return fingerprint(*(checksum(Path(path)) for path in paths))
+    problems = [f"teachers.predictions: {problem}" for path in paths if (problem := missing(path, "file"))]
+    if problems:
+        raise InputError(problems)
+    return fingerprint(*(checksum(Path(path).expanduser()) for path in paths))
+
+
+def _read(path: str, names: tuple[str, str]) -> pa.Table:
+    """The columns of that name, as far as the file has them, checked."""
+    where = f"teachers.predictions: {shown(path)}"
+    if (problem := missing(path, "file")) is not None or is_url(path):
+        raise InputError(f"teachers.predictions: {problem or f'{shown(path)}: give a file on this machine'}")
+    with Readable(where, "parquet"), pq.ParquetFile(Path(path).expanduser()) as file:
+        held = file.schema_arrow.names
+        for name in names:
+            if name not in held:
+                raise InputError(f"{where}: no column {name!r}; it has {held}")
+        table, bad = checked(file.read(columns=list(dict.fromkeys(names)), use_threads=False))
+    if bad:
+        row, text = next(iter(bad.items()))
+        raise InputError(f"{where}: row {row}: {text}")
+    return table
 
 
 def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int) -> np.ndarray:
@@ -33,15 +52,7 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
     Probabilities become log-probabilities. Raises InputError where ids are missing or repeated, where the
     number of classes differs, or where a number is not finite.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"teachers.predictions: {path}: not a readable Parquet file ({error})") from error
-    for column in (files.id_column, files.column):
-        if column not in table.column_names:
-            raise InputError(
-                f"teachers.predictions: {path}: no column {column!r}; it has {table.column_names}"
-            )
+    table = _read(path, (files.id_column, files.column))
     if not table.num_rows:
         raise InputError(f"teachers.predictions: {path}: holds no rows")
     column = table[files.column].combine_chunks()

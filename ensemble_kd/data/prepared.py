@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
-from ensemble_kd.config import Config, text_source
+from ensemble_kd.config import Config, CsvConfig, text_source
 from ensemble_kd.data.copies import Copies, to_drop
 from ensemble_kd.data.decode import ColumnError, empty_texts
 from ensemble_kd.data.folders import PicturePiece
@@ -414,6 +414,8 @@ def _describe(
     mean, std = inputs.moments.result() if inputs.moments is not None else ([], [])
     shape = [inputs.longest] if data.kind == "text" else list(reader.shape or [])
     preprocess: dict[str, Any] = {"columns": data.columns.model_dump(mode="json")}
+    if data.csv != CsvConfig():
+        preprocess["csv"] = data.csv.model_dump(mode="json")
     if data.kind == "image":
         preprocess["image"] = {"shape": shape}
         if data.image.resize is not None:

@@ -14,18 +14,17 @@ from ensemble_kd.artifacts import fingerprint
 from ensemble_kd.config import DataConfig
 from ensemble_kd.data.files import (
     FilePiece,
-    file_format,
-    file_system,
-    fixed_folder,
-    is_glob,
+    data_folder,
     list_files,
     open_files,
+    read_text,
 )
 from ensemble_kd.data.folders import PATH, PicturePiece, left_out, open_class_folders, open_pictures
-from ensemble_kd.data.hub import load_hub, open_hub
+from ensemble_kd.data.hub import hub_folder, load_hub, open_hub
 from ensemble_kd.data.pieces import Piece, Source, TablePiece
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.errors import InputError
+from ensemble_kd.paths import is_url, missing, path_problem, shown
 from ensemble_kd.pretrained import tokenizer_digest
 
 HASHED_BYTES = 256 * 2**20
@@ -63,7 +62,7 @@ def open_source(data: DataConfig, problems: Problems) -> Source:
     names = Counter(piece.name for piece in files)
     for piece in files:  # a/rows.csv beside b/rows.csv: messages must tell them apart
         if names[piece.name] > 1:
-            piece.name = piece.path
+            piece.name = shown(piece.origin or piece.path)
     return source
 
 
@@ -83,7 +82,11 @@ def _open_unlabelled(data: DataConfig, source: Source, problems: Problems) -> No
                 pictures.prefix = f"{pictures.name}/"
                 if pictures.others:
                     problems.warn(f"data.unlabelled: {left_out('no picture', pictures.others)}")
-        found: list[Piece] = [pictures] if pictures else [*list_files(data.unlabelled, "data.unlabelled")[0]]
+        found: list[Piece] = (
+            [pictures]
+            if pictures
+            else [*list_files(data.unlabelled, "data.unlabelled", data.csv, problems.warn)[0]]
+        )
         source.splits.setdefault("unlabelled", []).extend(found)
     except InputError as error:
         for line in error.problems:
@@ -94,14 +97,11 @@ def read_class_names(data: DataConfig, problems: Problems) -> list[str] | None:
     """`data.class_names` as a list; a file has one name a line and lies beside the data, or where it says."""
     names = data.class_names
     if isinstance(names, str):
-        path = class_names_path(data)
         try:
-            fs, inside = file_system(path)
-            with fs.open_input_stream(inside) as file:
-                lines = file.read().decode("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            detail = f"no such file: {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error}"
-            problems.add(f"data.class_names: {detail}")
+            lines = read_text(class_names_path(data), "data.class_names").splitlines()
+        except InputError as error:
+            for line in error.problems:
+                problems.add(line)
             return None
         while lines and not lines[-1].strip():
             lines.pop()
@@ -119,18 +119,15 @@ def class_names_path(data: DataConfig) -> str:
     """Where the file named by `data.class_names` is: absolute, beside the data, or else as it stands."""
     name = str(data.class_names)
     path = data.path.get("train") if isinstance(data.path, dict) else data.path or data.hub_name
-    if path is None or "://" in name or Path(name).expanduser().is_absolute():
+    if path is None or is_url(name) or path_problem(name) or path_problem(path):
         return name
-    if is_glob(path):
-        folder = fixed_folder(path)
-    elif "://" in path:
-        folder = path if file_format(path) is None else path.rsplit("/", 1)[0]
-    else:
-        local = Path(path).expanduser()
-        folder = str(local if local.is_dir() else local.parent)
-        if not (Path(folder) / name).exists() and Path(name).exists():
-            return name
-    return f"{folder.rstrip('/')}/{name}"
+    if Path(name).expanduser().is_absolute():
+        return name
+    folder, query = data_folder(path)
+    beside = f"{folder.rstrip('/')}/{name}{query}"
+    if not is_url(path) and missing(beside, "file") is not None and missing(name, "file") is None:
+        return name
+    return beside
 
 
 # --------------------------------------------------------------------------------------- fingerprint
@@ -142,9 +139,12 @@ def content(piece: FilePiece, name: str) -> list[Any]:
     if info.size is not None and info.size > HASHED_BYTES:
         return [name, info.size, info.mtime_ns]
     digest = hashlib.sha256()
-    with piece.fs.open_input_stream(piece.path, compression=None) as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+    try:
+        with piece.fs.open_input_stream(piece.path, compression=None) as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{piece.name}: cannot be read: {error}") from error
     return [name, digest.hexdigest()]
 
 
@@ -159,8 +159,8 @@ def source_fingerprint(data: DataConfig, tokenizer: str | None = None) -> str:
     if data.source == "files":
         _open_paths(data, source, problems)
     elif data.source == "hub":
-        folder = Path(str(data.hub_name)).expanduser()
-        if folder.is_dir():  # by content: the library's own fingerprint changes with its cache
+        folder = hub_folder(data)
+        if folder is not None:  # by content: the library's own fingerprint changes with its cache
             for file in sorted(folder.rglob("*")):
                 if file.is_file() and not file.name.startswith("."):
                     name = str(file.relative_to(folder))

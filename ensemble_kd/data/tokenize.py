@@ -37,6 +37,10 @@ SPECIAL = {
     "unk": ("[UNK]", "<unk>"),
 }
 """What special tokens are called in the vocabularies of BERT and of RoBERTa."""
+LONGEST_WORD = 100
+"""Characters of a word that is cut into pieces; a longer one is unknown, as in BERT."""
+LONG_RUN = re.compile(rf"[^\s!-/:-@\[-`{{-~]{{{LONGEST_WORD + 1},}}")
+"""Characters that are neither space nor ASCII's punctuation."""
 MOST_CHARACTERS = 1000
 """Characters that a learned vocabulary holds at the most; the rarest are unknown."""
 MOST_BYTES = 40_000_000
@@ -85,7 +89,8 @@ class HashedTokenizer:
         entry = self._bucket(word), tuple(grams)
         if len(self._words) >= CACHED_WORDS:
             self._words.clear()
-        self._words[word] = entry
+        if len(word) <= LONGEST_WORD:
+            self._words[word] = entry
         return entry
 
     def _text(self, text: str) -> list[int]:
@@ -161,7 +166,8 @@ def learn_subwords(
     normalizer = normalizers.Sequence(steps)
 
     def empty(vocabulary: dict[str, int]) -> Any:
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
+        tokenizer = Tokenizer(model)
         tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return tokenizer
@@ -183,10 +189,25 @@ def learn_subwords(
     )
     learned = empty({})
     with one_thread():
-        learned.train_from_iterator(batches(), trainer)
+        known = empty({})  # not `learned` itself, which the library locks while it learns
+        texts = ([_without_long(text, known) for text in batch] for batch in batches())
+        learned.train_from_iterator(texts, trainer)
     tokenizer = empty(learned.get_vocab(with_added_tokens=True))
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
     return SubwordTokenizer(tokenizer, config.max_length)
+
+
+def _without_long(text: str, empty: Any) -> str:
+    """The text without words that are never cut into pieces: learning from one takes the square of its
+    length. The tokenizer `empty` says what a word is; only runs that may hold a long one are shown to it."""
+
+    def mended(run: re.Match[str]) -> str:
+        normal = empty.normalizer.normalize_str(run[0])
+        words = [word for word, _ in empty.pre_tokenizer.pre_tokenize_str(normal)]
+        kept = [word for word in words if len(word) <= LONGEST_WORD]
+        return run[0] if len(kept) == len(words) else f" {' '.join(kept)} "
+
+    return LONG_RUN.sub(mended, text)
 
 
 class PretrainedTokenizer:

@@ -6,17 +6,18 @@ other rows' stand in the table as nulls.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ensemble_kd.data.decode import Bad
-from ensemble_kd.data.files import FilePiece
+from ensemble_kd.data.files import FilePiece, as_table
 from ensemble_kd.data.pieces import slices
+from ensemble_kd.data.text_stream import MARK
 from ensemble_kd.errors import InputError
 
 FIRST_LINES = 1000
@@ -43,9 +44,10 @@ def batches(piece: FilePiece, columns: list[str], rows: int) -> Iterator[tuple[p
         return
     done = 0
     try:
-        for table in piece.batches(columns, rows):
-            yield table, Bad()
-            done += table.num_rows
+        for table, bad in piece.tables(columns, rows):
+            for part in _parts(table, bad, rows):
+                yield part
+                done += part[0].num_rows
     except InputError:
         if piece.format != "json":
             raise
@@ -65,25 +67,47 @@ def _csv(piece: FilePiece, columns: list[str], rows: int) -> Iterator[tuple[pa.T
 
     first = 0
     with piece.readable():
-        reader = piece.open_csv(columns, note)
+        reader = piece.open_csv(columns, note, "mark")
         for batch in reader:
-            table, bad = _with_gaps(pa.table(batch).select(columns), first, wrong)
+            table, unread = _marked(as_table(batch, columns))
+            table, bad = _with_gaps(table, unread, first, wrong)
             first += table.num_rows
             yield from _parts(table, bad, rows)
     if wrong:  # behind the last good row
-        yield from _parts(*_with_gaps(reader.schema.empty_table().select(columns), first, wrong), rows)
+        empty = reader.schema.empty_table().select(columns)
+        yield from _parts(*_with_gaps(empty, Bad(), first, wrong), rows)
 
 
-def _with_gaps(table: pa.Table, first: int, wrong: list[tuple[int, str]]) -> tuple[pa.Table, Bad]:
-    """A row of nulls for each of the `wrong` ones among the rows from `first` on, which are taken out."""
+def _marked(table: pa.Table) -> tuple[pa.Table, Bad]:
+    """Null for cells with bytes that are not UTF-8, and their rows."""
+    bad = Bad()
+    for i, name in enumerate(table.column_names):
+        found = pc.match_substring(table.column(i), MARK)
+        if pc.any(found).as_py():
+            nothing = pa.scalar(None, table.column(i).type)
+            table = table.set_column(i, name, pc.if_else(found, nothing, table.column(i)))
+            for row in np.flatnonzero(pc.fill_null(found, False).to_numpy(zero_copy_only=False)):
+                bad.setdefault(int(row), f"column {name!r} holds bytes that are not UTF-8")
+    return table, bad
+
+
+def _with_gaps(
+    table: pa.Table, unread: Bad, first: int, wrong: list[tuple[int, str]]
+) -> tuple[pa.Table, Bad]:
+    """A row of nulls for each of the `wrong` ones among the rows from `first` on, which are taken out.
+
+    `unread`: bad rows of the table as it is.
+    """
     bad = Bad()
     while wrong and wrong[0][0] - first <= table.num_rows + len(bad):
         number, text = wrong.pop(0)
         bad[number - first] = text
     if not bad:
-        return table, bad
+        return table, unread
     gap = np.zeros(table.num_rows + len(bad), bool)
     gap[list(bad)] = True
+    places = np.flatnonzero(~gap)
+    bad |= {int(places[row]): text for row, text in unread.items()}
     return table.take(pa.array(np.cumsum(~gap) - 1, mask=gap)), bad
 
 
@@ -109,14 +133,14 @@ def _json_rows(piece: FilePiece, rows: int) -> Iterator[tuple[int, list[dict[str
     """The number of the first row, `rows` rows, and which lines are no JSON objects."""
     first, parsed, bad = 0, list[dict[str, Any]](), Bad()
     with piece.readable():
-        for line in io.BufferedReader(piece.open_stream()):
+        for line in piece.text("keep"):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 wrong = None if isinstance(row, dict) else f"{str(row)[:40]!r}, not a JSON object"
             except (ValueError, RecursionError) as error:
-                wrong = f"not JSON: {error}"
+                wrong = f"not JSON: {str(error)[:200]}"
             if wrong is not None:
                 bad[len(parsed)], row = wrong, {}
             parsed.append(row)

@@ -31,7 +31,7 @@ from ensemble_kd.artifacts import (
     write_atomic,
     write_json,
 )
-from ensemble_kd.config import Config, TextAugmentConfig
+from ensemble_kd.config import Config, CsvConfig, TextAugmentConfig
 from ensemble_kd.data.prepared import source_fingerprint, train_texts
 from ensemble_kd.data.sources import HASHED_BYTES
 from ensemble_kd.data.text_augment import TextAugmenter, Unseen, words_of
@@ -75,6 +75,8 @@ def plan(config: Config, run: Any) -> StagePlan:
     for name, default in (("splits", {}), ("duplicates", "keep")):
         if (value := getattr(data, name)) != default:
             kept[name] = value
+    if data.csv != CsvConfig():
+        kept["csv"] = data.csv.model_dump(mode="json")
     if isinstance(data.class_names, list):  # a file is among the source's content
         kept["class_names"] = data.class_names
     return StagePlan.of(run, "augment", {"text_augment": settings, "data": kept, "seed": config.seed}, inputs)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, text_source
+from ensemble_kd.config import Config, CsvConfig, text_source
 from ensemble_kd.data.prepared import prepare, source_fingerprint
 from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
@@ -23,6 +23,8 @@ def plan(config: Config, run: Any) -> StagePlan:
     for name, default in (("mode", "auto"), ("resize", None)):
         if settings["image"][name] == default:
             settings["image"].pop(name)
+    if config.data.csv == CsvConfig():
+        settings.pop("csv")
     if settings["target"] == "class":
         settings.pop("target")
     for name, default in (("splits", {}), ("duplicates", "keep")):

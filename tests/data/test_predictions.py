@@ -111,7 +111,7 @@ def test_logits_given_as_probabilities_are_noticed(tmp_path: Path, row: list[flo
 def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
     path, files = given(tmp_path)
     Path(path).write_text("id,logits\n")
-    with pytest.raises(InputError, match="member.parquet: not a readable Parquet file"):
+    with pytest.raises(InputError, match="member.parquet: cannot be read as Parquet: "):
         align(path, files, np.arange(3), 3)
 
 
