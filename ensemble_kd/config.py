@@ -366,6 +366,13 @@ class TeachersConfig(Block):
     mlflow: a model URI or folder; nothing pickled is read."""
     values: Literal["logits", "probabilities"] = "logits"
     """What a callable or MLflow model returns."""
+    class_order: str | list[str | int] | dict[int, str | list[str | int]] | None = None
+    """The data's classes in the order of a given teacher's outputs: names, or a file with one a line; by
+    number of the member where they differ ({0: [...]}). null: the data's own order, or of a pretrained
+    classifier that names the same classes its own."""
+    on_mismatch: Literal["stop", "warn"] = "stop"
+    """What a given member does to the run that answers like guessing, or whose classes seem to stand in
+    another order on labelled rows."""
     predictions: PredictionsConfig | None = None
     """Files of teacher outputs (source: predictions)."""
     num_members: int = Field(5, ge=1, le=10000)
@@ -1008,6 +1015,7 @@ def _value_problems(config: Config) -> list[str]:
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
         ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
         ("teachers.values", teachers.values, teachers.values == "probabilities", "set logits"),
+        ("teachers.class_order", "a list", teachers.class_order is not None, "leave it out"),
     ]
     if given is not None:
         path = "teachers.predictions.values"
@@ -1083,6 +1091,18 @@ def _missing_note(path: Any) -> str:
 
 def _teacher_problems(config: Config) -> list[str]:
     teachers, problems = config.teachers, []
+    if teachers.source == "train" and teachers.class_order is not None:
+        problems.append(
+            "teachers.class_order: set, but teachers.source is 'train': members that are trained learn the "
+            "data's order; leave it out"
+        )
+    if isinstance(teachers.class_order, dict):
+        count = num_teachers(config)
+        problems += [
+            f"teachers.class_order.{i}: there are {count} members, 0 to {count - 1}"
+            for i in teachers.class_order
+            if not 0 <= i < count
+        ]
     if teachers.source == "predictions":
         if teachers.predictions is None:
             problems.append("teachers.predictions: missing; source 'predictions' needs the files")

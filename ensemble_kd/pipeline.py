@@ -666,7 +666,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     if teachers is not None:
         members = {entry["name"]: entry["fingerprint"] for entry in teachers.summary["members"]}
     elif config.teachers.source in ("train", "pretrained"):
-        wanted = teachers_stage.tasks(config, data, info["counts"]["labelled"])
+        wanted = teachers_stage.tasks(config, data, info["counts"]["labelled"], info)
         members = {task.name: task.fingerprint for task in wanted}
     else:
         members = {f"teacher-{i:03d}": "to be read" for i in range(count)}

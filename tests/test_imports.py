@@ -40,8 +40,10 @@ BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {
+    "class_order",
     "context",
     "given_teachers",
+    "judged",
     "kept",
     "members",
     "mlflow_models",

@@ -39,9 +39,10 @@ def align(
     """(N, C) float32 logits of one member in the order of `ids`; of values (N, 1), for which the column may
     also hold plain numbers.
 
-    `classes` has the data's class of each of the file's numbers, where these stand in another order; `setting`
-    is the field that says what they are. Probabilities become log-probabilities. Raises InputError where ids are missing or repeated, where the
-    number of classes differs, where a number is not finite, or where they are not what the setting says.
+    `classes` has the data's class of each of the file's numbers, where these stand in another order;
+    `setting` is the field that says what they are. Probabilities become log-probabilities.
+    Raises InputError where ids are missing or repeated, where the number of classes differs, where a number
+    is not finite, or where they are not what the setting says.
     """
     try:
         table = pq.read_table(path)
@@ -106,5 +107,5 @@ def align(
             )
         values = np.log(np.maximum(values, SMALLEST))
     if classes is not None:
-        values = values[:, np.argsort(classes)]
+        values = np.ascontiguousarray(values[:, np.argsort(classes)])  # as files of tensors need it
     return values

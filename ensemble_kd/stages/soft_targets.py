@@ -17,6 +17,7 @@ from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.models.outputs import state_name
+from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.kept import kept_of
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
@@ -172,7 +173,7 @@ def run(
 
     def make(todo: list[Item]) -> Iterator[tuple[Path, dict[str, Any]]]:
         if given is not None:
-            return _from_files(given, todo, data, info, layout)
+            return _from_files(given, todo, data, info, layout, orders_of(context.config, info))
         arguments = {
             "info": info,
             "layout": layout,
@@ -188,11 +189,19 @@ def run(
 
 
 def _from_files(
-    files: PredictionsConfig, todo: list[Item], data: Path, info: dict[str, Any], layout: StoreLayout
+    files: PredictionsConfig,
+    todo: list[Item],
+    data: Path,
+    info: dict[str, Any],
+    layout: StoreLayout,
+    orders: list[list[int] | None],
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The same store from the user's own predictions; no model runs, so no Ray either."""
     transfer = load_split(data, "transfer")
-    logits = np.stack([align(path, files, transfer.ids, info["num_classes"]) for path in files.train], 1)
+    members = zip(files.train, orders, strict=True)
+    logits = np.stack(
+        [align(path, files, transfer.ids, info["num_classes"], order) for path, order in members], 1
+    )
     for item in todo:
         target, first = Path(item["target"]), item["first"]
         rows = np.arange(first, first + num_rows(Path(item["source"])))

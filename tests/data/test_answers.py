@@ -29,12 +29,14 @@ NUMBERS = softmax(np.random.default_rng(0).normal(size=(200, 4)) * 3)
 
 
 @given(
-    arrays(np.float32, st.tuples(st.integers(2, 40), st.integers(2, 12)), elements=st.floats(-20, 20, width=32)),
+    arrays(
+        np.float32, st.tuples(st.integers(2, 40), st.integers(2, 12)), elements=st.floats(-20, 20, width=32)
+    ),
     st.sampled_from([np.float64, np.float32, np.float16]),
 )
 @settings(deadline=None)
 def test_probabilities_are_known_in_every_precision(logits: np.ndarray, kind: type) -> None:
-    found = softmax(logits.astype(np.float64)).astype(kind)
+    found: np.ndarray = softmax(logits.astype(np.float64)).astype(kind)
     assert what_they_are(found.astype(np.float32))[0] == "probabilities"
     assert what_they_are((100 * found).astype(np.float32))[0] == "percentages"
 
