@@ -1182,6 +1182,25 @@ def _given_problems(config: Config) -> list[str]:
     return problems
 
 
+def _form_problems(config: Config) -> list[str]:
+    """Forms of `export` that this kind of student does not have."""
+    if config.export is None or "huggingface" not in config.export.forms:
+        return []
+    student, others = config.student, [form for form in typing.get_args(ExportForm) if form != "huggingface"]
+    if not isinstance(student.model, TransformerConfig):
+        return [
+            "export.forms: huggingface is for students that are models of transformers, and student.model is "
+            f"{student.model.name!r}; it can have {', '.join(others)}"
+        ]
+    if student.quantization is not None and student.quantization.activations:
+        return [
+            "export.forms: huggingface, but this student rounds the inputs of its layers, which those of "
+            "transformers do not; set student.quantization.activations=false, or use "
+            f"{', '.join(others)}"
+        ]
+    return []
+
+
 def numbers_only_problems(config: Config) -> list[str]:
     """What a run cannot have whose teachers answer raw inputs with numbers, and are no networks of ours."""
     source, problems = config.teachers.source, []
@@ -1316,6 +1335,7 @@ def cross_field_problems(config: Config) -> list[str]:
     problems += _value_problems(config)
     problems += _keep_problems(config)
     problems += _specialist_problems(config)
+    problems += _form_problems(config)
     problems += _sweep_problems(config)
     problems += _phase_problems(config)
     problems += _online_problems(config)

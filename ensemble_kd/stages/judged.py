@@ -87,7 +87,9 @@ class Panel:
             value = json.dumps(wanted, ensure_ascii=False)
         alone = len(self.context.config.teachers.given) == 1
         value = value if alone else f"{{{index}: {value}}}"
-        return f"{text}; set teachers.class_order={value} if so, or teachers.on_mismatch=warn to go on as it is"
+        return (
+            f"{text}; set teachers.class_order={value} if so, or teachers.on_mismatch=warn to go on as it is"
+        )
 
     def tell(self, given: bool) -> None:
         """Raises InputError with all that was found, where members are `given` and the run is to stop."""

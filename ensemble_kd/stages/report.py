@@ -18,7 +18,7 @@ from ensemble_kd.data.prepared import load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
-from ensemble_kd.models.package import save_package
+from ensemble_kd.models.package import save_package, shipped_info
 from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
@@ -283,9 +283,11 @@ def _pack(
     manifest = read_manifest(folder)
     assert manifest is not None
     tokenizer = data / "tokenizer.json"
+    network = load_network(manifest.config, info, folder)
+    info = shipped_info(network, info)
     save_package(
         context.folder / MODEL,
-        load_network(manifest.config, info, folder),
+        network,
         manifest.config["model"],
         info,
         model_card(report, info, redacted(context.config.model_dump(mode="json"))),

@@ -119,6 +119,11 @@ def _special(data: Path) -> dict[str, int]:
             "student.model.vocabulary: drops word pieces of a pretrained tokenizer; set "
             "data.text.tokenizer=pretrained"
         )
+    if absent := [role for role in ("pad", "unk") if role not in special]:
+        raise ConfigError(
+            "student.model.vocabulary: the pieces that are dropped become the unknown one, and this "
+            f"tokenizer has no special token for {' and '.join(absent)}; set it to all"
+        )
     return special
 
 
