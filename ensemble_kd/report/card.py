@@ -85,8 +85,8 @@ def _length(info: dict[str, Any]) -> str:
         return ""
     return (
         f"\n\nIt takes texts of up to {info['input_shape'][0]:,} tokens. No form cuts a longer one by "
-        "itself: `predict` leaves it out and says so, `serve` and the MLflow model refuse it (`--truncate`, or the "
-        "parameter `truncate`, cuts it); transformers cuts with `truncation=True`."
+        "itself: `predict` leaves it out and says so, `serve` and the MLflow model refuse it (`--truncate`, "
+        "or the parameter `truncate`, cuts it); transformers cuts with `truncation=True`."
     )
 
 
