@@ -224,6 +224,8 @@ def _limits(report: dict[str, Any]) -> str:
         value, name = min(known, key=lambda pair: pair[0])
         lines.append(f"- Weakest class on the test rows: `{_text(name)}`, accuracy {100 * value:.1f}%.")
         lines.append(f"- Expected calibration error {shipped['ece']:.4f} (15 bins).")
+    if report.get("constant"):
+        lines.insert(0, f"- {_text(report['constant']['text'])}")
     if report["verdict"]["outcome"] != "helped":
         lines.append("- Distillation was not shown to help here; a student on hard labels may do as well.")
     return "\n".join(lines)

@@ -130,6 +130,8 @@ def run(
             ships=forms[1].summary if forms else None,
         )
         report = build_report(inputs)
+        if "constant" in report:
+            context.console.warning(report["constant"]["text"])
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
         context.console.progress("report", 2, 3, "packing the student")
         _pack(context, report, info, student, data, lineage, forms)
