@@ -112,18 +112,18 @@ def test_every_form_treats_a_long_text_alike(tmp_path: Path, ray_session: None) 
     assert load_package(model).info["input_shape"] == [20]
     card = (model / "README.md").read_text()
     assert "texts of up to 20 tokens. No form cuts a longer one by itself" in card
-    middle, long = " ".join(WORDS[:15]), " ".join(WORDS * 2)  # 17 and 30 tokens
+    middle, long = " ".join(WORDS[:15]), " ".join(WORDS * 2)  # 17 and 32 tokens
     rows = pa.table({"input": [middle, long]})
     answers = {form: Predictor(model, form).answer(rows, truncate=False) for form in ("pytorch", "onnx")}
     for found in answers.values():
         assert found.problems[0] is None
-        assert found.problems[1] == "a text of 30 tokens; the model takes 20, the rest would be cut off"
+        assert found.problems[1] == "a text of 32 tokens; the model takes 20, the rest would be cut off"
     cut = Predictor(model, "onnx").answer(rows).probabilities
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         served = pyfunc.load_model(str(model / "export" / "mlflow"))
     frame = rows.to_pandas()
-    with pytest.raises(ValueError, match=r"row 1: a text of 30 tokens; the model takes 20.*truncate"):
+    with pytest.raises(ValueError, match=r"row 1: a text of 32 tokens; the model takes 20.*truncate"):
         served.predict(frame)
     alone = served.predict(frame[:1])
     np.testing.assert_allclose(alone["probabilities"].tolist(), cut[:1], atol=1e-5)
