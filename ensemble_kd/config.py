@@ -463,6 +463,13 @@ class TeachersConfig(Block):
     mlflow: a model URI or folder; nothing pickled is read."""
     values: Literal["logits", "probabilities"] = "logits"
     """What a callable or MLflow model returns."""
+    class_order: str | list[str | int] | dict[int, str | list[str | int]] | None = None
+    """The data's classes in the order of a given teacher's outputs: names, or a file with one a line; by
+    number of the member where they differ ({0: [...]}). null: the data's own order, or of a pretrained
+    classifier that names the same classes its own."""
+    on_mismatch: Literal["stop", "warn"] = "stop"
+    """What a given member does to the run that answers like guessing, or whose classes seem to stand in
+    another order on labelled rows."""
     predictions: PredictionsConfig | None = None
     """Files of teacher outputs (source: predictions)."""
     num_members: int = Field(5, ge=1, le=10000)
@@ -1109,6 +1116,7 @@ def _value_problems(config: Config) -> list[str]:
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
         ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
         ("teachers.values", teachers.values, teachers.values == "probabilities", "set logits"),
+        ("teachers.class_order", "a list", teachers.class_order is not None, "leave it out"),
     ]
     if given is not None:
         path = "teachers.predictions.values"
@@ -1182,6 +1190,18 @@ def _missing_note(path: Any) -> str:
 
 def _teacher_problems(config: Config) -> list[str]:
     teachers, problems = config.teachers, []
+    if teachers.source == "train" and teachers.class_order is not None:
+        problems.append(
+            "teachers.class_order: set, but teachers.source is 'train': members that are trained learn the "
+            "data's order; leave it out"
+        )
+    if isinstance(teachers.class_order, dict):
+        count = num_teachers(config)
+        problems += [
+            f"teachers.class_order.{i}: there are {count} members, 0 to {count - 1}"
+            for i in teachers.class_order
+            if not 0 <= i < count
+        ]
     if teachers.source == "predictions":
         if teachers.predictions is None:
             problems.append("teachers.predictions: missing; source 'predictions' needs the files")
@@ -1259,6 +1279,25 @@ def _given_problems(config: Config) -> list[str]:
             "pieces of their own; set data.text.tokenizer=pretrained"
         )
     return problems
+
+
+def _form_problems(config: Config) -> list[str]:
+    """Forms of `export` that this kind of student does not have."""
+    if config.export is None or "huggingface" not in config.export.forms:
+        return []
+    student, others = config.student, [form for form in typing.get_args(ExportForm) if form != "huggingface"]
+    if not isinstance(student.model, TransformerConfig):
+        return [
+            "export.forms: huggingface is for students that are models of transformers, and student.model is "
+            f"{student.model.name!r}; it can have {', '.join(others)}"
+        ]
+    if student.quantization is not None and student.quantization.activations:
+        return [
+            "export.forms: huggingface, but this student rounds the inputs of its layers, which those of "
+            "transformers do not; set student.quantization.activations=false, or use "
+            f"{', '.join(others)}"
+        ]
+    return []
 
 
 def numbers_only_problems(config: Config) -> list[str]:
@@ -1395,6 +1434,7 @@ def cross_field_problems(config: Config) -> list[str]:
     problems += _value_problems(config)
     problems += _keep_problems(config)
     problems += _specialist_problems(config)
+    problems += _form_problems(config)
     problems += _sweep_problems(config)
     problems += _phase_problems(config)
     problems += _online_problems(config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from ensemble_kd.errors import ConfigError, InputError
 PACKAGE = "package:"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+ADAPTER = "adapter_config.json"
 TOKENIZER_JSON = "tokenizer.json"
 VOCABULARIES = (TOKENIZER_JSON, "vocab.txt", "vocab.json", "*.model", "tokenizer.tiktoken")
 """Files of which a tokenizer needs one."""
@@ -80,9 +82,67 @@ def _visible(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith((".", "__"))
 
 
+def source_folder(source: str, where: str = "source") -> Path | None:
+    """Where the files of a source lie: its folder, or of a hub name the snapshot in the cache, if any.
+
+    Raises ConfigError as `resolve_source`.
+    """
+    resolved = resolve_source(source, where)
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(resolved, "config.json")
+    except HFValidationError:  # no name that the hub could have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def source_file(source: str, name: str, where: str = "source") -> Path | None:
+    """A file of a source by its name: in its folder, in the cache of the hub, or fetched; None without it."""
+    resolved = resolve_source(source, where)
+    if Path(resolved).is_dir():
+        path = Path(resolved) / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    quiet: dict[str, Any] = {
+        f"_raise_exceptions_for_{what}": False
+        for what in ("missing_entries", "connection_errors", "gated_repo")
+    }
+    try:
+        found = cached_file(resolved, name, **quiet)
+    except (OSError, ValueError):  # no such model: whoever reads its configuration says so
+        return None
+    return Path(found) if found is not None else None
+
+
+def adapter_problem(folder: Path, where: str) -> str | None:
+    """Of a folder that holds the difference to a base model alone: how to make it whole."""
+    whole = [path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")]
+    if not (folder / ADAPTER).is_file() or whole:
+        return None
+    try:
+        said = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        base = str(said["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "BASE"
+    return (
+        f"{where}: {folder} is an adapter (PEFT), of no use without the model that it changes, {base}. Merge "
+        "them and give the merged folder:\n"
+        "    model = peft.AutoPeftModelForSequenceClassification.from_pretrained("
+        f"{str(folder)!r}, num_labels=CLASSES).merge_and_unload(); model.save_pretrained('merged')\n"
+        f"    transformers.AutoTokenizer.from_pretrained({base!r}).save_pretrained('merged')"
+    )
+
+
 def source_files_problems(folder: str | Path, where: str = "source") -> list[str]:
     """What keeps a local folder from being loaded as a model: one line each."""
     folder, problems = Path(folder), []
+    if (problem := adapter_problem(folder, where)) is not None:
+        return [problem]
     if not (folder / "config.json").is_file():
         held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         problems.append(

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 
+DIGITS = load_digits()
+CENTRES = np.stack([DIGITS.data[DIGITS.target == digit].mean(0) / 16 for digit in range(10)])
 CALLS: list[int] = []
 """Sizes of the batches that `linear` was asked about."""
 NOT_A_FUNCTION = 3
@@ -16,11 +19,15 @@ FAILING: Path | None = None
 
 
 def linear(images: np.ndarray) -> torch.Tensor:
-    """Digits (B, 8, 8, 1) uint8 to logits (B, 10)."""
+    """Digits (B, 8, 8, 1) uint8 to logits (B, 10): which class's mean is nearest."""
     assert images.dtype == np.uint8 and images.shape[1:] == (8, 8, 1)
     CALLS.append(len(images))
-    weights = np.random.default_rng(0).normal(size=(64, 10)) / 8
-    return torch.from_numpy(images.reshape(len(images), 64) / 255 @ weights)
+    pixels = images.reshape(len(images), 64) / 255
+    return torch.from_numpy(8 * (pixels @ CENTRES.T - (CENTRES**2).sum(1) / 2))
+
+
+def backwards(images: np.ndarray) -> torch.Tensor:
+    return linear(images).flip(1)
 
 
 def probabilities(images: np.ndarray) -> list[list[float]]:

@@ -21,7 +21,7 @@ from ensemble_kd.config import Config, TextConfig, load_config, validate
 from ensemble_kd.data.prepared import load_split, prepare, raw_rows
 from ensemble_kd.data.raw import as_frame, ask, load_callable
 from ensemble_kd.errors import ConfigError, InputError
-from ensemble_kd.models.foreign import class_problems, classifier_problems
+from ensemble_kd.models.foreign import class_problems, classifier_problems, taken_over
 from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.stages.start import fit_problems
 
@@ -149,10 +149,11 @@ def test_a_pretrained_classifier_teaches_as_it_is(tmp_path: Path, ray_session: N
         (CLASSES, CLASSES, None),
         (None, CLASSES, None),
         (["negative", "positive"], ["0", "1"], None),
+        (["Money", "animal"], CLASSES, None),
         (
-            ["Money", "animal"],
+            ["money", "other"],
             CLASSES,
-            "class 0 of .* is 'Money', of the data 'animal'.*reorder data.class_names",
+            r"class 1 of .* is 'other', of the data 'money'.*teachers\.class_order",
         ),
         (
             ["a", "b", "c"],
@@ -205,7 +206,7 @@ def test_pickled_weights_are_refused_with_the_way_to_convert(tmp_path: Path) -> 
     assert "safe_serialization=True" in problem
 
 
-def test_an_image_classifier_with_other_sizes_and_moments_is_refused(tmp_path: Path) -> None:
+def test_an_image_classifier_of_other_sizes_is_refused_and_keeps_its_own_moments(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
     sizes: dict[str, Any] = {
@@ -225,8 +226,10 @@ def test_an_image_classifier_with_other_sizes_and_moments_is_refused(tmp_path: P
     assert "takes images of [8, 8, 3]" in problem and "the data has [9, 8, 3]" in problem
     said["image_mean"] = [0.1, 0.2, 0.3]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    (problem,) = classifier_problems(source, info_of(CLASSES, "image", (8, 8, 3)), field)
-    assert "mean of [0.1, 0.2, 0.3]" in problem and "teachers.source=callable" in problem
+    info = info_of(CLASSES, "image", (8, 8, 3))
+    assert classifier_problems(source, info, field) == []
+    own = taken_over(source, info, None)["pixels"]
+    assert own["scale"] == pytest.approx([2 / 255] * 3) and own["shift"] == pytest.approx([-0.2, -0.4, -0.6])
 
 
 # ---------------------------------------------------------------------------------------------- callable

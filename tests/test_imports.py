@@ -43,8 +43,10 @@ BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {
     "base",
+    "class_order",
     "context",
     "given_teachers",
+    "judged",
     "kept",
     "layout",
     "members",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ensemble_kd.artifacts import checksum, fingerprint
 from ensemble_kd.config import PredictionsConfig
+from ensemble_kd.data.answers import distributions, values_problem
 from ensemble_kd.data.readable import Readable, checked
 from ensemble_kd.errors import InputError
 from ensemble_kd.paths import is_url, missing, shown
@@ -45,12 +47,21 @@ def _read(path: str, names: tuple[str, str]) -> pa.Table:
     return table
 
 
-def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int) -> np.ndarray:
+def align(
+    path: str,
+    files: PredictionsConfig,
+    ids: np.ndarray,
+    num_classes: int,
+    classes: Sequence[int] | None = None,
+    setting: str = "teachers.predictions.values",
+) -> np.ndarray:
     """(N, C) float32 logits of one member in the order of `ids`; of values (N, 1), for which the column may
     also hold plain numbers.
 
-    Probabilities become log-probabilities. Raises InputError where ids are missing or repeated, where the
-    number of classes differs, or where a number is not finite.
+    `classes` has the data's class of each of the file's numbers, where these stand in another order;
+    `setting` is the field that says what they are. Probabilities become log-probabilities.
+    Raises InputError where ids are missing or repeated, where the number of classes differs, where a number
+    is not finite, or where they are not what the setting says.
     """
     table = _read(path, (files.id_column, files.column))
     if not table.num_rows:
@@ -63,8 +74,11 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
         kind = column.type
     numbers = getattr(kind, "value_type", None)  # of a list
     if numbers is None or not (pa.types.is_floating(numbers) or pa.types.is_integer(numbers)):
+        hard = pa.types.is_integer(kind) or pa.types.is_string(kind)
+        hint = "; of hard labels a list with 1 at the class and 0 elsewhere (values: probabilities)"
         raise InputError(
             f"teachers.predictions: {path}: column {files.column!r} holds {kind}, expected lists of numbers"
+            + (hint if hard else "")
         )
     lengths = sorted(pc.unique(pc.fill_null(pc.list_value_length(column), 0)).to_pylist())
     if lengths != [num_classes]:
@@ -75,6 +89,9 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
             f"{files.column!r}, {wanted}"
         )
     values = np.asarray(column.flatten(), np.float32).reshape(-1, num_classes)
+    finite = values[np.isfinite(values).all(1)]  # all rows of the file, not only those that are asked for
+    if num_classes > 1 and (problem := values_problem(finite, files.values, setting)) is not None:
+        raise InputError(f"teachers.predictions: {path}: column {files.column!r} holds {problem}")
     position = {key: i for i, key in enumerate(table[files.id_column].to_pylist())}
     if len(position) != table.num_rows:
         raise InputError(f"teachers.predictions: {path}: {table.num_rows - len(position)} ids occur twice")
@@ -91,12 +108,15 @@ def align(path: str, files: PredictionsConfig, ids: np.ndarray, num_classes: int
         row = int(np.argwhere(~np.isfinite(values))[0, 0])
         raise InputError(f"teachers.predictions: {path}: id {keys[row]!r} holds a number that is not finite")
     if files.values == "probabilities":
-        off = np.abs(values.sum(1) - 1) > 1e-2
-        if (values < 0).any() or off.any():
-            row = int(np.argmax(off | (values < 0).any(1)))
+        off = ~distributions(values)
+        if off.any():
+            row = int(np.argmax(off))
+            share = f", and {int(off.sum()) - 1:,} more of {len(off):,} rows" if off.sum() > 1 else ""
             raise InputError(
                 f"teachers.predictions: {path}: id {keys[row]!r} is no distribution "
-                f"(sum {values[row].sum():.4f}); set teachers.predictions.values=logits if these are logits"
+                f"(sum {values[row].sum():.4f}{share}); set {setting}=logits if these are logits"
             )
         values = np.log(np.maximum(values, SMALLEST))
+    if classes is not None:
+        values = np.ascontiguousarray(values[:, np.argsort(classes)])  # as files of tensors need it
     return values

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemble_kd.data.answers import distributions, values_problem
 from ensemble_kd.errors import ConfigError, InputError
 
 Answer = Callable[[Any], Any]
@@ -62,17 +63,13 @@ def ask(teacher: Answer, inputs: Any, num_classes: int, values: str, where: str,
             f"{where}: a number that is not finite in row {row} of {rows}: {_shown(numbers[row])}; return "
             "finite ones"
         )
-    off = (numbers < 0).any(1) | (np.abs(numbers.sum(1) - 1) > 1e-2)
-    if values == "probabilities" and (row := _first(off)) is not None:
+    if num_classes > 1 and (problem := values_problem(numbers, values, "teachers.values")) is not None:
+        raise InputError(f"{where}: returned {problem} ({rows})")
+    if values == "probabilities" and (row := _first(~distributions(numbers))) is not None:
         raise InputError(
             f"{where}: row {row} of {rows} is no distribution (sum {numbers[row].sum():.4f}, least "
             f"{numbers[row].min():.4f}): {_shown(numbers[row])}; set teachers.values=logits if these are "
             "logits"
-        )
-    if values == "logits" and len(numbers) > 1 and num_classes > 1 and not off.any():
-        raise InputError(
-            f"{where}: returned probabilities for {rows}: no number is negative, and each row adds up to 1; "
-            "set teachers.values=probabilities"
         )
     return numbers
 

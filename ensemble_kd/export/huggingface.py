@@ -103,6 +103,8 @@ def _write_tokenizer(model: Any, info: dict[str, Any], tokenizer: Path, folder: 
     library = Tokenizer.from_file(str(tokenizer))
     special = info["preprocess"].get("special", {})
     named = {f"{role}_token": library.id_to_token(i) for role, i in special.items()}
+    if "pad" not in special and model.config.pad_token_id is not None:  # what stands for it
+        named["pad_token"] = library.id_to_token(model.config.pad_token_id)
     inputs = ["input_ids", *(["token_type_ids"] if _takes_types(model) else []), "attention_mask"]
     PreTrainedTokenizerFast(
         tokenizer_object=library,

@@ -36,7 +36,7 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
     with _quiet():  # importing it warns
         import mlflow.pyfunc
         from mlflow.models import ModelSignature
-        from mlflow.types.schema import Array, ColSpec, DataType, Schema
+        from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     files = [path.name for path in graph.iterdir()]
     finish(graph, "export", "", {"form": "onnx"}, {}, files, {})
@@ -50,6 +50,8 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
         ]
     )
     columns = Schema([_column(name, example[name][0]) for name in example])
+    texts = source.info["kind"] == "text"
+    options = ParamSchema([ParamSpec("truncate", DataType.boolean, False)]) if texts else None
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         _copy_code(Path(scratch) / "ensemble_kd")
         try:
@@ -59,7 +61,7 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
                 artifacts={"model": str(graph)},
                 code_paths=[str(Path(scratch) / "ensemble_kd")],
                 pip_requirements=["mlflow", *NEEDS],
-                signature=ModelSignature(inputs=columns, outputs=answers),
+                signature=ModelSignature(inputs=columns, outputs=answers, params=options),
                 input_example=_frame(example),
                 metadata={"lineage": source.lineage},
             )

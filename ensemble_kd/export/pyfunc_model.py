@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ensemble_kd.data.preprocess import TOO_LONG
 from ensemble_kd.inference.predictor import Predictor
 
 
 class Served(mlflow.pyfunc.PythonModel):
-    """Answers in the columns label, label_name, probability, probabilities."""
+    """Answers in the columns label, label_name, probability, probabilities.
+
+    A text beyond the length that the model takes is an error, or cut where the parameter `truncate` is true.
+    """
 
     predictor: Predictor
 
@@ -22,12 +26,15 @@ class Served(mlflow.pyfunc.PythonModel):
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """Raises ValueError with the first rows that cannot be read."""
+        """Raises ValueError with the first rows that cannot be answered."""
         table = pa.Table.from_pandas(model_input, preserve_index=False)
-        answers = self.predictor.answer(table)
+        truncate = bool((params or {}).get("truncate", False))
+        answers = self.predictor.answer(table, truncate=truncate)
         bad = [f"row {i}: {problem}" for i, problem in enumerate(answers.problems) if problem is not None]
         if bad:
-            raise ValueError("; ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""))
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            hint = "; params={'truncate': True} cuts long texts" if any(TOO_LONG in p for p in bad) else ""
+            raise ValueError("; ".join(bad[:5]) + more + hint)
         best = answers.probabilities.argmax(1)
         return pd.DataFrame(
             {

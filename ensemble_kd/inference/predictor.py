@@ -167,6 +167,10 @@ class Predictor:
             return self._graph.logits(inputs, batch_size)
         from ensemble_kd.train.loop import predict
 
+        if (
+            self.info.kind == "text" and self.config["model"]["name"] != "custom"
+        ):  # that one has a fixed width
+            inputs = inputs[:, : int(np.flatnonzero((inputs != 0).any(0)).max(initial=0)) + 1]
         found = predict(
             self._network, self._torch.from_numpy(inputs), self._torch.device("cpu"), batch_size
         ).numpy()

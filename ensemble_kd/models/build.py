@@ -132,6 +132,29 @@ class Network(nn.Module):
         self.head.weight.div_(self.output_scale)
         self.head.bias.sub_(self.output_shift).div_(self.output_scale)
 
+    @torch.no_grad()
+    def reorder_head_(self, classes: list[int]) -> None:
+        """Put the outputs into the data's order, of which `classes` has the class of each.
+
+        Raises ConfigError where there is no last layer that is known.
+        """
+        if self.head is None:
+            raise ConfigError(
+                "source: its classes stand in another order, and no last layer was found to be reordered; "
+                "call it, and reorder its answers: teachers.source=callable"
+            )
+        order = torch.argsort(torch.tensor(classes))
+        for tensor in (self.head.weight, self.head.bias):
+            if tensor is not None:
+                tensor.copy_(tensor[order])
+
+    @torch.no_grad()
+    def set_pixels_(self, scale: Any, shift: Any) -> None:
+        """From now on make inputs of pixels by `x * scale + shift`, by channel: those of a source."""
+        for own, given in ((self.input_scale, scale), (self.input_shift, shift)):
+            if own is not None and given is not None:
+                own.copy_(torch.as_tensor(given))
+
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -30,7 +30,7 @@ from ensemble_kd.model_folder import (
     check_trust,
     checked_folder,
 )
-from ensemble_kd.models.build import Network
+from ensemble_kd.models.build import CustomBody, Network
 from ensemble_kd.models.fits import check_fits, described_network
 from ensemble_kd.models.quantise import description
 from ensemble_kd.models.weights import load_weights, save_weights, shapes_of
@@ -58,6 +58,23 @@ class Package:
     """`temperature` that logits are to be divided by, and what else `train.calibration` finds."""
     quantization: dict[str, Any] | None = None
     """`models.quantise.description` of a student in integers, whose weights these hold exactly."""
+
+
+def shipped_info(network: Network, info: dict[str, Any]) -> dict[str, Any]:
+    """The data's description as a model ships with it: of texts the longest that it takes, in tokens.
+
+    That is `data.text.max_length`, or fewer where the network has fewer positions, and not the longest text
+    of train. A user's own network was made for that one, and keeps it.
+    """
+    if info["kind"] != "text" or isinstance(network.body, CustomBody):
+        return info
+    most, longest = int(info["preprocess"]["text"]["max_length"]), info["input_shape"][0]
+    config = getattr(getattr(network.body, "model", None), "config", None)
+    if config is not None:
+        from ensemble_kd.models.transformer import most_tokens  # takes seconds to import
+
+        most = min(most, most_tokens(config) or most)
+    return {**info, "input_shape": [max(most, longest)]}
 
 
 def save_package(

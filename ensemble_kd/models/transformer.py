@@ -338,9 +338,9 @@ def build_transformer(
         )
     special = info["preprocess"].get("special", {})
     tokens, longest = info["vocabulary_size"] - 1, info["input_shape"][0]
-    # RoBERTa and its kin count positions from pad + 1.
-    kin = config.model_type in ("roberta", "xlm-roberta", "camembert")
-    offset = config.pad_token_id + 1 if kin else 0
+    offset, positions = first_position(config), most_tokens(config)
+    if getattr(config, "pad_token_id", 0) is None:
+        config.pad_token_id = special["pad"] if "pad" in special else _end(config)
     if model.pieces is not None:
         config.vocab_size = len(model.pieces)
         config.pad_token_id = model.pieces.index(special["pad"])
@@ -350,18 +350,44 @@ def build_transformer(
             f"pieces; "
             "use the tokenizer that belongs to the model (data.text.source), or another vocab_size"
         )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions > 0 and longest > positions - offset:
+    if positions is not None and longest > positions:
         raise ConfigError(
-            f"architecture.max_position_embeddings: {positions - offset} positions, but the data has "
-            f"texts of "
-            f"{longest} tokens; lower data.text.max_length to {positions - offset}"
+            f"architecture.max_position_embeddings: {positions} positions, but the data has texts of "
+            f"{longest} tokens; lower data.text.max_length to {positions}"
         )
     network = _random(config, "text", num_outputs, masked_lm, trusted)
     body = Transformer(network, "text", num_outputs, masked_lm, special.get("sep"))
     if model.pieces is not None:
-        body.keep_pieces(model.pieces, tokens, special["unk"], offset if kin else None)
+        body.keep_pieces(model.pieces, tokens, special["unk"], offset or None)
     return body
+
+
+def first_position(config: Any) -> int:
+    """Number of the first token's position: RoBERTa and its kin count from padding's number + 1."""
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+
+
+def most_tokens(config: Any) -> int | None:
+    """Tokens that a model has positions for; None where it takes any number."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return None if positions is None or positions <= 0 else positions - first_position(config)
+
+
+def _end(config: Any) -> int:
+    """What stands behind the texts of a model that was trained without padding, as those of the GPT kind are.
+
+    Its classifier reads the last token that is none; no text holds the end of a text, as what spells it out
+    is encoded as words. Raises ConfigError where it has no such token either.
+    """
+    ends = getattr(config, "eos_token_id", None)
+    end = ends[0] if isinstance(ends, list) and ends else ends
+    if not isinstance(end, int):
+        raise ConfigError(
+            f"architecture.pad_token_id: a {config.model_type!r} without a padding token, and without one "
+            "that ends a text (eos_token_id) and could stand for it; set it to the number of a token that no "
+            "text has, in the config.json of a source"
+        )
+    return end
 
 
 def auto_class(kind: str, masked_lm: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_kd.report.constant import constant_answer
 from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
@@ -149,6 +150,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
                 f" Against the student that sees hard labels and no augmentation it recovered "
                 f"{100 * plain_gap['value']:.0f}%."
             )
+    constant = _constant(inputs)
+    if constant is not None:
+        judged["text"] = f"{constant['text']} {judged['text']}"
     report = {
         "name": inputs.name,
         "created": inputs.created,
@@ -178,11 +182,18 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     }
     if target := inputs.info.get("target"):
         report["target"] = target
+    if constant is not None:
+        report["constant"] = constant
     return plain(report)
 
 
 def shipped_system(inputs: ReportInputs) -> System | None:
     return next((s for s in inputs.students if s.name == inputs.shipped), None)
+
+
+def _constant(inputs: ReportInputs) -> dict[str, Any] | None:
+    system = shipped_system(inputs)
+    return None if system is None else constant_answer(system.logits, inputs.labels, inputs.info)
 
 
 def _measure(system: System, inputs: ReportInputs) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, A
         + _text(report["verdict"]["text"]),
         "## Use\n\n```\nensemble-kd predict FOLDER INPUT\n```\n\n"
         "`FOLDER` is this folder; it holds all that prediction needs. `INPUT` has the training data's "
-        f"columns: {_columns(info)}.",
+        f"columns: {_columns(info)}." + _length(info),
         "## Data\n\n" + _data(info),
         "## Teachers\n\n" + _teachers(report, config),
         "## Recipe\n\n" + _recipe(report, config),
@@ -78,6 +78,16 @@ def _reported(info: dict[str, Any]) -> list[str]:
 def _columns(info: dict[str, Any]) -> str:
     columns = info.get("preprocess", {}).get("columns", {})
     return f"`{json.dumps(columns.get('input', 'input'), ensure_ascii=False)}`"
+
+
+def _length(info: dict[str, Any]) -> str:
+    if info["kind"] != "text":
+        return ""
+    return (
+        f"\n\nIt takes texts of up to {info['input_shape'][0]:,} tokens. No form cuts a longer one by "
+        "itself: `predict` leaves it out and says so, `serve` and the MLflow model refuse it (`--truncate`, "
+        "or the parameter `truncate`, cuts it); transformers cuts with `truncation=True`."
+    )
 
 
 def _data(info: dict[str, Any]) -> str:
@@ -214,6 +224,8 @@ def _limits(report: dict[str, Any]) -> str:
         value, name = min(known, key=lambda pair: pair[0])
         lines.append(f"- Weakest class on the test rows: `{_text(name)}`, accuracy {100 * value:.1f}%.")
         lines.append(f"- Expected calibration error {shipped['ece']:.4f} (15 bins).")
+    if report.get("constant"):
+        lines.insert(0, f"- {_text(report['constant']['text'])}")
     if report["verdict"]["outcome"] != "helped":
         lines.append("- Distillation was not shown to help here; a student on hard labels may do as well.")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.export.forms import Rows, available, export_forms, measured
 from ensemble_kd.inference.latency import SIZES
 from ensemble_kd.models.build import Network
-from ensemble_kd.models.package import Package
+from ensemble_kd.models.package import Package, shipped_info
 from ensemble_kd.models.quantise import description
 from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
@@ -73,7 +73,7 @@ def run(
     tokenizer = data / "tokenizer.json"
     source = Package(
         network,
-        info,
+        shipped_info(network, info),
         settings["model"],
         {**lineage, "member": entry["fingerprint"]},
         folder,

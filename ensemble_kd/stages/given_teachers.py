@@ -27,8 +27,9 @@ from ensemble_kd.data.raw import Answer, as_frame, ask, load_callable
 from ensemble_kd.data.records import SPLITS
 from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError, ConfigError
-from ensemble_kd.models.foreign import class_problems
+from ensemble_kd.models.foreign import class_problems, order_by_name
 from ensemble_kd.models.package import load_package
+from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.mlflow_models import MLMODEL
 from ensemble_kd.train.loop import predict
@@ -111,6 +112,7 @@ def answer(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) 
         stale.unlink()
     files = files_of(config, plan.folder, info)
     names: list[str] = []
+    _kept_of_another_order(plan)
     try:
         for i, entry in enumerate(config.teachers.given):
             targets = {
@@ -133,6 +135,17 @@ def answer(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) 
     finally:
         context.console.progress("teachers", 0, 0, "")
     return names
+
+
+def _kept_of_another_order(plan: StagePlan) -> None:
+    """What was asked before the configuration said in which order the answers stand is good."""
+    settings = {key: value for key, value in plan.config.items() if key != "class_order"}
+    before = plan.folder.parent / fingerprint("teachers", settings, plan.inputs)
+    if before == plan.folder:
+        return
+    for path in before.glob("teacher-*.parquet"):
+        if not (plan.folder / path.name).exists():
+            write_atomic(plan.folder / path.name, path.read_bytes())
 
 
 def _answers(
@@ -168,7 +181,7 @@ def _teacher(config: Config, index: int, info: dict[str, Any]) -> Answer:
         return load_callable(entry, where)
     if (Path(entry) / MLMODEL).is_file():
         return _pyfunc(entry, where, config.data.columns.input)
-    return _package(Path(entry), where, info)
+    return _package(Path(entry), where, info, named=orders_of(config, info)[index] is None)
 
 
 def _pyfunc(folder: str, where: str, columns: str | list[str]) -> Answer:
@@ -184,15 +197,18 @@ def _pyfunc(folder: str, where: str, columns: str | list[str]) -> Answer:
     return lambda inputs: model.predict(as_frame(inputs, columns))
 
 
-def _package(folder: Path, where: str, info: dict[str, Any]) -> Answer:
-    """A model folder of ours, that makes its own inputs of raw ones."""
+def _package(folder: Path, where: str, info: dict[str, Any], named: bool = True) -> Answer:
+    """A model folder of ours, that makes its own inputs of raw ones; `named`: its classes go by name."""
     try:
         package = load_package(folder)
     except ArtifactError as error:
         raise ConfigError([f"{where}: {line}" for line in str(error).splitlines()]) from error
     theirs = DataInfo.from_dict(package.info)
-    if problems := class_problems(str(folder), theirs.num_classes, theirs.class_names, info, where):
+    if named and (
+        problems := class_problems(str(folder), theirs.num_classes, theirs.class_names, info, where)
+    ):
         raise ConfigError(problems)
+    order = order_by_name(theirs.class_names, info["class_names"]) if named else None
     ours, shape = info["input_shape"], theirs.input_shape
     if theirs.kind != info["kind"] or (theirs.kind != "text" and shape != ours):
         raise ConfigError(
@@ -205,7 +221,8 @@ def _package(folder: Path, where: str, info: dict[str, Any]) -> Answer:
         if tokenizer is not None:
             inputs = pad(*tokenizer.encode(inputs), shape[0])
         tensor = torch.from_numpy(np.ascontiguousarray(inputs))
-        return predict(package.network, tensor, torch.device("cpu"), max(1, len(tensor)))
+        found = predict(package.network, tensor, torch.device("cpu"), max(1, len(tensor)))
+        return found if order is None else found[:, np.argsort(order)]
 
     return answer
 

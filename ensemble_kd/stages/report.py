@@ -18,7 +18,7 @@ from ensemble_kd.data.prepared import load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
-from ensemble_kd.models.package import save_package
+from ensemble_kd.models.package import save_package, shipped_info
 from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
@@ -132,6 +132,8 @@ def run(
             ships=forms[1].summary if forms else None,
         )
         report = build_report(inputs)
+        if "constant" in report:
+            context.console.warning(report["constant"]["text"])
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
         context.console.progress("report", 2, 3, "packing the student")
         _pack(context, report, info, student, data, lineage, forms)
@@ -285,9 +287,11 @@ def _pack(
     manifest = read_manifest(folder)
     assert manifest is not None
     tokenizer = data / "tokenizer.json"
+    network = load_network(manifest.config, info, folder)
+    info = shipped_info(network, info)
     save_package(
         context.folder / MODEL,
-        load_network(manifest.config, info, folder),
+        network,
         manifest.config["model"],
         info,
         model_card(report, info, redacted(context.config.model_dump(mode="json"))),

@@ -20,6 +20,7 @@ from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.models.outputs import state_name
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
+from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import predictions_of
 from ensemble_kd.stages.kept import kept_problems
@@ -191,7 +192,7 @@ def run(
 
     def make(todo: list[Item]) -> Iterator[tuple[Path, dict[str, Any]]]:
         if given is not None:
-            return _from_files(given, todo, data, info, layout)
+            return _from_files(given, todo, data, info, layout, orders_of(context.config, info))
         arguments = {
             "info": info,
             "layout": layout,
@@ -207,11 +208,19 @@ def run(
 
 
 def _from_files(
-    files: PredictionsConfig, todo: list[Item], data: Path, info: dict[str, Any], layout: StoreLayout
+    files: PredictionsConfig,
+    todo: list[Item],
+    data: Path,
+    info: dict[str, Any],
+    layout: StoreLayout,
+    orders: list[list[int] | None],
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The same store from the user's own predictions; no model runs, so no Ray either."""
     transfer = load_split(data, "transfer")
-    logits = np.stack([align(path, files, transfer.ids, info["num_classes"]) for path in files.train], 1)
+    members = zip(files.train, orders, strict=True)
+    logits = np.stack(
+        [align(path, files, transfer.ids, info["num_classes"], order) for path, order in members], 1
+    )
     for item in todo:
         target, first = Path(item["target"]), item["first"]
         rows = np.arange(first, first + num_rows(Path(item["source"])))

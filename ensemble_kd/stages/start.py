@@ -38,13 +38,20 @@ from ensemble_kd.data.prepared import load_info, load_split
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.build import Network, build, made_up_inputs
-from ensemble_kd.models.foreign import classifier_problems
+from ensemble_kd.models.foreign import classifier_problems, taken_over
 from ensemble_kd.models.outputs import Outputs, state_name
 from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
-from ensemble_kd.pretrained import read_tokenizer, resolve_source, weights_digest
+from ensemble_kd.pretrained import (
+    adapter_problem,
+    read_tokenizer,
+    resolve_source,
+    source_folder,
+    weights_digest,
+)
 from ensemble_kd.redact import redacted
+from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
@@ -112,6 +119,11 @@ def _special(data: Path) -> dict[str, int]:
             "student.model.vocabulary: drops word pieces of a pretrained tokenizer; set "
             "data.text.tokenizer=pretrained"
         )
+    if absent := [role for role in ("pad", "unk") if role not in special]:
+        raise ConfigError(
+            "student.model.vocabulary: the pieces that are dropped become the unknown one, and this "
+            f"tokenizer has no special token for {' and '.join(absent)}; set it to all"
+        )
     return special
 
 
@@ -136,6 +148,8 @@ def online_of(
         )
         model, initial = resolve(wanted, path=f"{path}.online")
         assert initial is not None
+        if basis.info:
+            initial |= taken_over(online.source, basis.info, None)
         return {"teachers": [{**initial, "model": model}], "shares": [1.0], "logits": online.logits}
     if not basis.teachers:
         raise ConfigError(
@@ -326,8 +340,10 @@ def source_problems(config: Config) -> list[str]:
     folders: dict[str, str] = {}
     for path, source in wanted:
         try:
-            if source and Path(folder := resolve_source(source, path)).is_dir():
-                folders[path] = folder
+            if source and (folder := source_folder(source, path)) is not None:
+                adapter = adapter_problem(folder, path)
+                problems += [adapter] if adapter else []
+                folders[path] = str(folder)
         except ConfigError as error:
             problems += error.problems
     if getattr(config.student.model, "weights", "") == "random":
@@ -340,7 +356,7 @@ def _tokenizer_problems(config: Config, folders: dict[str, str]) -> list[str]:
     usual = text_source(config)
     if usual is None or not folders:
         return []
-    own = _vocabulary(resolve_source(usual))
+    own = _vocabulary(str(source_folder(usual) or resolve_source(usual)))
     problems = []
     for path, folder in folders.items():
         theirs = _vocabulary(folder) if own else {}
@@ -351,7 +367,12 @@ def _tokenizer_problems(config: Config, folders: dict[str, str]) -> list[str]:
             f"{path}: its tokenizer has {len(theirs)} word pieces and is not the one that the texts are cut "
             f"by, that of {usual} with {len(own)} (for one, {other!r} is {theirs.get(other)} there and "
             f"{own.get(other)} here); teachers and students read the same pieces: use models that share a "
-            "tokenizer, or set weights: random for this one"
+            + (
+                "tokenizer, or call each with its own: teachers.source=callable, with a function that takes "
+                "a list of texts and returns (B, C) logits"
+                if path.startswith("teachers.given")
+                else "tokenizer, or set weights: random for this one"
+            )
         )
     return problems
 
@@ -377,14 +398,18 @@ def teacher_problems(config: Config, info: dict[str, Any]) -> list[str]:
     Pretrained ones must be classifiers for its classes. Those that are asked about raw inputs, or whose
     predictions exist, are left out.
     """
-    problems: list[str] = []
+    problems: list[str] = order_problems(config, info)
+    orders = [None] * num_teachers(config) if problems else orders_of(config, info)
     for model, path in _teacher_models(config):
         try:
             settings, _ = resolve(model, path=path)
             if isinstance(model, TransformerConfig):  # a user's own is not run more often than it must be
                 skeleton(settings, info, path)
             if config.teachers.source == "pretrained":
-                problems += classifier_problems(model.source, info, path, model.trust_remote_code)
+                said = orders[int(path.rsplit(".", 1)[1])]
+                problems += classifier_problems(
+                    model.source, info, path, model.trust_remote_code, named=said is None
+                )
         except ConfigError as error:
             problems += [line for line in error.problems if line not in problems]
     return problems
@@ -482,6 +507,9 @@ def _block_problems(
     try:
         own = skeleton(student, info, "student.model", masked_lm)
         words = corpus is not None and block.objective is not None and block.alpha > 0
+        if block.online.source is not None and not masked_lm and (block.online.logits or words):
+            if problems := classifier_problems(block.online.source, info, f"{path}.online.source"):
+                return problems
         if not (block.terms or block.online.logits or words):
             return []
         if teacher is None:

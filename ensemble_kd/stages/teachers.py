@@ -14,13 +14,17 @@ from safetensors.numpy import save_file
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish
 from ensemble_kd.config import Config, TrainingConfig, member_settings, num_teachers
+from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import TrainingError
+from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
+from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
+from ensemble_kd.stages.judged import Panel, labels_to_judge_by
 from ensemble_kd.stages.members import (
     STREAM_OF_TEACHERS,
     member_summary,
@@ -31,19 +35,28 @@ from ensemble_kd.stages.members import (
 from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import PREDICTIONS, MemberTask
+from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
 
 
-def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
-    """One task per member; `data` is the data's fingerprint, `labelled` its number of labelled rows."""
+def tasks(
+    config: Config, data: str, labelled: int = 0, info: dict[str, Any] | None = None
+) -> list[MemberTask]:
+    """One task per member; `data` is the data's fingerprint, `labelled` its number of labelled rows.
+
+    `info` describes the data: in which order a given classifier's outputs stand depends on it.
+    """
     teachers = config.teachers
     found = []
+    orders = orders_of(config, info)
     for i in range(num_teachers(config)):
         model, path = teacher_model(config, i)
         training = member_settings(teachers, i)[1]
         if teachers.source == "pretrained":  # taken as it is: a member without a step of training
             training = TrainingConfig(epochs=0)
         architecture, initial = resolve(model, path=path)
+        if teachers.source == "pretrained" and info is not None:
+            assert initial is not None
+            initial |= taken_over(model.source, info, orders[i], model.trust_remote_code)
         augment = config.data.augment if teachers.augment and config.data.augment.active else None
         found.append(
             MemberTask(
@@ -63,17 +76,20 @@ def tasks(config: Config, data: str, labelled: int = 0) -> list[MemberTask]:
 
 
 def plan(config: Config, run: Path, data: str) -> StagePlan:
+    info = info_of(run, data)
+    order = {"class_order": orders} if any(orders := orders_of(config, info)) else {}
     if config.teachers.source == "predictions":
         assert config.teachers.predictions is not None
         settings = config.teachers.predictions.model_dump(
             mode="json", include={"id_column", "column", "values"}
         )
+        settings |= order
         files = predictions_fingerprint(config.teachers.predictions)
         return StagePlan.of(run, "teachers", settings, {"data": data, "predictions": files})
     if config.teachers.source in ASKED:
-        settings = {"source": config.teachers.source, "values": config.teachers.values}
+        settings = {"source": config.teachers.source, "values": config.teachers.values, **order}
         return StagePlan.of(run, "teachers", settings, {"data": data, **digests(config)})
-    members = [task.fingerprint for task in tasks(config, data)]
+    members = [task.fingerprint for task in tasks(config, data, info=info)]
     settings = {
         "num_members": num_teachers(config),
         "on_failure": config.teachers.on_failure,
@@ -93,7 +109,7 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
         return _from_predictions(as_predictions(context, plan, info), plan, data, info, files)
     began = time.perf_counter()
     members = members_folder(context.folder, "teachers")
-    wanted = tasks(context.config, plan.inputs["data"], info["counts"]["labelled"])
+    wanted = tasks(context.config, plan.inputs["data"], info["counts"]["labelled"], info)
     arrays, load, _ = arrays_and_loader(data, info, context.config.compute.memory_budget)
     good = train_and_follow(
         context, "teachers", wanted, load, arrays, context.config.teachers.replicas_per_member
@@ -105,6 +121,7 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
             "teachers.training.learning_rate or set teachers.training.gradient_clip, or set "
             "teachers.on_failure=exclude to go on without"
         )
+    _judge(context, plan, good, members, data, info)
     if lost:
         context.console.warning(f"teachers: {', '.join(lost)} left out: the loss became NaN or infinite")
     summary = {
@@ -114,6 +131,33 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
         "seconds": time.perf_counter() - began,
     }
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _judge(
+    context: Context,
+    plan: StagePlan,
+    good: list[MemberTask],
+    members: Path,
+    data: Path,
+    info: dict[str, Any],
+) -> None:
+    """Hold the members against validation rows. Raises InputError for a given one that does not fit."""
+    teachers, panel = context.config.teachers, Panel(context, info, plan.folder)
+    split, labels = labels_to_judge_by(data, info, validation=True)
+    if split != "validation":
+        return
+    for task in good:
+        logits = load_logits(task.folder(members), "validation").numpy()
+        index = int(task.name.rsplit("-", 1)[1])
+        if teachers.source != "pretrained":
+            panel.look(index, "teachers", logits, labels, split)
+            continue
+        where = f"teachers.given.{index}: {teachers.given[index]}"
+        if (problem := values_problem(logits, "logits", "teachers.values")) is not None:
+            panel.problems.append(f"{where}: gives {problem} and teachers.source=callable")
+        called = called_by(teacher_model(context.config, index)[0])
+        panel.look(index, where, logits, labels, split, (task.initial or {}).get("classes"), called)
+    panel.tell(given=teachers.source == "pretrained")
 
 
 def _from_predictions(
@@ -126,17 +170,29 @@ def _from_predictions(
     files = context.config.teachers.predictions
     assert files is not None
     names, entries = list(made), []
+    teachers, panel = context.config.teachers, Panel(context, info, plan.folder)
+    orders, setting = orders_of(context.config, info), f"teachers{'' if made else '.predictions'}.values"
+    judged, labels = labels_to_judge_by(data, info, bool(files.validation))
+    paths = {"validation": files.validation, "test": files.test, "transfer": files.train}
+    ids = {split: load_split(data, split).ids for split in paths if paths[split]}
     for i in range(len(files.train)):
         splits = {
-            split: align(getattr(files, split)[i], files, load_split(data, split).ids, info["num_classes"])
-            for split in ("validation", "test")
-            if getattr(files, split)
+            split: align(paths[split][i], files, ids[split], info["num_classes"], orders[i], setting)
+            for split in ids
         }
+        where = (
+            f"teachers.given.{i}: {teachers.given[i]}"
+            if made
+            else f"teachers.predictions: {paths[judged][i]}"
+        )
+        panel.look(i, where, splits[judged], labels, judged, orders[i])
+        splits.pop("transfer")
         name = f"teacher-{i:03d}.{PREDICTIONS}"
         save_file(splits, plan.folder / name)
         names.append(name)
         given = fingerprint(plan.fingerprint, i)  # covers the files and how they are read
         entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
+    panel.tell(given=True)
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
 
@@ -173,7 +229,8 @@ class Teachers(Stage):
 
     def preview(self, config: Config, plan: StagePlan, done: Done) -> dict[str, Any]:
         if config.teachers.source in ("train", "pretrained"):
-            wanted = tasks(config, done["data"].fingerprint, done.info["counts"]["labelled"])
+            labelled = done.info["counts"]["labelled"]
+            wanted = tasks(config, done["data"].fingerprint, labelled, done.info)
             return {"members": [{"name": task.name, "fingerprint": task.fingerprint} for task in wanted]}
         names = (f"teacher-{i:03d}" for i in range(num_teachers(config)))
         return {"members": [{"name": name, "fingerprint": "to be read"} for name in names]}

@@ -72,10 +72,15 @@ def load_initial(network: Network, initial: dict[str, Any], run: Path | None, in
         transplant_(body, source, initial)
         if source.has_head:
             network.standardise_head_()
+        if "classes" in initial and not body.masked_lm:
+            network.reorder_head_(initial["classes"])
+        if "pixels" in initial:
+            network.set_pixels_(**initial["pixels"])
         return
     donor = load_member(run, initial, info)
     if isinstance(body, Transformer) and isinstance(donor.body, Transformer):
         transplant_(body, donor.body, initial)
+        network.set_pixels_(donor.input_scale, donor.input_shift)  # a teacher may have its own
         return
     try:
         network.load_state_dict(donor.state_dict())
