@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ensemble_kd import space
+from ensemble_kd.config_checks import shown, single_problems
+from ensemble_kd.config_yaml import nothing_unforeseen, one_line, parse, read, with_booleans
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.local_paths import exists, is_file, is_folder
 
 STAGES = (
     "augment",
@@ -45,13 +47,19 @@ SPACES = Path(__file__).parent.parent / "tune" / "spaces"
 MOST_GRID_POINTS = 10_000
 
 CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+DEEPEST = 20
+"""Parts of a path in `--set`."""
+UNTYPED = frozenset({"architecture", "options", "objective", "terms"})
+"""Blocks whose fields only those know who read them."""
+SHOWN_PROBLEMS = 50
+
 LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
 
 
 class Block(BaseModel):
     """A block of the configuration: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -663,7 +671,7 @@ class ComputeConfig(Block):
     `[min, max]`: elastic, the group grows and shrinks with the cluster's nodes."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs of one training worker, and torch threads of it when they are whole."""
-    gpus_per_worker: float | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs of one training worker; `auto`: 1 where the cluster has GPUs, else 0."""
     max_failures: int = Field(3, ge=0)
     """Times a worker group is restarted at its last checkpoints after a worker or node died."""
@@ -866,7 +874,7 @@ def _online_problems(config: Config) -> list[str]:
 def _path_problems(field: str, path: str | None) -> list[str]:
     if path is None:
         return [f"{field}: missing; a file, folder, glob or URL of texts (--set {field}=...)"]
-    if "://" in path or any(c in path for c in "*?[") or Path(path).expanduser().exists():
+    if "://" in path or any(c in path for c in "*?[") or exists(path):
         return []
     return [f"{field}: no such file or folder: {path}"]
 
@@ -949,7 +957,7 @@ def _data_problems(data: DataConfig) -> list[str]:
             where = f"data.path.{split}" if split else "data.path"
             if path is None or "://" in path or any(c in path for c in "*?["):
                 continue
-            if not Path(path).expanduser().exists():
+            if not exists(path):
                 problems.append(f"{where}: no such file or folder: {path}")
         if isinstance(data.path, dict) and "train" not in data.path:
             problems.append("data.path.train: missing; only the other splits are given")
@@ -1064,8 +1072,8 @@ def _text_augment_problems(config: Config) -> list[str]:
             f"{path}.masked_lm or {path}.word_vectors"
         )
     for name in given:
-        there = Path(getattr(settings, name)).expanduser()
-        if not (there.is_dir() if name == "masked_lm" else there.is_file()):
+        there = getattr(settings, name)
+        if not (is_folder(there) if name == "masked_lm" else is_file(there)):
             kind = "folder" if name == "masked_lm" else "file"
             problems.append(f"{path}.{name}: no such {kind}: {there}")
         elif not settings.word_probability:
@@ -1076,7 +1084,7 @@ def _text_augment_problems(config: Config) -> list[str]:
 
 
 def _missing_note(path: Any) -> str:
-    if isinstance(path, str) and "://" not in path and not Path(path).expanduser().exists():
+    if isinstance(path, str) and "://" not in path and not exists(path):
         return f" (and there is no such file or folder: {path})"
     return ""
 
@@ -1136,7 +1144,7 @@ def _given_problems(config: Config) -> list[str]:
                 f"teachers.given.{i}: {entry!r} is not of the form module:callable; for example "
                 "my_models:predict"
             )
-        if teachers.source == "mlflow" and ":/" not in entry and not Path(entry).expanduser().is_dir():
+        if teachers.source == "mlflow" and ":/" not in entry and not is_folder(entry):
             problems.append(
                 f"teachers.given.{i}: {entry!r} is no model URI, and no folder either; give "
                 "models:/NAME/VERSION, runs:/RUN_ID/PATH, or a folder"
@@ -1274,7 +1282,8 @@ def _keep_problems(config: Config) -> list[str]:
 
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
-    problems = _data_problems(config.data) + _text_augment_problems(config) + _teacher_problems(config)
+    problems = single_problems(config) + _data_problems(config.data)
+    problems += _text_augment_problems(config) + _teacher_problems(config)
     student = config.student
     text = config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
     if text and config.teachers.source != "mlflow" and not text_source(config):  # that one may bring its own
@@ -1526,14 +1535,15 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
 
 def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
     lines: dict[str, str] = {}
-    for item in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for item in found[:SHOWN_PROBLEMS]:
         path = ".".join(filter(None, [prefix, _plain(item["loc"], root)]))
         if item["type"] == "extra_forbidden":
             known = _known_keys(root, item["loc"][:-1])
             close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
             held = (
-                f" (a block with {', '.join(map(repr, item['input']))})"
+                f" (a block with {', '.join(map(shown, list(item['input'])[:10]))})"
                 if isinstance(item["input"], dict)
                 else ""
             )
@@ -1541,10 +1551,19 @@ def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -
         elif item["type"] == "missing":
             line = "missing"
         else:
-            line = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+            line = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {shown(item['input'])}"
+            if item["type"] == "string_type" and isinstance(item["input"], int | float):
+                line += "; put it in quotes if a text is meant"
         # A union reports each branch; one line per path is enough.
         lines[path] = f"{lines[path]}; or {line}" if path in lines and line not in lines[path] else line
     return [f"{path}: {line}" for path, line in lines.items()]
+
+
+def _some(problems: list[str]) -> list[str]:
+    """Each in one paragraph, and no more than a reader takes in."""
+    lines = [one_line(problem) for problem in problems[:SHOWN_PROBLEMS]]
+    more = len(problems) - len(lines)
+    return lines + ([f"... and {more:,} more problems"] if more > 0 else [])
 
 
 def _drop(raw: dict[str, Any], path: str) -> None:
@@ -1569,29 +1588,32 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
     """
     path, separator, text = assignment.partition("=")
     if not separator or not path.strip():
-        raise ConfigError(f"--set {assignment}: expected PATH=VALUE, for example student.temperature=8")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: the value is not YAML: {text!r}") from error
+        raise ConfigError(
+            f"--set {one_line(assignment, 200)}: expected PATH=VALUE, for example student.temperature=8"
+        )
+    told = f"--set {one_line(path, 200)}"
+    if path.count(".") >= DEEPEST:
+        raise ConfigError(f"{told}: a path of {path.count('.') + 1:,} parts; none has more than {DEEPEST}")
+    value = parse(text, told)
     *parents, last = path.strip().split(".")
     here: Any = raw
     for i, part in enumerate(parents):
         if isinstance(here, list):
-            following = here[_place(here, part, path)]
+            following = here[_place(here, part, told)]
         else:
             following = here.setdefault(part, {})
             if following is None:
                 following = here[part] = {}
         if not isinstance(following, dict | list):
-            raise ConfigError(f"--set {path}: {'.'.join(parents[: i + 1])} is {following!r}, not a block")
+            block = one_line(".".join(parents[: i + 1]), 200)
+            raise ConfigError(f"{told}: {block} is {shown(following)}, not a block")
         here = following
-    here[_place(here, last, path) if isinstance(here, list) else last] = value
+    here[_place(here, last, told) if isinstance(here, list) else last] = value
 
 
-def _place(items: list[Any], part: str, path: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"--set {path}: {part} is none of the {len(items)} entries, counted from 0")
+def _place(items: list[Any], part: str, told: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(items):
+        raise ConfigError(f"{told}: {one_line(part, 60)} is none of the {len(items)} entries, counted from 0")
     return int(part)
 
 
@@ -1637,7 +1659,7 @@ def validate(raw: dict[str, Any]) -> Config:
             ):  # what was dropped above is missed
                 problems.append(problem)
     if problems or config is None:
-        raise ConfigError(problems)
+        raise ConfigError(_some(problems))
     return config
 
 
@@ -1663,13 +1685,6 @@ def _read_space(raw: dict[str, Any]) -> None:
         block["space"] = space.read_space(block["space"], _spaces())
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which YAML's anchors stand for blocks of their own, so that an override changes one alone."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
 def load_config(
     path: str | Path,
     overrides: list[str] | None = None,
@@ -1685,32 +1700,44 @@ def load_config(
 
     Raises ConfigError, with all problems, each starting with the path of its field.
     """
-    file = Path(path)
-    if not file.exists():
-        recipes = recipe_paths()
-        if str(path) not in recipes:
-            close = difflib.get_close_matches(str(path), recipes, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
-            raise ConfigError(f"no such configuration file or recipe: {path}; {hint}")
-        file = recipes[str(path)]
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file}: expected a block of settings, got {type(raw).__name__}")
-    raw = _unshared(raw)
-    if search_space is not None:
-        raw["sweep"] = {**(raw.get("sweep") or {}), "space": search_space}
-    _read_space(raw)  # first, so that an override may change a part of it
-    for assignment in overrides or []:
-        apply_override(raw, assignment)
-    _read_space(raw)
-    if raw.get("sweep") is None and sweep:
-        raw["sweep"] = {}
-    if export is not None:
-        raw["export"] = {**(raw.get("export") or {}), **({"forms": export} if export else {})}
-    return validate(raw)
+    with nothing_unforeseen(str(path)):
+        raw = read(_file_of(path))
+        if not isinstance(raw, dict):
+            got = "nothing" if raw is None else shown(raw)
+            raise ConfigError(f"{one_line(str(path), 300)}: expected a block of settings, got {got}")
+        if search_space is not None:
+            _block_of(raw, "sweep")["space"] = search_space
+        _read_space(raw)  # first, so that an override may change a part of it
+        for assignment in overrides or []:
+            apply_override(raw, assignment)
+        _read_space(raw)
+        if raw.get("sweep") is None and sweep:
+            raw["sweep"] = {}
+        if export is not None:
+            _block_of(raw, "export").update({"forms": export} if export else {})
+        return validate(with_booleans(raw, UNTYPED))
+
+
+def _block_of(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """The block of that name, made where there is none. Raises ConfigError where it is something else."""
+    if raw.get(name) is None:
+        raw[name] = {}
+    block = raw[name]
+    if not isinstance(block, dict):
+        raise ConfigError(f"{name}: expected a block of settings, got {shown(block)}")
+    return block
+
+
+def _file_of(path: str | Path) -> Path:
+    """A configuration's file, or that of the shipped recipe of this name. Raises ConfigError."""
+    if str(path) and exists(path):
+        return Path(path).expanduser()
+    recipes = recipe_paths()
+    if str(path) not in recipes:
+        close = difflib.get_close_matches(str(path), recipes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
+        raise ConfigError(f"no such configuration file or recipe: {one_line(str(path), 300)}; {hint}")
+    return recipes[str(path)]
 
 
 def json_schema() -> dict[str, Any]:
