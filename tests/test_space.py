@@ -348,7 +348,7 @@ def test_spaces_are_read_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest
     [
         ("los", "sweep.space: no such search space: los; did you mean 'loss'?"),
         ("zzz", "sweep.space: no such search space: zzz; shipped: broken, empty, list, loss"),
-        ("broken", "broken.yaml cannot be read as YAML"),
+        ("broken", "broken.yaml:1:10: cannot be read as YAML"),
         ("list", "list.yaml: expected a block with lines such as temperature: loguniform(0.5, 20), got list"),
         ("empty", "got nothing"),
     ],
