@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ensemble_kd import space
-from ensemble_kd.config_checks import shown, single_problems
+from ensemble_kd.config_checks import compute_problems, read_otherwise, shown, single_problems
+from ensemble_kd.config_messages import PATTERNS, said
 from ensemble_kd.config_yaml import nothing_unforeseen, one_line, parse, read, with_booleans
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.local_paths import exists, is_file, is_folder
@@ -46,6 +47,8 @@ SPACES = Path(__file__).parent.parent / "tune" / "spaces"
 
 MOST_GRID_POINTS = 10_000
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+PHASE_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
 CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 DEEPEST = 20
 """Parts of a path in `--set`."""
@@ -54,6 +57,12 @@ UNTYPED = frozenset({"architecture", "options", "objective", "terms"})
 SHOWN_PROBLEMS = 50
 
 LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
+PATTERNS |= {
+    RUN_NAME: "expected letters, digits, '.', '_' and '-', at most 100 and a letter or digit first",
+    PHASE_NAME: "expected small letters, digits and '-', at most 41 and a letter or digit first",
+    CALLABLE: "expected module:callable, for example my_models:build",
+    LAYER_CHOICES: "expected a list of numbers, first:K, last:K, every_second or distilbert",
+}
 
 
 class Block(BaseModel):
@@ -311,13 +320,13 @@ class TrainingConfig(Block):
     """Examples per optimiser step, over all replicas and accumulated parts together."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`adamw` (fused), or `sgd` with Nesterov momentum 0.9."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1e6)
     """Highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; cosine and linear end at 0."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from 0."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay, on matrices only; decoupled from the gradient with adamw, an L2 term with sgd."""
     max_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
@@ -515,7 +524,7 @@ class CorpusConfig(Block):
 class PhaseConfig(Block):
     """What a student learns before its last phase, which the `student` block itself describes."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    name: str = Field(pattern=PHASE_NAME)
     """What it is called."""
     task: Literal["classify", "mlm"] = "classify"
     """`classify`: the classes of the data. `mlm`: words that were masked."""
@@ -669,17 +678,17 @@ class ComputeConfig(Block):
     num_workers: int | tuple[int, int] | Literal["auto"] = "auto"
     """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work.
     `[min, max]`: elastic, the group grows and shrinks with the cluster's nodes."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, le=10_000)
     """CPUs of one training worker, and torch threads of it when they are whole."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
     """GPUs of one training worker; `auto`: 1 where the cluster has GPUs, else 0."""
     max_failures: int = Field(3, ge=0)
     """Times a worker group is restarted at its last checkpoints after a worker or node died."""
     memory_budget: float = Field(4.0, gt=0)
     """GB of inputs and soft targets that may be held per node; a larger transfer set is streamed."""
-    placement_timeout: float = Field(60.0, ge=0)
+    placement_timeout: float = Field(60.0, ge=0, le=10_000_000)
     """Seconds for which workers that a cluster has no room for yet are waited for."""
-    grace: float = Field(20.0, ge=0)
+    grace: float = Field(20.0, ge=0, le=100_000)
     """Seconds that members have, after SIGTERM, to save where they stand."""
     scratch: str | None = None
     """Folder, the same on every node, for copies of a run folder in a store (s3://...); null for
@@ -756,7 +765,7 @@ class Config(Block):
     """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, (export,)
     report."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of splits, initialisations, orders and augmentations."""
@@ -1282,7 +1291,7 @@ def _keep_problems(config: Config) -> list[str]:
 
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
-    problems = single_problems(config) + _data_problems(config.data)
+    problems = single_problems(config) + compute_problems(config.compute) + _data_problems(config.data)
     problems += _text_augment_problems(config) + _teacher_problems(config)
     student = config.student
     text = config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
@@ -1548,12 +1557,8 @@ def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -
                 else ""
             )
             line = f"unknown setting{held}; {hint}"
-        elif item["type"] == "missing":
-            line = "missing"
         else:
-            line = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {shown(item['input'])}"
-            if item["type"] == "string_type" and isinstance(item["input"], int | float):
-                line += "; put it in quotes if a text is meant"
+            line = said(item)
         # A union reports each branch; one line per path is enough.
         lines[path] = f"{lines[path]}; or {line}" if path in lines and line not in lines[path] else line
     return [f"{path}: {line}" for path, line in lines.items()]
@@ -1561,7 +1566,7 @@ def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -
 
 def _some(problems: list[str]) -> list[str]:
     """Each in one paragraph, and no more than a reader takes in."""
-    lines = [one_line(problem) for problem in problems[:SHOWN_PROBLEMS]]
+    lines = [one_line(problem, 1000) for problem in problems[:SHOWN_PROBLEMS]]
     more = len(problems) - len(lines)
     return lines + ([f"... and {more:,} more problems"] if more > 0 else [])
 
@@ -1643,7 +1648,8 @@ def validate(raw: dict[str, Any]) -> Config:
             config = Config.model_validate(raw)
             break
         except ValidationError as error:
-            new = [line for line in _readable(error, Config) if line not in problems]
+            told = {line.split(":", 1)[0] for line in problems}  # what was dropped is missing now
+            new = [line for line in _readable(error, Config) if line.split(":", 1)[0] not in told]
             problems += new
             before = json.dumps(raw)
             for line in new:
@@ -1651,6 +1657,7 @@ def validate(raw: dict[str, Any]) -> Config:
             if json.dumps(raw) == before:
                 break
     if config is not None:
+        problems += read_otherwise(config, raw)
         told = {line.split(":", 1)[0] for line in problems}
         for problem in cross_field_problems(config):
             path = problem.split(":", 1)[0]

@@ -16,6 +16,8 @@ LONGEST = 4096
 """Characters of a text: what a path may have, and more than any name needs."""
 LARGEST = 2**53
 """Of whole numbers: what a float, and so JSON, still holds exactly."""
+MOST, LEAST = 1e30, 1e-30
+"""Of other numbers: in float32 squares of larger ones are infinite, and of smaller ones 0."""
 FREE = {"architecture", "options", "training", "objective", "terms", "space", "values", "pieces"}
 """Blocks of fields that the configuration has no types for."""
 PATHS = {
@@ -43,6 +45,23 @@ def single_problems(config: BaseModel) -> list[str]:
             problems += _text_problems(path, name, value)
         elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
             problems.append(f"{path}: {shown(value)} is too large a number; at most {LARGEST:,}")
+        elif isinstance(value, float) and abs(value) > MOST:
+            problems.append(f"{path}: {value:g} is infinite in the arithmetic of the models; lower it")
+        elif isinstance(value, float) and 0 < abs(value) < LEAST:
+            problems.append(f"{path}: {value:g} is 0 in the arithmetic of the models; raise it")
+    return problems
+
+
+def read_otherwise(config: BaseModel, raw: Any) -> list[str]:
+    """Where `true` or `false` was taken as the number 1 or 0; `raw` is what `config` was read from."""
+    problems = []
+    for path, _, value in _plain(config, "", ""):
+        given = raw
+        for part in path.split("."):
+            given = given.get(part) if isinstance(given, dict) else given
+            given = given[int(part)] if isinstance(given, list) and part.isdigit() else given
+        if isinstance(given, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+            problems.append(f"{path}: input should be a number, got {str(given).lower()}")
     return problems
 
 
@@ -76,6 +95,17 @@ def _text_problems(path: str, name: str, text: str) -> list[str]:
         except ConfigError as error:
             return error.problems
     return []
+
+
+def compute_problems(compute: Any) -> list[str]:
+    """What Ray does not take of `compute`."""
+    gpus = compute.gpus_per_worker
+    if gpus == "auto" or gpus <= 1 or float(gpus).is_integer():
+        return []
+    return [
+        f"compute.gpus_per_worker: {gpus:g}, but a worker has a share of one GPU, or whole ones; set it to "
+        f"{math.floor(gpus)} or {math.ceil(gpus)}"
+    ]
 
 
 def shown(value: Any, most: int = 120) -> str:

@@ -264,7 +264,7 @@ def one_line(text: str, most: int = 2000) -> str:
     """A message as one paragraph: control characters written as escapes, and not longer than `most`."""
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in (text if len(text) <= most else f"{text[: most - 100]} ... {text[-90:]}")
+        for character in (text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}")
     )
     return shown
 
