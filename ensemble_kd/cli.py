@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +23,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
-from ensemble_kd.config import (
-    STAGES,
-    Config,
-    json_schema,
-    load_config,
-    recipe_paths,
-    space_paths,
-)
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what takes time to import comes with the command that needs it: --help is quick
+    from ensemble_kd.config import Config
     from ensemble_kd.train.measures import Column
 
 app = typer.Typer(
@@ -151,6 +143,8 @@ def _stage_command(name: str, until: str, text: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
+            from ensemble_kd.config import STAGES, load_config
+
             redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
             folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
             if until == "report":
@@ -182,6 +176,8 @@ def sweep(
 ) -> None:
     """Search the student's settings on validation rows, then do all that run does with the winner."""
     with reported(verbose):
+        from ensemble_kd.config import load_config
+
         redo = {"sweep"} if fresh else set()
         settings = load_config(config, set_, sweep=True, search_space=space)
         folder = _pipeline("report", settings, run_dir, address, redo, verbose)
@@ -218,6 +214,7 @@ def export(
 ) -> None:
     """Hand the student over as ONNX, int8 and others, each held against it."""
     with reported(verbose):
+        from ensemble_kd.config import load_config, recipe_paths
         from ensemble_kd.export.folder import export_folder, is_model_folder
 
         model = None if target in recipe_paths() else is_model_folder(target)
@@ -245,10 +242,21 @@ _stage_command("report", "report", "Write the report and the model folder.")
 def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
     """Validate a configuration and its data, and print what a run would do. Starts nothing."""
     with reported(False):
-        settings = load_config(config, set_)
-        from ensemble_kd import pipeline  # torch loads only once the settings are known to be good
+        from ensemble_kd import early
+        from ensemble_kd.config import load_config
 
-        folder = pipeline.copied(settings, run_dir or Path("runs") / settings.name)
+        settings = load_config(config, set_)
+        early.check_early(settings)
+        folder = Path(run_dir or Path("runs") / settings.name)
+        stages: list[tuple[str, str, int, int | None]]
+        if not is_remote(str(run_dir)) and early.quick(settings, folder):
+            stages = [(name, state, 0, None) for name, state in early.first_plan(settings, folder)]
+        else:
+            from ensemble_kd import pipeline  # torch loads only where there is something for it to tell
+
+            folder = pipeline.copied(settings, run_dir or folder)
+            planned = pipeline.check(settings, folder)
+            stages = [(stage.name, stage.state, stage.size, stage.expected) for stage in planned]
         table = Table(
             "stage",
             "state",
@@ -257,8 +265,8 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             title=f"{settings.name} in {folder}",
             title_justify="left",
         )
-        for stage in pipeline.check(settings, folder):
-            table.add_row(stage.name, escape(stage.state), _size(stage.size), _size(stage.expected))
+        for name, state, size, expected in stages:
+            table.add_row(name, escape(state), _size(size), _size(expected))
         out.print(table)
 
 
@@ -266,6 +274,8 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
 def recipes() -> None:
     """List the shipped recipes."""
     import yaml
+
+    from ensemble_kd.config import recipe_paths
 
     table = Table("recipe", "data", "teachers", "student", "file")
     for name, path in recipe_paths().items():
@@ -293,6 +303,8 @@ def spaces() -> None:
     """List the shipped search spaces."""
     import yaml
 
+    from ensemble_kd.config import space_paths
+
     table = Table("space", "fields of student", "file")
     for name, path in space_paths().items():
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -304,6 +316,8 @@ def spaces() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a configuration, for editors."""
+    from ensemble_kd.config import json_schema
+
     print(json.dumps(json_schema(), indent=2))
 
 
@@ -585,6 +599,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `ensemble-kd`; the job scripts give the arguments."""
     try:
         app(arguments, prog_name="ensemble-kd")
-    except Exception:  # a bug: its traceback is shown, but for what libraries say of an address's password
-        sys.stderr.write(redacted(traceback.format_exc()))
+    except Exception as error:  # a bug of ours, or what a library did not expect
+        from ensemble_kd.crash import told
+
+        sys.stderr.write(told(error))
         sys.exit(1)

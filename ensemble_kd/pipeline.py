@@ -23,6 +23,7 @@ from ensemble_kd import __version__
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.early import check_early, class_problems, too_large
 from ensemble_kd.errors import ConfigError, ExportError, InputError
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
@@ -76,6 +77,7 @@ def run(
     and ExportError at the very end: the report is there then, without the forms.
     """
     console = console or Console()
+    check_early(config, address)
     check_objective(config)
     if until not in config.stages:
         blocks = {"sweep": "sweep", "augment": "data.text_augment", "export": "export"}
@@ -169,7 +171,7 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
         return done
 
     # Teachers: every member in one worker group.
-    check_sizes(config, info, data.folder)
+    check_sizes(config, info, data.folder, context.runtime.address)
     plan = teachers_stage.plan(config, folder, data.fingerprint)
     with stage(context, "teachers", plan, fresh) as step:
         step.manifest = step.kept(intact(plan, context)) or teachers_stage.run(
@@ -554,11 +556,16 @@ def check_objective(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def check_sizes(config: Config, info: dict[str, Any], data: Path | None = None) -> None:
+def check_sizes(
+    config: Config, info: dict[str, Any], data: Path | None = None, address: str | None = None
+) -> None:
     """What can be held against the settings only once the data is known.
 
     `data` is its folder, whose tokenizer cuts the texts of the phases; without it they are not counted.
+    `address` is that of the Ray cluster.
     """
+    if problems := too_large(config, info, address):
+        raise ConfigError(problems)  # what follows builds some of them
     problems = _size_problems(config, info) + kept_problems(config, info)
     of_teachers = teacher_problems(config, info)  # once: no corner of a search space changes a teacher
 
@@ -609,6 +616,7 @@ def _size_problems(config: Config, info: dict[str, Any]) -> list[str]:
         problems.append(
             f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
         )
+    problems += class_problems(config, info["num_classes"])
     problems += student_stage.bias_problems(config, info)
     problems += student_stage.quantization_problems(config, info)
     top_k = config.soft_targets.top_k
@@ -638,6 +646,7 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
 
     Raises ConfigError or InputError with all problems.
     """
+    check_early(config)
     check_objective(config)
     config = with_models(config, None)
     if problems := inspect_source(config):
