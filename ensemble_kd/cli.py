@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
+from ensemble_kd.config_yaml import one_line
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
@@ -247,14 +248,16 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
 
         settings = load_config(config, set_)
         early.check_early(settings)
-        folder = Path(run_dir or Path("runs") / settings.name)
+        if run_dir is not None and not is_remote(run_dir) and (wrong := early.folder_problems(run_dir)):
+            raise InputError(wrong)
+        folder: Any = run_dir or Path("runs") / settings.name
         stages: list[tuple[str, str, int, int | None]]
-        if not is_remote(str(run_dir)) and early.quick(settings, folder):
-            stages = [(name, state, 0, None) for name, state in early.first_plan(settings, folder)]
+        if not is_remote(folder) and early.quick(settings, Path(folder)):
+            stages = [(name, state, 0, None) for name, state in early.first_plan(settings, Path(folder))]
         else:
             from ensemble_kd import pipeline  # torch loads only where there is something for it to tell
 
-            folder = pipeline.copied(settings, run_dir or folder)
+            folder = pipeline.copied(settings, folder)
             planned = pipeline.check(settings, folder)
             stages = [(stage.name, stage.state, stage.size, stage.expected) for stage in planned]
         table = Table(
@@ -569,6 +572,11 @@ def _size(size: int | None) -> str:
     return f"{size:.1f} TB"
 
 
+def printable(text: str) -> str:
+    """What a message quotes may hold anything: no control characters reach the terminal, nor a book."""
+    return "\n".join(one_line(line, 4000) for line in text.split("\n", 50)[:50])
+
+
 @contextmanager
 def reported(verbose: bool) -> Iterator[None]:
     """Turn our errors into readable lines and exit codes; anything else is a bug and shows its traceback."""
@@ -580,7 +588,7 @@ def reported(verbose: bool) -> Iterator[None]:
     except EnsembleKDError as error:
         lines = error.problems if isinstance(error, ProblemsError) else [str(error)]
         for line in lines:
-            err.print(f"[red]error:[/] {escape(line)}")
+            err.print(f"[red]error:[/] {escape(printable(line))}")
         raise typer.Exit(error.exit_code) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -1291,8 +1291,14 @@ def _keep_problems(config: Config) -> list[str]:
 
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
-    problems = single_problems(config) + compute_problems(config.compute) + _data_problems(config.data)
-    problems += _text_augment_problems(config) + _teacher_problems(config)
+    singles = single_problems(config) + compute_problems(config.compute)
+    told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
+    others = _problems_between_fields(config)
+    return singles + [line for line in others if line.split(":", 1)[0] not in told]
+
+
+def _problems_between_fields(config: Config) -> list[str]:
+    problems = _data_problems(config.data) + _text_augment_problems(config) + _teacher_problems(config)
     student = config.student
     text = config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
     if text and config.teachers.source != "mlflow" and not text_source(config):  # that one may bring its own
@@ -1530,7 +1536,7 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
         if named and not any(part in b.model_fields for b in blocks):
             blocks = named
             continue
-        if "[" in part or part in ("str", "int", "constrained-str", "constrained-int"):
+        if "[" in part or part.removeprefix("constrained-") in ("str", "int", "float", "bool"):
             continue
         kept.append(part)
         blocks = [

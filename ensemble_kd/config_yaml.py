@@ -329,15 +329,14 @@ def _bytes(file: Path, name: str) -> bytes:
     """The content of a regular file of a size that a configuration has; no pipe is waited for."""
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    except IsADirectoryError as error:
-        raise ConfigError(f"{name}: a folder, not a file; give the YAML file in it") from error
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{name}: cannot be read: {said}") from error
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(kind):
+        os.close(descriptor)
+        raise ConfigError(f"{name}: a folder, not a file; give the YAML file in it")
     with open(descriptor, "rb") as opened:
-        kind = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(kind):
-            raise ConfigError(f"{name}: a folder, not a file; give the YAML file in it")
         if not stat.S_ISREG(kind):
             what = "a pipe" if stat.S_ISFIFO(kind) else "a device or socket"
             raise ConfigError(

@@ -9,10 +9,11 @@ from typing import Any
 
 from ensemble_kd.callables import load, model_problems
 from ensemble_kd.config import Config, CustomModelConfig, TransformerConfig, corner_problems
+from ensemble_kd.config_yaml import one_line
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.model_size import least_size, memory_at_hand, size_of, size_problems
 
-PLAIN_OBJECTIVES = {"kl", "mse"}
+PLAIN_OBJECTIVES = ("kl", "mse")
 """Names of losses on logits that have no needs of their own; the others are asked in torch's room."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "huggingface": ("transformers",), "program": ()}
 
@@ -74,8 +75,8 @@ def class_problems(config: Config, classes: int | None) -> list[str]:
     if classes is None or len(left_out & set(range(classes))) < classes:
         return []
     return [
-        f"student.without_classes: all {classes} classes are left out, so that no labelled row remains; "
-        "keep one, or set student.alpha=1 to learn from soft targets alone and leave it out"
+        f"student.without_classes: all {classes} classes are left out, so that no labelled row is left to "
+        "learn from; keep at least one"
     ]
 
 
@@ -99,6 +100,26 @@ def form_problems(config: Config) -> list[str]:
                 "install 'ensemble-kd[onnx]', or leave the form out"
             )
     return problems
+
+
+def folder_problems(run_dir: str) -> list[str]:
+    """Whether a run folder can be made where `--run-dir` says; nothing is written to see."""
+    folder = Path(run_dir).absolute()
+    told = f"--run-dir: {one_line(run_dir, 200)} cannot be written"
+    if not run_dir.strip():
+        return ["--run-dir: empty; name a folder, or leave it out for runs/NAME"]
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        folder.stat()
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        return [f"{told} ({said}); choose another"]
+    if not folder.is_dir():
+        return [f"{told} ({one_line(str(folder), 200)} is not a folder); choose another"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"{told} (no permission to write into {one_line(str(folder), 200)}); choose another"]
+    return []
 
 
 # ------------------------------------------------------------------------------------------------- check

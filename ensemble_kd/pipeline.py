@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd import __version__
+from ensemble_kd import __version__, home
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
@@ -77,6 +77,7 @@ def run(
     and ExportError at the very end: the report is there then, without the forms.
     """
     console = console or Console()
+    home.provide(console.warning)
     check_early(config, address)
     check_objective(config)
     if until not in config.stages:

@@ -35,7 +35,7 @@ LEVELS = [
     {"config_checks"},
     {"crash"},
     {"config_yaml", "local_paths"},
-    {"termination"},
+    {"termination", "home"},
     {"errors"},
     {"redact"},
 ]

@@ -114,6 +114,8 @@ def in_actors(
     runtime, config = context.runtime, context.config.soft_targets
     gpus = runtime.gpus_per_worker()
     capacity = runtime.capacity()
+    if not capacity:
+        raise ConfigError(runtime.too_much())
     actors = capacity if config.num_actors == "auto" else config.num_actors
     if config.num_actors != "auto" and config.num_actors > capacity:
         raise ConfigError(
