@@ -1572,9 +1572,7 @@ def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -
 
 def _some(problems: list[str]) -> list[str]:
     """Each in one paragraph, and no more than a reader takes in."""
-    lines = [one_line(problem, 1000) for problem in problems[:SHOWN_PROBLEMS]]
-    more = len(problems) - len(lines)
-    return lines + ([f"... and {more:,} more problems"] if more > 0 else [])
+    return [one_line(problem, 1000) for problem in problems[:SHOWN_PROBLEMS]]
 
 
 def _drop(raw: dict[str, Any], path: str) -> None:
@@ -1654,6 +1652,10 @@ def validate(raw: dict[str, Any]) -> Config:
             config = Config.model_validate(raw)
             break
         except ValidationError as error:
+            if (more := error.error_count() - SHOWN_PROBLEMS) > 0:  # not a configuration with a mistake
+                raise ConfigError(
+                    _some([*_readable(error, Config), *problems]) + [f"... and {more:,} more problems"]
+                ) from error
             told = {line.split(":", 1)[0] for line in problems}  # what was dropped is missing now
             new = [line for line in _readable(error, Config) if line.split(":", 1)[0] not in told]
             problems += new

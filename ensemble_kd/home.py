@@ -28,6 +28,14 @@ def _of_the_kernel(folder: Path) -> bool:
     return folder.parts[1:2] in (("proc",), ("sys",))
 
 
+def _own(folder: Path) -> Path:
+    """The folder, made for this user alone; another one where somebody else has taken its name."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="ensemble-kd-home-"))
+    return folder
+
+
 def provide(warn: Callable[[str], None] = lambda text: None) -> None:
     """Give what needs a home another place, where there is none that can be written; says so once."""
     home = os.path.expanduser("~")
@@ -38,11 +46,11 @@ def provide(warn: Callable[[str], None] = lambda text: None) -> None:
     missing = [name for name in CACHES if not os.environ.get(name)]
     if not missing:
         return
-    base = Path(tempfile.gettempdir()) / f"ensemble-kd-home-{os.getuid()}"
+    base = _own(Path(tempfile.gettempdir()) / f"ensemble-kd-home-{os.getuid()}")
     for name in missing:
         (base / CACHES[name]).mkdir(parents=True, exist_ok=True, mode=0o700)
         os.environ[name] = str(base / CACHES[name])
     warn(
-        f"the home folder {home} cannot be written; what libraries keep there goes into {base}; set HOME to a "
-        "folder that can be, to keep it"
+        f"the home folder {home} cannot be written; what libraries keep there goes into {base}; set HOME to "
+        "one that can be, to keep it"
     )

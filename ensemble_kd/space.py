@@ -25,6 +25,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ensemble_kd.config_yaml import one_line
 from ensemble_kd.config_yaml import parse as parse_yaml
 from ensemble_kd.config_yaml import read as read_yaml
 from ensemble_kd.errors import ConfigError
@@ -398,7 +399,7 @@ def read_space(source: str | Path, spaces: Path) -> dict[str, Any]:
         if str(source) not in shipped:
             close = difflib.get_close_matches(str(source), shipped, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"shipped: {', '.join(shipped) or 'none'}"
-            raise ConfigError(f"sweep.space: no such search space: {source}; {hint}")
+            raise ConfigError(f"sweep.space: no such search space: {one_line(str(source), 200)}; {hint}")
         file = shipped[str(source)]
     raw = read_yaml(file, f"sweep.space: {file}")
     if not isinstance(raw, dict):
