@@ -115,8 +115,7 @@ class _Loader(
                 raise _error(key, "a block or list as a key; a key is a plain name")
             if key.tag == MERGE:
                 continue
-            if HALF.search(key.value):
-                raise _error(key, NO_CHARACTER)
+            key.value = _whole(key)
             if key.value in seen:
                 first = seen[key.value].start_mark
                 raise _error(
@@ -189,15 +188,23 @@ class _Loader(
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
     def construct_text(self, node: Any) -> str:
-        text = str(self.construct_scalar(node))
-        if HALF.search(text):
-            raise _error(node, NO_CHARACTER)
-        return text
+        return _whole(node)
 
 
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"{TAG}{_kind}", _Loader.construct_number)
 _Loader.add_constructor(f"{TAG}str", _Loader.construct_text)
+
+
+def _whole(node: Any) -> str:
+    """The text of a scalar; JSON writes characters as two escapes, each half of a surrogate pair."""
+    text = str(node.value)
+    if not HALF.search(text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _error(node, NO_CHARACTER) from None
 
 
 def _error(at: Any, text: str) -> MarkedYAMLError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -32,16 +33,17 @@ def test_shipped_recipes_read_as_pyyaml_reads_them(path: Path) -> None:
     assert read(path) == yaml.safe_load(path.read_text())
 
 
+TEXT = st.text(st.characters(exclude_characters="\x7f", exclude_categories=["Cs"]), max_size=12)
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
 
 
 @given(PLAIN)
-def test_what_pyyaml_writes_is_read_back(value: Any) -> None:
-    assert parse(yaml.safe_dump(value, allow_unicode=True), "f") == value
+def test_json_is_read_as_json_reads_it(value: Any) -> None:
+    assert parse(json.dumps(value), "f") == value
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,8 @@ def test_keys_are_names_whatever_they_look_like() -> None:
 def test_words_are_class_names_and_truths(word: str, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(
-        f"name: {word}\ndata: {{source: digits, class_names: [{word}, b], augment: {{horizontal_flip: {word}}}}}\n"
+        f"name: {word}\n"
+        f"data: {{source: digits, class_names: [{word}, b], augment: {{horizontal_flip: {word}}}}}\n"
     )
     config = load_config(file)
     assert config.name == word and config.data.class_names == [word, "b"]
@@ -185,10 +188,10 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in rang
     ids=lambda text: text[:24],
 )
 def test_what_is_no_configuration_is_one_line(text: str, says: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     line = refused(text)
     assert says in line and line.startswith("f.yaml:")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_places_count_from_one() -> None:
@@ -294,7 +297,9 @@ def test_options_meet_what_is_no_block(option: dict[str, Any], tmp_path: Path) -
 def test_thousands_of_mistakes_are_not_all_told(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(MINIMAL + "".join(f"k{i}: 1\n" for i in range(20_000)))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load_config(file)
-    assert len(caught.value.problems) <= 60 and time.perf_counter() - began < 10
+    assert len(caught.value.problems) == 51
+    assert caught.value.problems[-1] == "... and 19,950 more problems"
+    assert time.process_time() - began < 10
