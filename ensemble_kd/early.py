@@ -108,6 +108,8 @@ def folder_problems(run_dir: str) -> list[str]:
     told = f"--run-dir: {one_line(run_dir, 200)} cannot be written"
     if not run_dir.strip():
         return ["--run-dir: empty; name a folder, or leave it out for runs/NAME"]
+    if "\0" in run_dir:
+        return [f"{told} (it has a NUL character); choose another"]
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

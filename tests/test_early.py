@@ -1,0 +1,282 @@
+"""What is told before torch is loaded: sizes, callables, classes and packages; and how soon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble_kd import early, model_size
+from ensemble_kd.config import (
+    BagConfig,
+    BiLSTMConfig,
+    MLPConfig,
+    ModelConfig,
+    ResNetConfig,
+    load_config,
+)
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.model_size import layers, parameters
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLPConfig(hidden=[7, 5]),
+        MLPConfig(hidden=[]),
+        BagConfig(embedding=5, hidden=[3]),
+        BagConfig(embedding=4),
+        BiLSTMConfig(embedding=5, hidden=7, layers=1),
+        BiLSTMConfig(embedding=5, hidden=7, layers=3, classifier_hidden=11),
+    ],
+)
+def test_parameters_are_those_of_the_network(model: ModelConfig) -> None:
+    from ensemble_kd.models.build import build
+
+    text = model.name in ("bag", "bilstm")
+    info: dict[str, Any] = {"kind": "text" if text else "image", "num_classes": 10, "vocabulary_size": 50}
+    info["input_shape"] = [8] if text else [8, 8, 3]
+    assert parameters(model, *model_size.size_of(info)) == build(model, info).num_parameters
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(6, 1), (4, 3)])
+def test_parameters_of_a_resnet_are_all_but_its_first_convolution(width: int, blocks: int) -> None:
+    from ensemble_kd.models.build import build
+
+    info: dict[str, Any] = {"kind": "image", "num_classes": 10, "input_shape": [8, 8, 3]}
+    model = ResNetConfig(width=width, blocks=blocks)
+    first = 3 * 9 * width + 2 * width
+    assert parameters(model, 192, 10, 1) == build(model, info).num_parameters - first
+    assert layers(model) == 6 * blocks
+
+
+def told(*overrides: str, memory: int = 16 * GB, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(early, "memory_at_hand", lambda: memory)
+    monkeypatch.setattr(model_size, "GPUS", ())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        early.check_early(load_config("digits", list(overrides)))
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["student.model.hidden=[100000, 100000]"],
+            "student.model: 10,007,600,010 parameters, which take 160.1 GB with gradients and adamw's state, "
+            "and this machine has 16.0 GB",
+        ),
+        (
+            ["student.model.hidden=[100000, 100000]", "student.training.optimizer=sgd"],
+            "student.model: 10,007,600,010 parameters, which take 120.1 GB",
+        ),
+        (
+            ["teachers.model.hidden=[9007199254740992, 9007199254740992]"],
+            "teachers.model: 8.1e+31 parameters",
+        ),
+        (["teachers.overrides=[{model: {name: mlp, hidden: [1000000000]}}]"], "teachers.overrides.0.model: "),
+        (
+            ["teachers.num_members=10000", "teachers.model.hidden=[1000, 1000]"],
+            "teachers.model: 10,000 teachers of 10,760,100,000 parameters in all, which are all held while",
+        ),
+        (
+            [
+                "teachers.model.hidden=[20000, 20000]",
+                "compute.num_workers=3",
+                "compute.cpus_per_worker=0.001",
+            ],
+            "teachers.model: 5 teachers of 2,007,550,050 parameters in all, 3 trained at a time take 19.3 GB",
+        ),
+        (
+            ["student.model={name: resnet, blocks: 1000000}"],
+            "student.model: 6,000,000 layers, at most 10,000",
+        ),
+        (
+            ["sweep={}", "sweep.space={model.hidden.0: 'logintegers(8, 1000000000000)'}"],
+            "sweep.space.model.hidden.0: 1000000000000: student.model: 97,000,000,000",
+        ),
+    ],
+)
+def test_what_this_machine_cannot_hold_is_told(
+    overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = told(*overrides, monkeypatch=monkeypatch)
+    assert any(line.startswith(says) for line in found), found
+
+
+def test_a_cluster_may_hold_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("digits", ["student.model.hidden=[100000, 100000]"])
+    early.check_early(config, address="head:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    early.check_early(config)
+    with pytest.raises(ConfigError, match="which no machine has"):
+        early.check_early(load_config("digits", ["student.model.hidden=[1000000000, 1000000000]"]))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "says"),
+    [
+        (None, "no_such_module:build", "there is no module 'no_such_module'"),
+        ("import no_such_library\n", "mine:build", "it imports 'no_such_library', which is not installed"),
+        ("def buidl(): ...\n", "mine:build", "has no 'build'; did you mean 'buidl'?"),
+        ("build = 3\n", "mine:build", "is int, not callable"),
+        ("def build(:\n", "mine:build", "cannot be imported: SyntaxError"),
+        ("1 / 0\n", "mine:build", "cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit(3)\n", "mine:build", "cannot be imported: SystemExit"),
+        ("def build(classes): ...\n", "mine:build", "is called with num_classes, input_shape, width"),
+    ],
+)
+def test_a_custom_model_that_cannot_be_is_told(
+    module: str | None, name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module is not None:
+        (tmp_path / "mine.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    model = f"{{name: custom, callable: '{name}', options: {{width: 3}}}}"
+    (line,) = told(f"student.model={model}", monkeypatch=monkeypatch)
+    assert line.startswith("student.model.callable: ") and says in line
+    override = f"teachers.overrides=[{{model: {model}}}]"
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (line,) = told(override, monkeypatch=monkeypatch)
+    assert line.startswith("teachers.overrides.0.model.callable: ") and says in line
+
+
+def test_a_teacher_that_is_no_callable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    teachers = ["teachers.source=callable", "teachers.given=['os:sep', 'os:getcwd']", "specialists=null"]
+    assert told(*teachers, monkeypatch=monkeypatch) == [
+        "teachers.given.0: 'os:sep' is str, not callable; name a function or class"
+    ]
+
+
+def test_leaving_out_all_classes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = told("student.without_classes=[9,8,7,6,5,4,3,2,1,0]", monkeypatch=monkeypatch)
+    assert line.startswith("student.without_classes: all 10 classes are left out")
+    early.check_early(load_config("digits", ["student.without_classes=[9,8,7,6,5,4,3,2,1]"]))
+
+
+def test_a_form_without_its_packages_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = early.find_spec
+    monkeypatch.setattr(early, "find_spec", lambda name: None if name == "onnxruntime" else there(name))
+    found = told("export={forms: [onnx, program]}", monkeypatch=monkeypatch)
+    assert [line.split(";")[0] for line in found] == [
+        "export.forms.0: 'onnx' needs onnxruntime, not installed here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("", "empty"),
+        ("x" * 5000, "File name too long"),
+        ("/dev/null/x", "/dev/null is not a folder"),
+        ("a\0b", "null"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_is_told(folder: str, says: str) -> None:
+    (line,) = early.folder_problems(folder)
+    assert line.startswith("--run-dir: ") and says in line and len(line) < 500
+
+
+def test_a_run_folder_that_is_to_be_made_is_fine(tmp_path: Path) -> None:
+    assert early.folder_problems(str(tmp_path / "a" / "b")) == []
+
+
+# ---------------------------------------------------------------------------------------------- how soon
+
+HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
+
+
+def loaded(*arguments: str, also: tuple[str, ...] = ()) -> set[str]:
+    """Which of the heavy libraries a command has loaded when it is done."""
+    code = (
+        "import sys\nfrom ensemble_kd.cli import main\n"
+        f"try:\n    main({list(arguments)!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('LOADED', *(m for m in {(*HEAVY, *also)!r} if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_help_loads_nothing() -> None:
+    assert loaded("--help", also=("ensemble_kd.config", "pyarrow", "numpy")) == set()
+
+
+@pytest.mark.parametrize("command", ["run", "check", "predict", "serve"])
+def test_help_of_a_command_loads_nothing(command: str) -> None:
+    assert loaded(command, "--help", also=("ensemble_kd.config", "pyarrow", "numpy")) == set()
+
+
+def test_check_of_embedded_data_loads_nothing_heavy(tmp_path: Path) -> None:
+    assert loaded("check", "digits", "--run-dir", str(tmp_path / "run")) == set()
+
+
+def test_check_of_a_table_loads_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("x,y,label\n" + "".join(f"{i},{-i},{i % 2}\n" for i in range(200)))
+    (tmp_path / "x.yaml").write_text(
+        f"name: x\ndata: {{path: {tmp_path / 'train.csv'}, kind: numeric, columns: {{input: [x, y]}}}}\n"
+        "teachers: {training: {batch_size: 16}}\nstudent: {training: {batch_size: 16}}\n"
+    )
+    assert loaded("check", str(tmp_path / "x.yaml"), "--run-dir", str(tmp_path / "run")) == set()
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.5), (["check", "digits"], 2.0)])
+def test_answers_come_soon(arguments: list[str], seconds: float, tmp_path: Path) -> None:
+    """Of the processor's time, which a busy machine does not stretch as it does the clock's; best of three."""
+    if arguments[0] == "check":
+        arguments = [*arguments, "--run-dir", str(tmp_path / "run")]
+    took = []
+    for _ in range(3):
+        before = os.times()
+        command = [sys.executable, "-m", "ensemble_kd", *arguments]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        after = os.times()
+        took.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
+    assert min(took) < seconds, took
+
+
+def test_the_first_plan_is_what_the_whole_check_says(tmp_path: Path) -> None:
+    from ensemble_kd import pipeline
+
+    config = load_config("digits")
+    assert early.quick(config, tmp_path)
+    planned = [(stage.name, stage.state) for stage in pipeline.check(config, tmp_path)]
+    assert early.first_plan(config, tmp_path) == planned
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "student.objective={name: kl}",
+        "student.objective=klx",
+        "student.terms=[{name: patient}]",
+        "soft_targets.top_k=3",
+        "student.online.logits=true",
+        "student.model={name: transformer, source: x}",
+    ],
+)
+def test_what_only_torch_can_judge_is_left_to_it(override: str, tmp_path: Path) -> None:
+    config = load_config("digits", ["sweep=null", "specialists=null", override])
+    assert not early.quick(config, tmp_path)
+
+
+def test_plain_objectives_are_losses_on_stored_logits() -> None:
+    from ensemble_kd.objectives.base import OBJECTIVES
+
+    needs = [OBJECTIVES[name].needs for name in early.PLAIN_OBJECTIVES]
+    assert all(each == {"logits"} for each in needs)
+
+
+def test_a_folder_with_data_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert not early.quick(load_config("digits"), tmp_path)
