@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ensemble_kd.config import Config, load_config, recipe_paths, validate
+from ensemble_kd.config import load_config, recipe_paths, validate
 from ensemble_kd.config_yaml import read
 from ensemble_kd.errors import ConfigError
 
@@ -74,9 +75,7 @@ def test_every_setting_at_every_edge_is_valid_or_named(name: str, tmp_path: Path
                 assert all("\n" not in line and len(line) <= 1100 for line in error.problems), (path, edge)
 
 
-def number_fields(
-    model: Any = Config(**{"name": "x", "data": {"source": "digits"}}), path: str = ""
-) -> list[str]:
+def number_fields(model: Any, path: str = "") -> list[str]:
     """Every field that holds a float."""
     found: list[str] = []
     for name in type(model).model_fields:
@@ -88,7 +87,7 @@ def number_fields(
     return found
 
 
-@pytest.mark.parametrize("field", number_fields())
+@pytest.mark.parametrize("field", number_fields(load_config("digits")))
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e5000"])
 def test_no_number_is_infinite(field: str, value: str) -> None:
     (line, *_) = problems(f"{field}={value}")
@@ -112,7 +111,7 @@ def test_no_number_is_infinite(field: str, value: str) -> None:
             r"student.training.max_norm: 1e\+38 is infinite in the arithmetic",
         ),
         ("student.weights=[1, .inf, 1, 1, 1]", "student.weights.1: input should be a finite number"),
-        ("specialists.weight=.nan", "specialists.weight: input should be a finite number"),
+        ("specialists.weight=.nan", "specialists.weight: .* a finite number"),
         ("compute.gpus_per_worker=-1", "compute.gpus_per_worker: input should be greater than or equal to 0"),
         (
             "compute.gpus_per_worker=-0.5",
@@ -143,8 +142,6 @@ def test_no_number_is_infinite(field: str, value: str) -> None:
     ],
 )
 def test_the_field_at_fault_is_named(override: str, line: str) -> None:
-    import re
-
     found = problems("sweep={}", override) if override.startswith("sweep") else problems(override)
     assert any(re.match(line, each) for each in found), found
 
@@ -152,7 +149,8 @@ def test_the_field_at_fault_is_named(override: str, line: str) -> None:
 def test_a_path_is_complained_of_once() -> None:
     found = problems("data={source: files, path: ~nosuchuser/x, kind: image}")
     assert [each for each in found if each.startswith("data.path")] == [
-        "data.path: no such file or folder: ~nosuchuser/x; there is no user 'nosuchuser' here, write the path out"
+        "data.path: no such file or folder: ~nosuchuser/x; there is no user 'nosuchuser' here, write the "
+        "path out"
     ]
 
 
