@@ -21,13 +21,14 @@ from typing import Any
 
 from ensemble_kd import __version__, home
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
-from ensemble_kd.config import Config, corner_problems, num_teachers
+from ensemble_kd.config import Config, CustomModelConfig, corner_problems, num_teachers
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.early import check_early, class_problems, too_large
 from ensemble_kd.errors import ConfigError, ExportError, InputError
 from ensemble_kd.lease import leased, locked
 from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
+from ensemble_kd.models.build import build
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import augment as augment_stage
@@ -174,6 +175,8 @@ def _stages(context: Context, until: str, fresh: Collection[str]) -> dict[str, A
     # Teachers: every member in one worker group.
     check_sizes(config, info, data.folder, context.runtime.address)
     plan = teachers_stage.plan(config, folder, data.fingerprint)
+    if plan.done() is None:
+        check_custom(config, info)
     with stage(context, "teachers", plan, fresh) as step:
         step.manifest = step.kept(intact(plan, context)) or teachers_stage.run(
             context, plan, data.folder, info
@@ -595,6 +598,27 @@ def check_sizes(
         raise ConfigError(problems)
 
 
+def check_custom(config: Config, info: dict[str, Any]) -> None:
+    """Raises ConfigError where a user's network cannot be made for this data; each is made and run once."""
+    models = [("student.model", config.student.model)]
+    if config.teachers.source == "train":
+        models.append(("teachers.model", config.teachers.model))
+        models += [
+            (f"teachers.overrides.{i}.model", override.model)
+            for i, override in enumerate(config.teachers.overrides)
+            if override.model is not None
+        ]
+    problems: list[str] = []
+    for path, model in models:
+        if isinstance(model, CustomModelConfig):
+            try:
+                build(model, info)
+            except ConfigError as error:
+                problems += [f"{path}: {line}" for line in error.problems]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _streams(config: Config, info: dict[str, Any]) -> bool:
     """Whether transfer set and soft targets are larger than may be held in memory."""
     layout = soft_targets_stage.layout_of(config, info, num_teachers(config)).logits_alone
@@ -671,6 +695,8 @@ def check(config: Config, folder: Path) -> list[PlannedStage]:
     data = plan.fingerprint
     plan = teachers_stage.plan(config, folder, data)
     teachers_plan, teachers = plan, plan.done()
+    if teachers is None:
+        check_custom(config, info)
     found.append(_line("teachers", plan, teachers, extra=size_on_disk(plan.folder.parent / "members")))
     count = num_teachers(config)
     if teachers is not None:

@@ -283,3 +283,61 @@ def test_plain_objectives_are_losses_on_stored_logits() -> None:
 def test_a_folder_with_data_is_looked_into(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     assert not early.quick(load_config("digits"), tmp_path)
+
+
+INFO: dict[str, Any] = {
+    "kind": "image",
+    "input_shape": [8, 8, 1],
+    "num_classes": 10,
+    "mean": [0.5],
+    "std": [0.5],
+    "counts": {"labelled": 1000, "transfer": 1000, "validation": 100, "test": 100, "train": 1000},
+    "vocabulary_size": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return nn.Linear(3, 10)", "raised RuntimeError on inputs of shape"),
+        ("return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))", r"must return logits of shape \(2, 10\)"),
+        ("return 3", "returned int, not a torch.nn.Module"),
+        ("raise KeyError('x')", "raised KeyError"),
+    ],
+)
+def test_a_custom_network_is_made_before_a_worker_does(
+    body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensemble_kd import pipeline
+
+    (tmp_path / "nets.py").write_text(
+        f"from torch import nn\ndef build(num_classes, input_shape):\n    {body}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    model = "{name: custom, callable: 'nets:build'}"
+    for field in ("student.model", "teachers.model"):
+        config = load_config("digits", [f"{field}={model}"])
+        early.check_early(config)
+        with pytest.raises(ConfigError, match=f"^{field}: custom model 'nets:build' {says}"):
+            pipeline.check_custom(config, INFO)
+
+
+def test_leaving_out_all_classes_of_the_data_is_told() -> None:
+    from ensemble_kd import pipeline
+
+    config = load_config("digits", ["sweep=null", "specialists=null", "student.without_classes=[0, 1, 2]"])
+    with pytest.raises(ConfigError, match="student.without_classes: all 3 classes are left out"):
+        pipeline.check_sizes(config, {**INFO, "num_classes": 3})
+
+
+def test_networks_are_counted_again_with_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemble_kd import pipeline
+
+    monkeypatch.setattr(early, "memory_at_hand", lambda: GB)
+    monkeypatch.setattr(model_size, "GPUS", ())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config("digits", ["sweep=null", "specialists=null", "student.model.hidden=[1000]"])
+    early.check_early(config)
+    with pytest.raises(ConfigError, match=r"teachers.model: 256,068,618 parameters, which take 4.1 GB"):
+        pipeline.check_sizes(config, {**INFO, "input_shape": [1000, 1000, 1]})
