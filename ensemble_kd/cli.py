@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,20 +23,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ensemble_kd import __version__
-from ensemble_kd.config import (
-    Config,
-    json_schema,
-    load_config,
-    recipe_paths,
-    space_paths,
-)
+from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
 from ensemble_kd.stage_list import ENTRIES, STAGES
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what takes time to import comes with the command that needs it: --help is quick
+    from ensemble_kd.config import Config
     from ensemble_kd.train.measures import Column
 
 app = typer.Typer(
@@ -160,6 +154,8 @@ def _stage_command(name: str, until: str, text: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
+            from ensemble_kd.config import STAGES, load_config
+
             redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
             folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
             if until == "report":
@@ -187,6 +183,8 @@ def sweep(
 ) -> None:
     """Search the student's settings on validation rows, then do all that run does with the winner."""
     with reported(verbose):
+        from ensemble_kd.config import load_config
+
         redo = {"sweep"} if fresh else set()
         settings = load_config(config, set_, sweep=True, search_space=space)
         folder = _pipeline("report", settings, run_dir, address, redo, verbose)
@@ -224,6 +222,7 @@ def export(
 ) -> None:
     """Hand the student over as ONNX, int8 and others, each held against it."""
     with reported(verbose):
+        from ensemble_kd.config import load_config, recipe_paths
         from ensemble_kd.export.folder import export_folder, is_model_folder
 
         model = None if target in recipe_paths() else is_model_folder(target)
@@ -249,11 +248,26 @@ def export(
 def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
     """Validate a configuration and its data, and print what a run would do. Starts nothing."""
     with reported(False):
-        settings = load_config(config, set_)
-        from ensemble_kd import pipeline  # torch loads only once the settings are known to be good
-        from ensemble_kd.stages.context import Console
+        from ensemble_kd import early
+        from ensemble_kd.config import load_config
 
-        folder = pipeline.copied(settings, run_dir or Path("runs") / settings.name)
+        settings = load_config(config, set_)
+        early.check_early(settings)
+        if run_dir is not None and not is_remote(run_dir) and (wrong := early.folder_problems(run_dir)):
+            raise InputError(wrong)
+        folder: Any = run_dir or Path("runs") / settings.name
+        stages: list[tuple[str, str, int, int | None, str]]
+        warn = Screen(err).warning
+        if not is_remote(folder) and early.quick(settings, Path(folder)):
+            first = early.first_plan(settings, Path(folder), warn)
+            stages = [(name, state, 0, None, "") for name, state in first]
+        else:
+            from ensemble_kd import pipeline  # torch loads only where there is something for it to tell
+            from ensemble_kd.stages.context import Console
+
+            folder = pipeline.copied(settings, folder)
+            planned = pipeline.check(settings, folder, Console(warning=warn))
+            stages = [(line.name, line.state, line.size, line.expected, line.work) for line in planned]
         table = Table(
             "stage",
             "state",
@@ -263,10 +277,8 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             title=f"{settings.name} in {folder}",
             title_justify="left",
         )
-        for stage in pipeline.check(settings, folder, Console(warning=Screen(err).warning)):
-            table.add_row(
-                stage.name, escape(stage.state), _size(stage.size), _size(stage.expected), stage.work
-            )
+        for name, state, size, expected, work in stages:
+            table.add_row(name, escape(state), _size(size), _size(expected), work)
         out.print(table)
 
 
@@ -278,6 +290,8 @@ def _warn(text: str) -> None:
 def recipes() -> None:
     """List the shipped recipes."""
     import yaml
+
+    from ensemble_kd.config import recipe_paths
 
     table = Table("recipe", "data", "teachers", "student", "file")
     for name, path in recipe_paths().items():
@@ -305,6 +319,8 @@ def spaces() -> None:
     """List the shipped search spaces."""
     import yaml
 
+    from ensemble_kd.config import space_paths
+
     table = Table("space", "fields of student", "file")
     for name, path in space_paths().items():
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -316,6 +332,8 @@ def spaces() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a configuration, for editors."""
+    from ensemble_kd.config import json_schema
+
     print(json.dumps(json_schema(), indent=2))
 
 
@@ -587,6 +605,11 @@ def _size(size: int | None) -> str:
     return f"{size:.1f} TB"
 
 
+def printable(text: str) -> str:
+    """What a message quotes may hold anything: no control characters reach the terminal, nor a book."""
+    return "\n".join(one_line(line, 4000) for line in text.split("\n", 50)[:50])
+
+
 @contextmanager
 def reported(verbose: bool) -> Iterator[None]:
     """Turn our errors into readable lines and exit codes; anything else is a bug and shows its traceback."""
@@ -598,7 +621,7 @@ def reported(verbose: bool) -> Iterator[None]:
     except EnsembleKDError as error:
         lines = error.problems if isinstance(error, ProblemsError) else [str(error)]
         for line in lines:
-            err.print(f"[red]error:[/] {escape(line)}")
+            err.print(f"[red]error:[/] {escape(printable(line))}")
         raise typer.Exit(error.exit_code) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -615,6 +638,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `ensemble-kd`; the job scripts give the arguments."""
     try:
         app(arguments, prog_name="ensemble-kd")
-    except Exception:  # a bug: its traceback is shown, but for what libraries say of an address's password
-        sys.stderr.write(redacted(traceback.format_exc()))
+    except Exception as error:  # a bug of ours, or what a library did not expect
+        from ensemble_kd.crash import told
+
+        sys.stderr.write(told(error))
         sys.exit(1)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -30,8 +29,11 @@ from pydantic import (
 )
 
 from ensemble_kd import space
+from ensemble_kd.config_checks import compute_problems, read_otherwise, shown, single_problems
+from ensemble_kd.config_messages import PATTERNS, said
+from ensemble_kd.config_yaml import nothing_unforeseen, one_line, parse, read, with_booleans
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.paths import missing, missing_data
+from ensemble_kd.paths import exists, missing, missing_data
 from ensemble_kd.secret_options import remember
 from ensemble_kd.stage_list import stages_of
 
@@ -43,14 +45,28 @@ MOST_GRID_POINTS = 10_000
 MOST_PIXEL_VALUES = 64 * 10**6
 """Height x width x channels of an image as a model takes it."""
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+PHASE_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
 CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+DEEPEST = 20
+"""Parts of a path in `--set`."""
+UNTYPED = frozenset({"architecture", "options", "objective", "terms"})
+"""Blocks whose fields only those know who read them."""
+SHOWN_PROBLEMS = 50
+
 LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
+PATTERNS |= {
+    RUN_NAME: "expected letters, digits, '.', '_' and '-', at most 100 and a letter or digit first",
+    PHASE_NAME: "expected small letters, digits and '-', at most 41 and a letter or digit first",
+    CALLABLE: "expected module:callable, for example my_models:build",
+    LAYER_CHOICES: "expected a list of numbers, first:K, last:K, every_second or distilbert",
+}
 
 
 class Block(BaseModel):
     """A block of the configuration: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -400,13 +416,13 @@ class TrainingConfig(Block):
     """Examples per optimiser step, over all replicas and accumulated parts together."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`adamw` (fused), or `sgd` with Nesterov momentum 0.9."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1e6)
     """Highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; cosine and linear end at 0."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from 0."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     """Weight decay, on matrices only; decoupled from the gradient with adamw, an L2 term with sgd."""
     max_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
@@ -611,7 +627,7 @@ class CorpusConfig(Block):
 class PhaseConfig(Block):
     """What a student learns before its last phase, which the `student` block itself describes."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    name: str = Field(pattern=PHASE_NAME)
     """What it is called."""
     task: Literal["classify", "mlm"] = "classify"
     """`classify`: the classes of the data. `mlm`: words that were masked."""
@@ -765,17 +781,17 @@ class ComputeConfig(Block):
     num_workers: int | tuple[int, int] | Literal["auto"] = "auto"
     """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work.
     `[min, max]`: elastic, the group grows and shrinks with the cluster's nodes."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, le=10_000)
     """CPUs of one training worker, and torch threads of it when they are whole."""
-    gpus_per_worker: float | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
     """GPUs of one training worker; `auto`: 1 where the cluster has GPUs, else 0."""
     max_failures: int = Field(3, ge=0)
     """Times a worker group is restarted at its last checkpoints after a worker or node died."""
     memory_budget: float = Field(4.0, gt=0)
     """GB of inputs and soft targets that may be held per node; a larger transfer set is streamed."""
-    placement_timeout: float = Field(60.0, ge=0)
+    placement_timeout: float = Field(60.0, ge=0, le=10_000_000)
     """Seconds for which workers that a cluster has no room for yet are waited for."""
-    grace: float = Field(20.0, ge=0)
+    grace: float = Field(20.0, ge=0, le=100_000)
     """Seconds that members have, after SIGTERM, to save where they stand."""
     scratch: str | None = None
     """Folder, the same on every node, for copies of a run folder in a store (s3://...); null for
@@ -852,7 +868,7 @@ class Config(Block):
     """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, (export,)
     report."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of splits, initialisations, orders and augmentations."""
@@ -1412,6 +1428,13 @@ def _keep_problems(config: Config) -> list[str]:
 
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
+    singles = single_problems(config) + compute_problems(config.compute)
+    told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
+    others = _problems_between_fields(config)
+    return singles + [line for line in others if line.split(":", 1)[0] not in told]
+
+
+def _problems_between_fields(config: Config) -> list[str]:
     problems = _data_problems(config.data) + _text_augment_problems(config) + _teacher_problems(config)
     student = config.student
     text = config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
@@ -1651,7 +1674,7 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
         if named and not any(part in b.model_fields for b in blocks):
             blocks = named
             continue
-        if "[" in part or part in ("str", "int", "constrained-str", "constrained-int"):
+        if "[" in part or part.removeprefix("constrained-") in ("str", "int", "float", "bool"):
             continue
         kept.append(part)
         blocks = [
@@ -1665,25 +1688,29 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
 
 def _readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
     lines: dict[str, str] = {}
-    for item in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for item in found[:SHOWN_PROBLEMS]:
         path = ".".join(filter(None, [prefix, _plain(item["loc"], root)]))
         if item["type"] == "extra_forbidden":
             known = _known_keys(root, item["loc"][:-1])
             close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
             held = (
-                f" (a block with {', '.join(map(repr, item['input']))})"
+                f" (a block with {', '.join(map(shown, list(item['input'])[:10]))})"
                 if isinstance(item["input"], dict)
                 else ""
             )
             line = f"unknown setting{held}; {hint}"
-        elif item["type"] == "missing":
-            line = "missing"
         else:
-            line = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+            line = said(item)
         # A union reports each branch; one line per path is enough.
         lines[path] = f"{lines[path]}; or {line}" if path in lines and line not in lines[path] else line
     return [f"{path}: {line}" for path, line in lines.items()]
+
+
+def _some(problems: list[str]) -> list[str]:
+    """Each in one paragraph, and no more than a reader takes in."""
+    return [one_line(problem, 1000) for problem in problems[:SHOWN_PROBLEMS]]
 
 
 def _drop(raw: dict[str, Any], path: str) -> None:
@@ -1708,29 +1735,32 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
     """
     path, separator, text = assignment.partition("=")
     if not separator or not path.strip():
-        raise ConfigError(f"--set {assignment}: expected PATH=VALUE, for example student.temperature=8")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: the value is not YAML: {text!r}") from error
+        raise ConfigError(
+            f"--set {one_line(assignment, 200)}: expected PATH=VALUE, for example student.temperature=8"
+        )
+    told = f"--set {one_line(path, 200)}"
+    if path.count(".") >= DEEPEST:
+        raise ConfigError(f"{told}: a path of {path.count('.') + 1:,} parts; none has more than {DEEPEST}")
+    value = parse(text, told)
     *parents, last = path.strip().split(".")
     here: Any = raw
     for i, part in enumerate(parents):
         if isinstance(here, list):
-            following = here[_place(here, part, path)]
+            following = here[_place(here, part, told)]
         else:
             following = here.setdefault(part, {})
             if following is None:
                 following = here[part] = {}
         if not isinstance(following, dict | list):
-            raise ConfigError(f"--set {path}: {'.'.join(parents[: i + 1])} is {following!r}, not a block")
+            block = one_line(".".join(parents[: i + 1]), 200)
+            raise ConfigError(f"{told}: {block} is {shown(following)}, not a block")
         here = following
-    here[_place(here, last, path) if isinstance(here, list) else last] = value
+    here[_place(here, last, told) if isinstance(here, list) else last] = value
 
 
-def _place(items: list[Any], part: str, path: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"--set {path}: {part} is none of the {len(items)} entries, counted from 0")
+def _place(items: list[Any], part: str, told: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(items):
+        raise ConfigError(f"{told}: {one_line(part, 60)} is none of the {len(items)} entries, counted from 0")
     return int(part)
 
 
@@ -1760,7 +1790,12 @@ def validate(raw: dict[str, Any]) -> Config:
             config = Config.model_validate(raw)
             break
         except ValidationError as error:
-            new = [line for line in _readable(error, Config) if line not in problems]
+            if (more := error.error_count() - SHOWN_PROBLEMS) > 0:  # not a configuration with a mistake
+                raise ConfigError(
+                    _some([*_readable(error, Config), *problems]) + [f"... and {more:,} more problems"]
+                ) from error
+            told = {line.split(":", 1)[0] for line in problems}  # what was dropped is missing now
+            new = [line for line in _readable(error, Config) if line.split(":", 1)[0] not in told]
             problems += new
             before = json.dumps(raw)
             for line in new:
@@ -1768,6 +1803,7 @@ def validate(raw: dict[str, Any]) -> Config:
             if json.dumps(raw) == before:
                 break
     if config is not None:
+        problems += read_otherwise(config, raw)
         told = {line.split(":", 1)[0] for line in problems}
         for problem in cross_field_problems(config):
             path = problem.split(":", 1)[0]
@@ -1776,7 +1812,7 @@ def validate(raw: dict[str, Any]) -> Config:
             ):  # what was dropped above is missed
                 problems.append(problem)
     if problems or config is None:
-        raise ConfigError(problems)
+        raise ConfigError(_some(problems))
     return config
 
 
@@ -1802,13 +1838,6 @@ def _read_space(raw: dict[str, Any]) -> None:
         block["space"] = space.read_space(block["space"], _spaces())
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which YAML's anchors stand for blocks of their own, so that an override changes one alone."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
 def load_config(
     path: str | Path,
     overrides: list[str] | None = None,
@@ -1824,32 +1853,44 @@ def load_config(
 
     Raises ConfigError, with all problems, each starting with the path of its field.
     """
-    file = Path(path)
-    if not file.exists():
-        recipes = recipe_paths()
-        if str(path) not in recipes:
-            close = difflib.get_close_matches(str(path), recipes, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
-            raise ConfigError(f"no such configuration file or recipe: {path}; {hint}")
-        file = recipes[str(path)]
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file}: expected a block of settings, got {type(raw).__name__}")
-    raw = _unshared(raw)
-    if search_space is not None:
-        raw["sweep"] = {**(raw.get("sweep") or {}), "space": search_space}
-    _read_space(raw)  # first, so that an override may change a part of it
-    for assignment in overrides or []:
-        apply_override(raw, assignment)
-    _read_space(raw)
-    if raw.get("sweep") is None and sweep:
-        raw["sweep"] = {}
-    if export is not None:
-        raw["export"] = {**(raw.get("export") or {}), **({"forms": export} if export else {})}
-    return validate(raw)
+    with nothing_unforeseen(str(path)):
+        raw = read(_file_of(path))
+        if not isinstance(raw, dict):
+            got = "nothing" if raw is None else shown(raw)
+            raise ConfigError(f"{one_line(str(path), 300)}: expected a block of settings, got {got}")
+        if search_space is not None:
+            _block_of(raw, "sweep")["space"] = search_space
+        _read_space(raw)  # first, so that an override may change a part of it
+        for assignment in overrides or []:
+            apply_override(raw, assignment)
+        _read_space(raw)
+        if raw.get("sweep") is None and sweep:
+            raw["sweep"] = {}
+        if export is not None:
+            _block_of(raw, "export").update({"forms": export} if export else {})
+        return validate(with_booleans(raw, UNTYPED))
+
+
+def _block_of(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """The block of that name, made where there is none. Raises ConfigError where it is something else."""
+    if raw.get(name) is None:
+        raw[name] = {}
+    block = raw[name]
+    if not isinstance(block, dict):
+        raise ConfigError(f"{name}: expected a block of settings, got {shown(block)}")
+    return block
+
+
+def _file_of(path: str | Path) -> Path:
+    """A configuration's file, or that of the shipped recipe of this name. Raises ConfigError."""
+    if str(path) and exists(path):
+        return Path(path).expanduser()
+    recipes = recipe_paths()
+    if str(path) not in recipes:
+        close = difflib.get_close_matches(str(path), recipes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
+        raise ConfigError(f"no such configuration file or recipe: {one_line(str(path), 300)}; {hint}")
+    return recipes[str(path)]
 
 
 def json_schema() -> dict[str, Any]:

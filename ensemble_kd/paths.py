@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from ensemble_kd.errors import ConfigError
+
 LONGEST_PATH, LONGEST_NAME = 4095, 255
 """Bytes that Linux takes."""
 SHOWN = 200
@@ -82,3 +84,32 @@ def missing_data(path: str) -> str | None:
     problem = missing(path)
     pattern = problem is not None and problem.startswith("no such ") and any(c in path for c in WILDCARDS)
     return None if pattern else problem
+
+
+def expanded(text: str | Path, where: str) -> Path:
+    """The path with `~` and `~user` written out. Raises ConfigError, starting with the field `where`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        user = Path(text).parts[0]
+        raise ConfigError(
+            f"{where}: no such file or folder: {text}; "
+            + (
+                "the home folder is not known, set HOME or write the path out"
+                if user == "~"
+                else f"there is no user {user[1:]!r} here, write the path out"
+            )
+        ) from error
+
+
+def exists(text: str | Path) -> bool:
+    """Whether there is a file or folder: not for a path that is too long, or of a user who is not there."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def is_file(text: str | Path) -> bool:
+    """As `exists`, and neither a folder nor a pipe or device."""
+    return exists(text) and Path(text).expanduser().is_file()

@@ -21,11 +21,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd import __version__
+from ensemble_kd import __version__, home
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.disk import told
+from ensemble_kd.early import check_early, class_problems, too_large
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.failures import plain
 from ensemble_kd.lease import leased, locked
@@ -68,6 +69,8 @@ def run(
     and ExportError at the very end: the report is there then, without the forms.
     """
     console = console or Console()
+    home.provide(console.warning)
+    check_early(config, address)
     check_objective(config)
     if until not in config.stages:
         needed = entry_of(until).block
@@ -137,6 +140,8 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
     done, failure = Done(), None
     for current in map(stage, stages_of(context.config)):
         plan = current.plan(context.config, context.folder, done)
+        if plan.done() is None:
+            current.prepare(context.config, done)
         try:
             with tracked(context, current, plan, fresh) as step:
                 step.manifest = step.kept(current.intact(context, plan)) or current.run(context, plan, done)
@@ -151,7 +156,7 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
             context.console.warning(line)  # told again: what is odd about it has not gone away
         if until == current.name:
             break
-        _verify(current, context.config, artifact, done)
+        _verify(current, context.config, artifact, done, context.runtime.address)
         context = replace(context, config=current.rewrite(context.config, artifact))
     if until == STAGES[-1]:
         _track_outcome(context, done)
@@ -160,11 +165,13 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
     return done.manifests
 
 
-def _verify(current: Stage, config: Config, artifact: Artifact, done: Done) -> None:
+def _verify(
+    current: Stage, config: Config, artifact: Artifact, done: Done, address: str | None = None
+) -> None:
     """What a result tells about the stages that follow. Raises what is wrong."""
     current.verify(config, artifact, done)
     if current.name == "data":
-        check_sizes(config, artifact.summary["info"], artifact.folder)
+        check_sizes(config, artifact.summary["info"], artifact.folder, address)
 
 
 def _track_outcome(context: Context, done: Done) -> None:
@@ -286,13 +293,19 @@ def check_objective(config: Config) -> None:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def check_sizes(config: Config, info: dict[str, Any], data: Path | None = None) -> None:
+def check_sizes(
+    config: Config, info: dict[str, Any], data: Path | None = None, address: str | None = None
+) -> None:
     """Raises ConfigError with what can be held against the settings only once the data is known.
 
     `data` is its folder, whose tokenizer cuts the texts of the phases; without it they are not counted.
+    `address` is that of the Ray cluster.
     """
+    if problems := too_large(config, info, address):
+        raise ConfigError(problems)  # what follows builds some of them
     found = DataFound(info, data)
-    problems = [line for name in stages_of(config) for line in stage(name).problems(config, found)]
+    problems = class_problems(config, info["num_classes"])
+    problems += [line for name in stages_of(config) for line in stage(name).problems(config, found)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -318,6 +331,7 @@ def check(config: Config, folder: Path, console: Console | None = None) -> list[
     `console` takes what is odd about the data, but no reason to stop.
     Raises ConfigError or InputError with all problems.
     """
+    check_early(config)
     check_objective(config)
     config = with_models(config, None)
     if problems := inspect_source(config, (console or Console()).warning):
@@ -328,6 +342,8 @@ def check(config: Config, folder: Path, console: Console | None = None) -> list[
             try:
                 plan = current.plan(config, folder, done)
                 manifest = current.complete(config, plan)
+                if manifest is None:
+                    current.prepare(config, done)
                 preview = {} if manifest else current.preview(config, plan, done)
                 artifact = Artifact(current.name, plan, manifest, preview)
                 done.add(artifact)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensemble_kd import local_ray
+from ensemble_kd import home, local_ray
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import ConfigError, EnsembleKDError
 from ensemble_kd.termination import Termination
@@ -94,6 +94,8 @@ class Runtime:
             )
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        if self.address is None:
+            home.provide(self.warn)
         if not self.verbose:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
@@ -188,6 +190,8 @@ class Runtime:
         if self.capacity() < least:
             self._await(least, lambda: self.capacity() >= least, "the cluster is too small")
         capacity = self.capacity()
+        if not capacity:
+            raise ConfigError(self.too_much())
         if capacity < replicas:
             raise ConfigError(
                 f"{path}.replicas_per_member: {replicas} workers per member, but {self.has()}; "
@@ -212,6 +216,22 @@ class Runtime:
                 f"{free}, or raise compute.placement_timeout"
             )
         return size
+
+    def too_much(self) -> str:
+        """The setting that asks more for one worker than any node has, and what to lower it to."""
+        nodes, told = self.nodes(), {"CPU": "cpus", "GPU": "gpus"}
+        for name, amount in self.bundle().items():
+            most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+            if amount > most:
+                lower = "; lower it" if most else f"; set it to 0 to train without {name}s"
+                return (
+                    f"compute.{told[name]}_per_worker: {amount:g} for one worker, but no node has more than "
+                    f"{most:g}{lower}"
+                )
+        return (
+            f"compute.cpus_per_worker: {_words(self.bundle())} for one worker, which no node has together "
+            f"({self.has()}); lower it, or compute.gpus_per_worker"
+        )
 
     def free(self) -> int:
         """Training workers that fit into what nobody uses now."""

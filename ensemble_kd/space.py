@@ -25,12 +25,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ensemble_kd.config_yaml import one_line
+from ensemble_kd.config_yaml import parse as parse_yaml
+from ensemble_kd.config_yaml import read as read_yaml
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.paths import expanded, is_file
 
 Kind = Literal["uniform", "loguniform", "integers", "logintegers"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 FORMS = ", ".join(f"{kind}(low, high)" for kind in KINDS) + ", choice(a, b, ...) or a list"
 
+MOST_CHOICES = 1000
+"""Of one field: each is checked against the whole configuration."""
 NOT_SEARCHED = {
     "seeds": "sweep.num_seeds says how many seeds each configuration gets; leave it out",
     "replicas_per_member": "it does not change the student, only how it is trained; leave it out",
@@ -129,6 +135,8 @@ def _key(value: Any) -> str:
 
 
 def _choice(values: list[Any]) -> Choice:
+    if len(values) > MOST_CHOICES:
+        raise ValueError(f"{len(values):,} choices; name at most {MOST_CHOICES:,}, or give a range")
     if not values:
         raise ValueError("empty choice; name at least one value, for example choice(4, 8)")
     values = [_numbers(value) for value in values]
@@ -196,8 +204,8 @@ def parse(value: str | list[Any]) -> Dimension:
         hint = f"did you mean {close[0]!r}?" if close else f"write {FORMS}"
         raise ValueError(f"unknown function {name!r}; {hint}")
     try:
-        values = yaml.safe_load(f"[{inner}]")
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        values = parse_yaml(f"[{inner}]", "choice")
+    except ConfigError as error:
         raise ValueError(f"cannot be read as YAML: {text}; write choice(a, b) or a list") from error
     return _choice(values)
 
@@ -385,18 +393,15 @@ def read_space(source: str | Path, spaces: Path) -> dict[str, Any]:
 
     The dimensions are not checked yet. Raises ConfigError where there is no such file, or no block in it.
     """
-    file = Path(source)
-    if not file.is_file():  # a folder of that name hides no shipped space
+    file = expanded(source, "sweep.space")
+    if not is_file(source):  # a folder of that name hides no shipped space
         shipped = {path.stem: path for path in sorted(spaces.glob("*.yaml"))}
         if str(source) not in shipped:
             close = difflib.get_close_matches(str(source), shipped, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"shipped: {', '.join(shipped) or 'none'}"
-            raise ConfigError(f"sweep.space: no such search space: {source}; {hint}")
+            raise ConfigError(f"sweep.space: no such search space: {one_line(str(source), 200)}; {hint}")
         file = shipped[str(source)]
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"sweep.space: {file} cannot be read as YAML: {error}") from error
+    raw = read_yaml(file, f"sweep.space: {file}")
     if not isinstance(raw, dict):
         raise ConfigError(
             f"sweep.space: {file}: expected a block with lines such as temperature: loguniform(0.5, 20), "

@@ -611,6 +611,8 @@ def concurrency(runtime: Runtime, wanted: int | str, replicas: int) -> int:
     cpus, gpus = runtime.resources()
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
     each = "each" if replicas == 1 else f"each of {replicas} workers"
+    if not capacity:
+        raise ConfigError(runtime.too_much())
     if fits < 1:
         raise ConfigError(
             f"student.replicas_per_member: {replicas} workers per student, but {has}; lower it, or "

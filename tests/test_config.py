@@ -172,7 +172,7 @@ def test_unknown_recipe_is_told_apart() -> None:
 def test_file_that_is_no_yaml(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text("a: [1")
-    with pytest.raises(ConfigError, match="broken.yaml: cannot be read as YAML"):
+    with pytest.raises(ConfigError, match="broken.yaml:1:6: cannot be read as YAML"):
         load_config(file)
 
 

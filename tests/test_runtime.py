@@ -83,7 +83,16 @@ def test_workers_of_a_group(compute: dict[str, Any], members: int, replicas: int
         ),
         ({"num_workers": (4, 6)}, 1, r"compute.num_workers: \[4, 6\], but"),
         ({"cpus_per_worker": 2}, 2, r"teachers.replicas_per_member: 2 workers per member, but .* room for 1"),
-        ({"gpus_per_worker": 1}, 1, r"teachers.replicas_per_member: 1 .* 0 GPUs"),
+        (
+            {"gpus_per_worker": 1},
+            1,
+            r"^compute.gpus_per_worker: 1 for one worker, but no node has more than 0; set it to 0",
+        ),
+        (
+            {"cpus_per_worker": 3},
+            1,
+            r"^compute.cpus_per_worker: 3 for one worker, but no node has more than 2",
+        ),
     ],
 )
 def test_what_never_fits_is_told_before_anything_waits(

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from ensemble_kd.config_checks import shown
 from ensemble_kd.errors import ConfigError
 
-Weight = Annotated[float, Field(ge=0)]
+MOST = 1e30
+"""Of a weight: in float32 the square of a larger one is infinite."""
+Weight = Annotated[float, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -73,8 +76,8 @@ def parse_weight(value: Any, path: str) -> Schedule:
     Raises ConfigError with every problem, each line starting with the path of its field.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{path}: a weight is finite and at least 0, got {value!r}")
+        if not 0 <= value <= MOST:  # nor NaN
+            raise ConfigError(f"{path}: a weight is finite and at least 0, got {shown(value)}")
         return Schedule(start=float(value), end=float(value), shape="constant")
     if not isinstance(value, dict):
         raise ConfigError(

@@ -171,6 +171,10 @@ class Stage(ABC):
         """What is wrong with the settings on this data set, one line each with the path of a field."""
         return []
 
+    def prepare(self, config: Config, done: Done) -> None:
+        """Look once more before the stage runs: raise what can be told only by trying."""
+        return
+
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         """The manifest of a complete result after looking at every file; what is damaged is put aside."""
         return plan.checked(context.console)

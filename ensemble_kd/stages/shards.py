@@ -119,6 +119,8 @@ def in_actors(
     stage = folder.parent.name.replace("_", "-")
     gpus = runtime.gpus_per_worker()
     capacity = runtime.capacity()
+    if not capacity:
+        raise ConfigError(runtime.too_much())
     actors = capacity if config.num_actors == "auto" else config.num_actors
     if config.num_actors != "auto" and config.num_actors > capacity:
         raise ConfigError(

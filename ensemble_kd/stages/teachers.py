@@ -13,11 +13,12 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish
-from ensemble_kd.config import Config, TrainingConfig, member_settings, num_teachers
+from ensemble_kd.config import Config, CustomModelConfig, TrainingConfig, member_settings, num_teachers
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
-from ensemble_kd.errors import TrainingError
+from ensemble_kd.errors import ConfigError, TrainingError
+from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
@@ -197,6 +198,27 @@ def _from_predictions(
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
 
 
+def check_custom(config: Config, info: dict[str, Any]) -> None:
+    """Raises ConfigError where a user's network cannot be made for this data; each is made and run once."""
+    models = [("student.model", config.student.model)]
+    if config.teachers.source == "train":
+        models.append(("teachers.model", config.teachers.model))
+        models += [
+            (f"teachers.overrides.{i}.model", override.model)
+            for i, override in enumerate(config.teachers.overrides)
+            if override.model is not None
+        ]
+    problems: list[str] = []
+    for path, model in models:
+        if isinstance(model, CustomModelConfig):
+            try:
+                build(model, info)
+            except ConfigError as error:
+                problems += [f"{path}: {line}" for line in error.problems]
+    if problems:
+        raise ConfigError(problems)
+
+
 class Teachers(Stage):
     name = "teachers"
     has_members = True
@@ -217,6 +239,9 @@ class Teachers(Stage):
                     f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it"
                 )
         return problems + teacher_problems(config, found.info)
+
+    def prepare(self, config: Config, done: Done) -> None:
+        check_custom(config, done.info)
 
     def work(self, config: Config, done: Done) -> Work | None:
         if config.teachers.source != "train":
