@@ -154,7 +154,7 @@ def _stage_command(name: str, until: str, text: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
-            from ensemble_kd.config import STAGES, load_config
+            from ensemble_kd.config import load_config
 
             redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
             folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)

@@ -173,7 +173,9 @@ class _Loader(
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError, LookupError) as error:
-            raise _error(node, f"{_cut(str(node.value))!r} cannot be read as !!{kind}") from error
+            raise _error(
+                node, f"{_cut(str(getattr(node, 'value', '')))!r} cannot be read as !!{kind}"
+            ) from error
 
     def construct_number(self, node: Any) -> int | float:
         text = node.value.replace("_", "")

@@ -28,12 +28,15 @@ def bounded(system: Any) -> Any:
     import pyarrow.fs as pafs
 
     # What a system pickles as is all its options, those of the environment included.
+    made: Any = None
     if isinstance(system, getattr(pafs, "S3FileSystem", ())):
-        make, (options,) = system.__reduce__()
+        made = system.__reduce__()
+        make, (options,) = made
         strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
         return make({**options, "retry_strategy": strategy})
     if isinstance(system, getattr(pafs, "GcsFileSystem", ())):
-        make, (options,) = system.__reduce__()
+        made = system.__reduce__()
+        make, (options,) = made
         if options["retry_time_limit"] is None:
             return make({**options, "retry_time_limit": datetime.timedelta(seconds=SECONDS / 3)})
     return system

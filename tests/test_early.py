@@ -255,7 +255,7 @@ def test_the_first_plan_is_what_the_whole_check_says(tmp_path: Path) -> None:
     config = load_config("digits")
     assert early.quick(config, tmp_path)
     planned = [(stage.name, stage.state) for stage in pipeline.check(config, tmp_path)]
-    assert early.first_plan(config, tmp_path) == planned
+    assert early.first_plan(config, tmp_path, lambda line: None) == planned
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,8 @@ def test_what_only_torch_can_judge_is_left_to_it(override: str, tmp_path: Path) 
 def test_plain_objectives_are_losses_on_stored_logits() -> None:
     from ensemble_kd.objectives.base import OBJECTIVES
 
-    needs = [OBJECTIVES[name].needs for name in early.PLAIN_OBJECTIVES]
+    kinds: dict[str, Any] = dict(OBJECTIVES)
+    needs = [kinds[name].needs for name in early.PLAIN_OBJECTIVES]
     assert all(each == {"logits"} for each in needs)
 
 
@@ -308,7 +309,7 @@ INFO: dict[str, Any] = {
 def test_a_custom_network_is_made_before_a_worker_does(
     body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ensemble_kd import pipeline
+    from ensemble_kd.stages.teachers import check_custom
 
     (tmp_path / "nets.py").write_text(
         f"from torch import nn\ndef build(num_classes, input_shape):\n    {body}\n"
@@ -320,7 +321,7 @@ def test_a_custom_network_is_made_before_a_worker_does(
         config = load_config("digits", [f"{field}={model}"])
         early.check_early(config)
         with pytest.raises(ConfigError, match=f"^{field}: custom model 'nets:build' {says}"):
-            pipeline.check_custom(config, INFO)
+            check_custom(config, INFO)
 
 
 def test_leaving_out_all_classes_of_the_data_is_told() -> None:

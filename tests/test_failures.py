@@ -35,7 +35,7 @@ class Broken:
 
 def through_ray_data(error: Exception, folder: Path, at_once: bool) -> None:
     """What the driver raises of an actor's failure; both ends, without Ray between them."""
-    pool = _Pool(Broken, {"error": error, "at_once": at_once}, None)
+    pool = _Pool(Broken, {"error": error, "at_once": at_once}, None, {})
     target = folder / "soft_targets" / "x" / "part-00000.parquet"
     found = pool({"item": [json.dumps({"target": str(target), "source": "", "beside": []})]})
     assert list(found["entry"]) == [""]
@@ -75,7 +75,7 @@ def test_what_ray_makes_of_an_error_is_made_plain(tmp_path: Path) -> None:
     def raised(cause: Exception) -> Exception:
         """As `ray.get` raises it: a class of both, whose text is the traceback of the other process."""
         error: Exception = RayTaskError("part_of", f"Traceback ...\nIndexError: {cause}", cause)
-        return error.as_instanceof_cause()  # type: ignore[attr-defined, no-any-return]
+        return error.as_instanceof_cause()  # type: ignore[attr-defined]
 
     with pytest.raises(ArtifactError, match="^x: missing$"), plain("clusters", tmp_path):
         raise raised(ArtifactError("x: missing"))

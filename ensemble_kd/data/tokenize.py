@@ -190,8 +190,8 @@ def learn_subwords(
     learned = empty({})
     with one_thread():
         known = empty({})  # not `learned` itself, which the library locks while it learns
-        texts = ([_without_long(text, known) for text in batch] for batch in batches())
-        learned.train_from_iterator(texts, trainer)
+        shortened = ([_without_long(text, known) for text in batch] for batch in batches())
+        learned.train_from_iterator(shortened, trainer)
     tokenizer = empty(learned.get_vocab(with_added_tokens=True))
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
     return SubwordTokenizer(tokenizer, config.max_length)

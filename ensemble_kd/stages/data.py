@@ -20,16 +20,19 @@ def plan(config: Config, run: Any) -> StagePlan:
     settings.pop("text_augment")  # its texts are among the unlabelled ones
     settings.pop("path")  # the content counts, not where it lies
     settings["text"].pop("source")
-    for name, default in (("mode", "auto"), ("resize", None)):
-        if settings["image"][name] == default:
-            settings["image"].pop(name)
     if config.data.csv == CsvConfig():
         settings.pop("csv")
     if settings["target"] == "class":
         settings.pop("target")
-    for name, default in (("splits", {}), ("duplicates", "keep")):
-        if settings[name] == default:
-            settings.pop(name)
+    later: tuple[tuple[dict[str, Any], str, Any], ...] = (  # settings that version 0.1 did not have
+        (settings, "splits", {}),
+        (settings, "duplicates", "keep"),
+        (settings["image"], "mode", "auto"),
+        (settings["image"], "resize", None),
+    )
+    for block, name, default in later:
+        if block[name] == default:
+            block.pop(name)
     for name in ("unlabelled", "class_names"):  # files of which the source's fingerprint holds the content
         if isinstance(settings[name], str):
             settings.pop(name)

@@ -232,7 +232,7 @@ def test_files_with_the_input_column_beside_pictures_are_the_data(tmp_path: Path
     source = tmp_path / "set"
     for figure in ("plots/a.png", "docs/b.png"):
         write(source / figure, picture())
-    rows = [{"p": [i, 1, 2, 3], "y": i % 2} for i in range(40)]
+    rows: list[dict[str, Any]] = [{"p": [i, 1, 2, 3], "y": i % 2} for i in range(40)]
     if name.endswith("csv"):
         columns: Any = ["a", "b", "c", "d"]
         lines = [",".join(map(str, [*row["p"], row["y"]])) for row in rows]

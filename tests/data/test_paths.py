@@ -64,9 +64,9 @@ def test_a_name_with_wildcards_is_a_name(tmp_path: Path, odd: str) -> None:
 
 
 def test_wildcards_below_a_folder_that_has_them_in_its_name(tmp_path: Path) -> None:
-    for folder in ("a[1]", "a1", "a[1]x"):
-        (tmp_path / folder).mkdir()
-        pacsv.write_csv(rows(0, 9), tmp_path / folder / "part-0.csv")
+    for name in ("a[1]", "a1", "a[1]x"):
+        (tmp_path / name).mkdir()
+        pacsv.write_csv(rows(0, 9), tmp_path / name / "part-0.csv")
     pieces, folder = list_files(f"{tmp_path}/a[1]/part-*.csv", "data.path")
     assert [piece.path for piece in pieces] == [f"{tmp_path}/a[1]/part-0.csv"] and not folder
     pieces, _ = list_files(f"{tmp_path}/a[1]*/part-*.csv", "data.path")
