@@ -193,9 +193,10 @@ class _Loader(
         return _whole(node)
 
 
+_loader: Any = _Loader  # the stubs of PyYAML know its own loaders only
 for _kind in ("int", "float"):
-    _Loader.add_constructor(f"{TAG}{_kind}", _Loader.construct_number)
-_Loader.add_constructor(f"{TAG}str", _Loader.construct_text)
+    _loader.add_constructor(f"{TAG}{_kind}", _Loader.construct_number)
+_loader.add_constructor(f"{TAG}str", _Loader.construct_text)
 
 
 def _whole(node: Any) -> str:

@@ -35,7 +35,7 @@ class Broken:
 
 def through_ray_data(error: Exception, folder: Path, at_once: bool) -> None:
     """What the driver raises of an actor's failure; both ends, without Ray between them."""
-    pool = _Pool(Broken, {"error": error, "at_once": at_once}, None, {})
+    pool = _Pool(Broken, {"error": error, "at_once": at_once}, None, [])
     target = folder / "soft_targets" / "x" / "part-00000.parquet"
     found = pool({"item": [json.dumps({"target": str(target), "source": "", "beside": []})]})
     assert list(found["entry"]) == [""]
