@@ -118,6 +118,8 @@ def _contradictions(
     split_of = np.repeat(np.arange(len(splits)), [len(known[split]) for split in splits])
     offsets = np.cumsum([0, *(len(known[split]) for split in splits)])
 
+    many = "1 input occurs" if len(torn) == 1 else f"{len(torn):,} inputs occur"
+
     def told(at: int) -> str:
         split = splits[split_of[at]]
         value = values[at]
@@ -125,6 +127,6 @@ def _contradictions(
         return f"{place(split, int(known[split][at - offsets[split_of[at]]]))} is {label}"
 
     return [
-        f"data.columns.label: {len(torn):,} inputs occur with more than one label (first: "
+        f"data.columns.label: {many} with more than one label (first: "
         f"{told(int(members[0]))}, {told(int(other))}), which no model can get right"
     ]

@@ -30,7 +30,8 @@ Wanted = Mapping[Any, str | list[str] | None]
 class Named(Protocol):
     """A file, called by its path in the folder."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def format(self) -> str: ...

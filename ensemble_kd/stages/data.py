@@ -10,6 +10,7 @@ from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, CsvConfig, text_source
 from ensemble_kd.data.prepared import prepare, source_fingerprint
 from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.redact import redacted
 from ensemble_kd.stages.context import Context, StagePlan
 
 
@@ -51,7 +52,7 @@ def run(context: Context, plan: StagePlan) -> Manifest:
     finally:
         for line in warnings:
             context.console.warning(line)
-    summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began, "warnings": warnings}
+    summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began, "warnings": redacted(warnings)}
     return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)
 
 

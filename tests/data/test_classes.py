@@ -142,6 +142,17 @@ def test_a_class_of_other_splits_alone_is_named_with_its_rows(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.parametrize("labels", [[1, 2, 3], ["a", "b", "c"]])
+def test_a_look_at_the_first_rows_alone_blames_no_class(
+    tmp_path: Path, labels: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble_kd.data.prepared.INSPECTED_ROWS", 20)
+    write(tmp_path, [label for label in labels for _ in range(30)])  # in order: the first rows hold one class
+    write(tmp_path, [labels[2]] * 3, "test.parquet", first=100)
+    told: list[str] = []
+    assert inspect_source(config_of(tmp_path), told.append) == [] and told == []
+
+
 # ------------------------------------------------------------------------------------- names listed
 
 

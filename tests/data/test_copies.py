@@ -97,7 +97,7 @@ def test_contradictions_are_told(tmp_path: Path) -> None:
     inputs[40], labels[40] = 7.0, 0  # row 7 is 1
     told = told_of(config_of(tmp_path / "in", inputs, labels), tmp_path / "out")
     (line,) = (line for line in told if "more than one label" in line)
-    assert line.startswith("data.columns.label: 1 inputs occur with more than one label (first: row ")
+    assert line.startswith("data.columns.label: 1 input occurs with more than one label (first: row ")
     assert "row 7 of train.parquet is '1'" in line and "row 40 of train.parquet is '0'" in line
 
 
@@ -185,7 +185,7 @@ def test_counts_are_those_of_sets(rows: list[tuple[int, int]]) -> None:
         leaked > 0
     )
     torn = {x for x, y in rows if y >= 0 and any(a == x and b not in (y, -1) for a, b in rows)}
-    assert any(line.startswith(f"data.columns.label: {len(torn)} inputs") for line in lines) == bool(torn)
+    assert any(line.startswith(f"data.columns.label: {len(torn)} input") for line in lines) == bool(torn)
 
 
 def test_a_million_rows_take_seconds() -> None:

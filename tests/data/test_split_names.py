@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from data_cases import make_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import inspect_source, load_split, prepare, source_fingerprint
+from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.split_names import assign
 from ensemble_kd.errors import ConfigError, InputError
 
 
@@ -276,3 +281,41 @@ def test_withheld_labels_are_told(tmp_path: Path) -> None:
     told: list[str] = []
     assert inspect_source(hub(tmp_path / "set"), told.append) == []
     assert told == ["data.hub_name: 'test' has no labels (-1); test rows are held out of train"]
+
+
+# --------------------------------------------------------------------------------------- properties
+
+words = st.sampled_from(
+    ["train", "test", "dev", "validation", "old", "Train", "x", "0", "00001-of-00002", ""]
+)
+paths = st.lists(
+    st.lists(st.lists(words, min_size=1, max_size=3).map("_".join).filter(bool), min_size=1, max_size=3).map(
+        "/".join
+    ),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    format: str = "csv"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    paths, st.dictionaries(st.sampled_from(["train", "validation", "test"]), st.none() | words, max_size=2)
+)
+def test_every_file_is_used_once_or_told(names: list[str], wanted: dict[str, str | None]) -> None:
+    files = [File(f"{name}.csv") for name in names]
+    problems = Problems()
+    found = assign(files, wanted, "folder", "data.path", problems)
+    if problems:
+        assert all("\n" not in line for line in problems.all())
+        return
+    used = [file.name for pieces in found.values() for file in pieces]
+    assert len(set(used)) == len(used) and found["train"]
+    left = {file.name for file in files} - set(used)
+    assert all(any(repr(name) in line for line in problems.warnings) for name in left)
