@@ -32,7 +32,13 @@ def write_gpt(folder: Path, **changes: Any) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"num_labels": 3, "bos_token_id": end, "eos_token_id": end, "pad_token_id": None, **changes}
+    settings: dict[str, Any] = {
+        "num_labels": 3,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": None,
+        **changes,
+    }
     config = GPT2Config(
         vocab_size=len(vocabulary),
         n_positions=32,
