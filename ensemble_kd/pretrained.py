@@ -126,15 +126,21 @@ def adapter_problem(folder: Path, where: str) -> str | None:
         return None
     try:
         said = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        base = str(said["base_model_name_or_path"])
+        base, of_texts = str(said["base_model_name_or_path"]), said.get("task_type") == "SEQ_CLS"
     except (OSError, ValueError, KeyError, TypeError):
-        base = "BASE"
+        base, of_texts = "BASE", True
+    adapted = (
+        f"peft.AutoPeftModelForSequenceClassification.from_pretrained({str(folder)!r}, num_labels=CLASSES)"
+    )
+    kind = "Tokenizer"
+    if not of_texts:
+        model = f"transformers.AutoModelForImageClassification.from_pretrained({base!r}, num_labels=CLASSES)"
+        adapted, kind = f"peft.PeftModel.from_pretrained({model}, {str(folder)!r})", "ImageProcessor"
     return (
         f"{where}: {folder} is an adapter (PEFT), of no use without the model that it changes, {base}. Merge "
         "them and give the merged folder:\n"
-        "    model = peft.AutoPeftModelForSequenceClassification.from_pretrained("
-        f"{str(folder)!r}, num_labels=CLASSES).merge_and_unload(); model.save_pretrained('merged')\n"
-        f"    transformers.AutoTokenizer.from_pretrained({base!r}).save_pretrained('merged')"
+        f"    {adapted}.merge_and_unload().save_pretrained('merged')\n"
+        f"    transformers.Auto{kind}.from_pretrained({base!r}).save_pretrained('merged')"
     )
 
 

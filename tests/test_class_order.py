@@ -30,6 +30,7 @@ from ensemble_kd.config import Config
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.foreign import order_by_name, taken_over
+from ensemble_kd.stages import given_teachers
 from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Console
 
@@ -102,7 +103,23 @@ def test_on_mismatch_warn_goes_on(tmp_path: Path) -> None:
     assert any("teacher-000 is right on" in text and "another order" in text for text in told)
 
 
-def test_a_function_in_another_order_is_not_asked_again(tmp_path: Path) -> None:
+def test_a_function_in_another_order_is_not_asked_to_the_end(tmp_path: Path) -> None:
+    asked = ["teachers.source=callable", 'teachers.given=["asked_teachers:backwards"]']
+    asked_teachers.CALLS.clear()
+    with pytest.raises(
+        InputError, match=r"teachers\.given\.0: .* labelled transfer rows.*class_order=\[\"9\""
+    ):
+        config = digits(*asked, "soft_targets.batch_size=100")
+        pipeline.run(config, tmp_path / "run", until="teachers")
+    assert 500 <= sum(asked_teachers.CALLS) < 900
+    mended = digits(*asked, f"teachers.class_order={json.dumps(REVERSED)}")
+    pipeline.run(mended, tmp_path / "run", until="teachers")
+
+
+def test_a_function_in_another_order_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given_teachers, "ENOUGH_ROWS", 10**6)
     asked = ["teachers.source=callable", 'teachers.given=["asked_teachers:backwards"]']
     asked_teachers.CALLS.clear()
     with pytest.raises(

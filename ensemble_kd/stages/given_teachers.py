@@ -22,7 +22,7 @@ import torch
 
 from ensemble_kd.artifacts import checksum, fingerprint, write_atomic
 from ensemble_kd.config import Config, PredictionsConfig
-from ensemble_kd.data.prepared import DataInfo, Preprocessor, raw_rows, shard_paths
+from ensemble_kd.data.prepared import DataInfo, Preprocessor, load_labels, raw_rows, shard_paths
 from ensemble_kd.data.raw import Answer, as_frame, ask, load_callable
 from ensemble_kd.data.records import SPLITS
 from ensemble_kd.data.tokenize import pad
@@ -31,9 +31,12 @@ from ensemble_kd.models.foreign import class_problems, order_by_name
 from ensemble_kd.models.package import load_package
 from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.judged import Panel
 from ensemble_kd.stages.mlflow_models import MLMODEL
 from ensemble_kd.train.loop import predict
 
+ENOUGH_ROWS, ENOUGH_OF_EACH = 500, 5
+"""Rows, and rows of each class, after which a member is looked at while it is still asked."""
 ASKED = ("callable", "mlflow")
 """Sources of teachers that are asked about raw inputs."""
 
@@ -129,12 +132,42 @@ def answer(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) 
                     total = rows * len(config.teachers.given)
                     context.console.progress("teachers", i * rows + done, total, f"asking {entry}")
 
-                found = _answers(config, teacher, f"teachers.given.{i}: {entry}", info, follow)
+                where = f"teachers.given.{i}: {entry}"
+                early = Early(context, info, plan.folder, i, where, load_labels(data, "transfer"))
+                found = _answers(config, teacher, where, info, follow, early)
                 for split, path in targets.items():
                     _write(path, _ids(data, split), found[split])
     finally:
         context.console.progress("teachers", 0, 0, "")
     return names
+
+
+class Early:
+    """Looks at a member once while it is asked: one whose classes moved need not be asked about all rows."""
+
+    def __init__(
+        self, context: Context, info: dict[str, Any], folder: Path, index: int, where: str, labels: np.ndarray
+    ) -> None:
+        """`labels` are those of the transfer set."""
+        self.panel, self.index, self.where, self.labels = Panel(context, info, folder), index, where, labels
+        self.order = orders_of(context.config, info)[index]
+        stops = context.config.teachers.on_mismatch == "stop"
+        self.wanted = stops and info.get("target") is None
+
+    def look(self, answers: np.ndarray) -> None:
+        """Judge the first rows (N, C), as soon as every class is among them; a sorted file shows some alone.
+
+        Raises InputError for a member that does not fit.
+        """
+        labels = self.labels[: len(answers)]
+        if not self.wanted or len(labels) < ENOUGH_ROWS:
+            return
+        if np.bincount(labels[labels >= 0], minlength=answers.shape[1]).min() < ENOUGH_OF_EACH:
+            return
+        self.wanted = False
+        seen = answers if self.order is None else answers[:, np.argsort(self.order)]
+        self.panel.look(self.index, self.where, seen, labels, "transfer", self.order)
+        self.panel.tell(given=True)
 
 
 def _kept_of_another_order(plan: StagePlan) -> None:
@@ -149,9 +182,14 @@ def _kept_of_another_order(plan: StagePlan) -> None:
 
 
 def _answers(
-    config: Config, teacher: Answer, where: str, info: dict[str, Any], follow: Callable[[int], None]
+    config: Config,
+    teacher: Answer,
+    where: str,
+    info: dict[str, Any],
+    follow: Callable[[int], None],
+    early: Early,
 ) -> dict[str, np.ndarray]:
-    """(N, C) float32 by split, in the order of the prepared data."""
+    """(N, C) float32 by split, in the order of the prepared data. Raises InputError as `ask` and `early`."""
     counts, classes = info["counts"], info["num_classes"]
     found = {split: np.empty((counts[split], classes), np.float32) for split in SPLITS}
     done, size = dict.fromkeys(SPLITS, 0), config.soft_targets.batch_size
@@ -166,6 +204,8 @@ def _answers(
                 teacher, inputs, classes, config.teachers.values, where, rows
             )
             done[split] = row + len(inputs)
+            if split == "transfer":
+                early.look(found[split][: done[split]])
             follow(sum(done.values()))
     if any(done[split] != counts[split] for split in SPLITS):
         raise ArtifactError(

@@ -203,4 +203,5 @@ def test_an_adapter_is_told_with_the_lines_that_merge_it(tmp_path: Path, cache: 
     assert (
         first.startswith("teachers.given.0: ") and "adapter (PEFT)" in first and "bert-base-uncased" in first
     )
-    assert len(lines) == 2 and ".merge_and_unload()" in lines[0] and ".save_pretrained('merged')" in lines[1]
+    assert len(lines) == 2 and ".merge_and_unload().save_pretrained('merged')" in lines[0]
+    assert "AutoTokenizer.from_pretrained('bert-base-uncased').save_pretrained('merged')" in lines[1]
