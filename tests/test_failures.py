@@ -75,7 +75,7 @@ def test_what_ray_makes_of_an_error_is_made_plain(tmp_path: Path) -> None:
     def raised(cause: Exception) -> Exception:
         """As `ray.get` raises it: a class of both, whose text is the traceback of the other process."""
         error: Exception = RayTaskError("part_of", f"Traceback ...\nIndexError: {cause}", cause)
-        return error.as_instanceof_cause()  # type: ignore[attr-defined, no-any-return]
+        return error.as_instanceof_cause()  # type: ignore[attr-defined]
 
     with pytest.raises(ArtifactError, match="^x: missing$"), plain("clusters", tmp_path):
         raise raised(ArtifactError("x: missing"))
