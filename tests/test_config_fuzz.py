@@ -44,7 +44,7 @@ def paths(model: Any, path: str = "") -> Iterator[str]:
             yield from paths(value, here)
 
 
-PATHS = sorted(paths(Config(**{"name": "x", "data": {"source": "digits"}})))  # type: ignore[arg-type]
+PATHS = sorted(paths(Config(**{"name": "x", "data": {"source": "digits"}})))
 PATH = st.one_of(
     st.sampled_from(PATHS),
     st.sampled_from(PATHS).map(lambda path: f"{path}.0"),
