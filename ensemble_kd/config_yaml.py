@@ -166,16 +166,15 @@ class _Loader(
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        written = getattr(node, "value", "")
         kind = node.tag.removeprefix(TAG)
-        if not isinstance(node, KINDS.get(kind, ())):
+        if kind not in KINDS or not isinstance(node, KINDS[kind]):
             tag = f"!!{kind}" if node.tag != kind else kind
             raise _error(node, f"the tag {_cut(tag)} means nothing here; leave it out")
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError, LookupError) as error:
-            raise _error(
-                node, f"{_cut(str(getattr(node, 'value', '')))!r} cannot be read as !!{kind}"
-            ) from error
+            raise _error(node, f"{_cut(str(written))!r} cannot be read as !!{kind}") from error
 
     def construct_number(self, node: Any) -> int | float:
         text = node.value.replace("_", "")
@@ -193,10 +192,12 @@ class _Loader(
         return _whole(node)
 
 
-_loader: Any = _Loader  # the stubs of PyYAML know its own loaders only
-for _kind in ("int", "float"):
-    _loader.add_constructor(f"{TAG}{_kind}", _Loader.construct_number)
-_loader.add_constructor(f"{TAG}str", _Loader.construct_text)
+_Loader.yaml_constructors = {
+    **_Loader.yaml_constructors,
+    f"{TAG}int": _Loader.construct_number,
+    f"{TAG}float": _Loader.construct_number,
+    f"{TAG}str": _Loader.construct_text,
+}
 
 
 def _whole(node: Any) -> str:

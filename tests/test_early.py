@@ -276,9 +276,8 @@ def test_what_only_torch_can_judge_is_left_to_it(override: str, tmp_path: Path) 
 def test_plain_objectives_are_losses_on_stored_logits() -> None:
     from ensemble_kd.objectives.base import OBJECTIVES
 
-    kinds: dict[str, Any] = dict(OBJECTIVES)
-    needs = [kinds[name].needs for name in early.PLAIN_OBJECTIVES]
-    assert all(each == {"logits"} for each in needs)
+    plain: list[Any] = [OBJECTIVES[name] for name in early.PLAIN_OBJECTIVES]
+    assert all(each.needs == {"logits"} for each in plain)
 
 
 def test_a_folder_with_data_is_looked_into(tmp_path: Path) -> None:

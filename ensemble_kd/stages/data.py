@@ -9,8 +9,8 @@ from typing import Any
 from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, CsvConfig, text_source
 from ensemble_kd.data.prepared import prepare, source_fingerprint
-from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.redact import redacted
+from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 
 
