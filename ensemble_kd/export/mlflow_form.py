@@ -24,7 +24,7 @@ NEEDS = ["numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "onnxrunt
 """What the code beside the model imports; neither torch nor Ray."""
 ROOMS = ("data", "inference")
 """Folders of this package that the model's code needs; of the others, single modules."""
-MODULES = ("__init__", "artifacts", "config", "errors", "model_folder", "pretrained", "space")
+MODULES = ("__init__", "artifacts", "config", "errors", "model_folder", "paths", "pretrained", "space")
 
 
 def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Paths as users have them: names with wildcards in them, and names that are none; what is not a plain file."""
+"""Paths as users have them: names with wildcards in them, names that are none, what is no plain file."""
 
 from __future__ import annotations
 
