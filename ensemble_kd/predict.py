@@ -129,7 +129,8 @@ def tables(
 def input_files(source: str, predictor: Predictor, note: Callable[[str], None]) -> list[FilePiece]:
     """The files behind a path or URL, to be read as the training data were where a setting said how.
 
-    A setting that a file does not go by, which its header tells, is left aside: it was made for other files.
+    A setting that a file does not go by, which its header or its bytes tell, is left aside: it was made for
+    other files.
     """
     told: set[str] = set()
 
@@ -141,6 +142,7 @@ def input_files(source: str, predictor: Predictor, note: Callable[[str], None]) 
     csv = CsvConfig(**predictor.info.preprocess.get("csv", {}))
     pieces = list_files(source, "INPUT", csv, once)[0]
     for piece in pieces:
+        piece.other = True
         if piece.format == "csv" and csv.delimiter is not None:
             if not set(predictor.columns) <= set(columns_of(piece)):
                 piece.csv = csv.model_copy(update={"delimiter": None})
@@ -175,6 +177,17 @@ def wanted_columns(
         note(f"{piece.name}: columns that the model does not know are not read: {names}")
     key = predictor.id_column
     return [*predictor.columns, *([key] if key in held and key not in predictor.columns else [])]
+
+
+def _plain(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids that any of the formats can hold: numbers and strings as they are, all others as text."""
+    kind = ids.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind):
+        return ids
+    try:
+        return pa.compute.cast(ids, pa.string())
+    except pa.ArrowException:
+        return pa.chunked_array([pa.array([str(value) for value in ids], pa.string())])
 
 
 def result(

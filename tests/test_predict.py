@@ -415,6 +415,64 @@ def test_many_files_side_by_side(tmp_path: Path, ray_session: None) -> None:
     assert (output / "deep" / "rows.parquet").stat().st_mtime_ns == before
 
 
+def test_ids_of_any_type_are_written(tmp_path: Path) -> None:
+    """Dates among them, impossible ones too."""
+    model, _ = package(tmp_path, "numeric", **COLUMNS)
+    far = pa.array([2**62] * 10, pa.int64())
+    for i, ids in enumerate(
+        (far.cast(pa.timestamp("us")), far.cast(pa.timestamp("ms")), pa.array([b"\xff"] * 10))
+    ):
+        table = pa.table({f"f{j}": values for j, values in enumerate(numbers().T)} | {"key": ids})
+        with (
+            pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        found, problems = lines(model, tmp_path / "a.arrow")
+        assert not problems and all(isinstance(row["id"], str) for row in found), i
+
+
+def _with_csv(model: Path, csv: dict[str, Any]) -> None:
+    """The folder of a model whose training data were read by such settings."""
+    from ensemble_kd.artifacts import finish, read_json, read_manifest, write_json
+
+    config = read_json(model / "config.json")
+    config["info"]["preprocess"]["csv"] = csv
+    write_json(model / "config.json", config)
+    kept = read_manifest(model)
+    assert kept is not None
+    finish(model, kept.stage, kept.fingerprint, kept.config, kept.inputs, list(kept.files), kept.summary)
+
+
+def test_files_are_read_as_the_training_data_were(tmp_path: Path) -> None:
+    model, network = package(tmp_path, "numeric", **COLUMNS)
+    values, told = numbers(), list[str]()
+    rows = [["key", *COLUMNS["input"]], *([f"k{i}é", *map(str, row)] for i, row in enumerate(values))]
+
+    def write(delimiter: str, encoding: str) -> list[str]:
+        text = "\n".join(delimiter.join(row) for row in rows)
+        (tmp_path / "rows.csv").write_text(text, encoding=encoding)
+        shown: list[str] = []
+        assert not predict_file(model, str(tmp_path / "rows.csv"), None, 4, shown.append, note=told.append)
+        found = [json.loads(line) for line in shown]
+        expected = probabilities(network, values)
+        np.testing.assert_allclose([row["probabilities"] for row in found], expected, rtol=1e-4)
+        return [row["id"] for row in found]
+
+    ids = [f"k{i}é" for i in range(10)]
+    assert write(";", "utf-8") == ids and not told
+    assert write("\t", "cp1252") == ids
+    assert len(told) == 1 and "rows.csv: not UTF-8 from line 2 on, so read as Windows-1252" in told[0]
+    with pytest.raises(InputError, match="no column 'f0' in rows.csv"):
+        write("^", "utf-8")
+    _with_csv(model, {"delimiter": "^", "encoding": "cp1251"})
+    assert write("^", "cp1251".replace("1251", "1252")) != ids  # as the setting says
+    assert write("^", "utf-8") == ids
+    _with_csv(model, {"delimiter": "^", "encoding": None})
+    assert write("^", "utf-8") == ids
+    assert write(",", "utf-8") == ids  # a file with a delimiter of its own
+
+
 def test_files_that_lack_a_column_are_told_before_ray_starts(tmp_path: Path) -> None:
     model, _ = package(tmp_path, "numeric", input=COLUMNS["input"])
     (tmp_path / "in").mkdir()

@@ -63,6 +63,8 @@ class FilePiece:
     """Delimiter and encoding where they are given."""
     tell: Tell = lambda text: None
     """Told what was found that is not plain UTF-8."""
+    other: bool = False
+    """Whether `csv` is how other files were written: a file that is UTF-8 is UTF-8."""
     _delimiter: str | None = None
 
     @property
@@ -100,7 +102,8 @@ class FilePiece:
         """The file decompressed and in UTF-8; JSON as objects on lines. See `utf8` for `wrong`."""
         raw = self.fs.open_input_stream(self.path, compression=None)
         suffix = PurePosixPath(self.path).suffix.lower()
-        chunks = utf8(decompressed(raw, suffix), self.name, self.csv.encoding, self.tell, wrong)
+        given, fallback = (None, self.csv.encoding) if self.other else (self.csv.encoding, None)
+        chunks = utf8(decompressed(raw, suffix), self.name, given, self.tell, wrong, fallback)
         if self.format == "json":
             chunks = json_lines(chunks, self.name, BLOCK_BYTES, wrong == "raise")
         return io.BufferedReader(ChunkStream(chunks), CHUNK)

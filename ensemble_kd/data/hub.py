@@ -15,7 +15,7 @@ from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.readable import checked
 from ensemble_kd.data.split_names import resolve, tell_left
 from ensemble_kd.errors import InputError
-from ensemble_kd.paths import missing, path_problem
+from ensemble_kd.paths import WILDCARDS, missing, path_problem
 
 
 @dataclass
@@ -68,9 +68,11 @@ def load_hub(data: DataConfig) -> dict[str, Any]:
             loaded = datasets.load_dataset(str(folder), data.hub_config)
     except Exception as error:  # the library, its scripts and the network raise many kinds
         first = (str(error).splitlines() or [""])[0]
+        remedy = "without a network give a local folder"
+        if folder is not None and any(c in str(folder) for c in WILDCARDS):
+            remedy = "rename the folder: the library takes [ ], * and ? in its name for a pattern"
         raise InputError(
-            f"data.hub_name: cannot load {name!r}: {type(error).__name__}: {first}; "
-            "without a network give a local folder"
+            f"data.hub_name: cannot load {name!r}: {type(error).__name__}: {first}; {remedy}"
         ) from error
     finally:
         if shown:

@@ -71,12 +71,13 @@ def utf8(
     encoding: str | None = None,
     tell: Tell = lambda text: None,
     wrong: Wrong = "raise",
+    fallback: str | None = None,
 ) -> Iterator[bytes]:
     """The text in UTF-8 without a byte order mark, in chunks that end at a line's end or wherever they do.
 
-    Without an `encoding` it is found, and `tell` told where it is not UTF-8. Raises InputError for bytes that
-    are no text. `wrong` says what becomes of single bytes that are not UTF-8 in a text that is: they are
-    kept as they are, or become `MARK`.
+    Without an `encoding` it is found, and `tell` told where it is not UTF-8; what is neither that nor UTF-16
+    is taken for `fallback`, or Windows-1252. `wrong` says what becomes of single bytes that are not UTF-8 in
+    a text that is: an error, kept as they are, or `MARK`. Raises InputError for bytes that are no text.
     """
     source = iter(chunks)
     head = next(source, b"")
@@ -92,7 +93,9 @@ def utf8(
     if encoding is not None and codecs.lookup(encoding).name != "utf-8":
         yield from _decoded(head, source, name, encoding)
         return
-    yield from _checked(head, source, name, tell, wrong, sniffs=encoding is None)
+    yield from _checked(
+        head, source, name, tell, wrong, fallback if encoding is None else None, encoding is None
+    )
 
 
 def _zeros(head: bytes) -> str | None:
@@ -127,16 +130,20 @@ def _chain(head: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _checked(
-    head: bytes, source: Iterator[bytes], name: str, tell: Tell, wrong: Wrong, sniffs: bool
+    head: bytes,
+    source: Iterator[bytes],
+    name: str,
+    tell: Tell,
+    wrong: Wrong,
+    fallback: str | None,
+    sniffs: bool,
 ) -> Iterator[bytes]:
-    """UTF-8 as it is; from the first byte that is not, and only ASCII before, Windows-1252."""
+    """UTF-8 as it is; with `sniffs`, `fallback` from the first byte on that is not, if all before is ASCII."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    plain, windows, lines = True, False, 0
+    plain, lines = True, 0
     waiting = b""  # a character that a chunk's end cuts
-    for chunk in _chain(head, source):
-        if windows:
-            yield codecs.charmap_decode(chunk, "strict", WINDOWS)[0].encode()
-            continue
+    chunks = _chain(head, source)
+    for chunk in chunks:
         data = waiting + chunk
         waiting = b""
         if not data.isascii():
@@ -149,14 +156,9 @@ def _checked(
             except UnicodeDecodeError as error:
                 at = error.start
                 if sniffs and plain and data[:at].isascii():
-                    _check_text(data, name)
-                    tell(
-                        f"{name}: not UTF-8 from line {lines + data.count(10, 0, at) + 1} on, so read as "
-                        "Windows-1252 (Latin-1); set data.csv.encoding if it is another"
-                    )
-                    windows = True
-                    yield codecs.charmap_decode(data, "strict", WINDOWS)[0].encode()
-                    continue
+                    line = lines + data.count(b"\n", 0, at) + 1
+                    yield from _foreign(data, chunks, name, tell, fallback, line)
+                    return
                 if wrong == "raise":
                     raise InputError(
                         f"{name}: line {lines + data.count(10, 0, at) + 1}: byte 0x{data[at]:02x} is not "
@@ -167,15 +169,29 @@ def _checked(
                     data = data.decode("utf-8", MARKED).encode()
         lines += data.count(b"\n")
         yield data
-    if waiting:
-        if sniffs and plain:
-            tell(f"{name}: not UTF-8 in its last line, so read as Windows-1252 (Latin-1)")
-            waiting = codecs.charmap_decode(waiting, "strict", WINDOWS)[0].encode()
-        elif wrong == "mark":
-            waiting = MARK.encode()
-        elif wrong == "raise":
-            raise InputError(f"{name}: ends within a character of UTF-8; it is cut off, write it again")
-        yield waiting
+    if waiting and sniffs and plain:
+        yield from _foreign(waiting, iter(()), name, tell, fallback, lines + 1)
+    elif waiting and wrong == "raise":
+        raise InputError(f"{name}: ends within a character of UTF-8; it is cut off, write it again")
+    elif waiting:
+        yield MARK.encode() if wrong == "mark" else waiting
+
+
+def _foreign(
+    data: bytes, chunks: Iterator[bytes], name: str, tell: Tell, fallback: str | None, line: int
+) -> Iterator[bytes]:
+    """The rest of a text that is not UTF-8 from this `line` on."""
+    _check_text(data, name)
+    if fallback is not None:
+        tell(f"{name}: not UTF-8 from line {line} on, so read as {fallback}, as the training data were")
+        yield from _decoded(data, chunks, name, fallback)
+        return
+    tell(
+        f"{name}: not UTF-8 from line {line} on, so read as Windows-1252 (Latin-1); set data.csv.encoding if "
+        "it is another"
+    )
+    for chunk in _chain(data, chunks):
+        yield codecs.charmap_decode(chunk, "strict", WINDOWS)[0].encode()
 
 
 def _check_text(data: bytes, name: str) -> None:

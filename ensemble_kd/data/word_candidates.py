@@ -48,7 +48,7 @@ class WordVectors:
     def __init__(self, path: str | Path) -> None:
         """Raises InputError where a line is not a word and as many numbers as in the first line."""
         words, rows, width = [], [], 0
-        with Path(path).expanduser().open(encoding="utf-8") as file:
+        with Path(path).expanduser().open(encoding="utf-8", errors="replace") as file:
             for line, text in enumerate(file, start=1):
                 parts = text.rstrip().split(" ")
                 if line == 1 and len(parts) == 2:  # word2vec's format begins with the sizes

@@ -58,7 +58,7 @@ def _varied(made: pa.Table) -> pa.Table:
     more = {
         "dictionary": label.dictionary_encode(),
         "view": text.cast(pa.string_view()),
-        "large": text.cast(pa.large_string()),
+        "large": label.cast(pa.large_string()),
         "nested": pa.StructArray.from_arrays([text, made["list"].combine_chunks()], ["a", "b"]),
     }
     for key, column in more.items():
