@@ -179,17 +179,6 @@ def wanted_columns(
     return [*predictor.columns, *([key] if key in held and key not in predictor.columns else [])]
 
 
-def _plain(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids that any of the formats can hold: numbers and strings as they are, all others as text."""
-    kind = ids.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind):
-        return ids
-    try:
-        return pa.compute.cast(ids, pa.string())
-    except pa.ArrowException:
-        return pa.chunked_array([pa.array([str(value) for value in ids], pa.string())])
-
-
 def result(
     table: pa.Table, answers: Answers, predictor: Predictor, first: int, keep_bad: bool = False
 ) -> pa.Table:
@@ -233,7 +222,12 @@ def _ids(column: pa.ChunkedArray) -> pa.Array:
     """Of a type that every format of output has: decimals, dates and the like as text."""
     ids = single(column)
     kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_null)
-    return ids if any(holds(ids.type) for holds in kept) else pa.compute.cast(ids, pa.string())
+    if any(holds(ids.type) for holds in kept):
+        return ids
+    try:
+        return pa.compute.cast(ids, pa.string())
+    except pa.ArrowException:  # bytes that are no text, lists, structs
+        return pa.array([None if each is None else _plain(each) for each in ids.to_pylist()], pa.string())
 
 
 def _id_column(table: pa.Table, predictor: Predictor) -> str | None:
