@@ -138,7 +138,7 @@ def _checked(
     fallback: str | None,
     sniffs: bool,
 ) -> Iterator[bytes]:
-    """UTF-8 as it is; with `sniffs`, `fallback` from the first byte that is not, if all before is ASCII."""
+    """UTF-8 as it is; with `sniffs` and only ASCII before it, `fallback` from the first byte that is not."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     plain, lines = True, 0
     waiting = b""  # a character that a chunk's end cuts
