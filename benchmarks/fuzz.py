@@ -332,7 +332,7 @@ class Found:
 
 def answers(raw: bytes) -> tuple[list[int], bool]:
     """The statuses of whole answers, and whether nothing of another one is there. Of heads alone: broken."""
-    statuses = []
+    statuses: list[int] = []
     while raw:
         head, end, rest = raw.partition(b"\r\n\r\n")
         status = re.match(rb"HTTP/1\.[01] (\d{3})", head)

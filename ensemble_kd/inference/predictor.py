@@ -154,7 +154,7 @@ class Predictor:
         for row, error in failed.items():
             problems[row] = f"the model fails at it ({words(error)})"
         # An input like 1e38 is a float32, and overflows inside the network.
-        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)).tolist():
             problems[row] = problems[row] or NOT_FINITE
             probabilities[row] = np.nan
         return Answers(probabilities, problems)
