@@ -33,8 +33,8 @@ def isolated(rows: np.ndarray, step: Callable[[np.ndarray], None]) -> dict[int, 
             else:
                 waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
     if failed:
-        row, first = next(iter(failed.items()))
-        log.debug("%d of %d rows raise; row %d:", len(failed), len(rows), row, exc_info=first)
+        first = min(failed)
+        log.debug("%d of %d rows raise; row %d:", len(failed), len(rows), first, exc_info=failed[first])
     return failed
 
 
