@@ -58,8 +58,10 @@ def read_otherwise(config: BaseModel, raw: Any) -> list[str]:
     for path, _, value in _plain(config, "", ""):
         given = raw
         for part in path.split("."):
-            given = given.get(part) if isinstance(given, dict) else given
-            given = given[int(part)] if isinstance(given, list) and part.isdigit() else given
+            if isinstance(given, dict):
+                given = given.get(part)
+            elif isinstance(given, list) and part.isdigit() and int(part) < len(given):
+                given = given[int(part)]
         if isinstance(given, bool) and isinstance(value, int | float) and not isinstance(value, bool):
             problems.append(f"{path}: input should be a number, got {str(given).lower()}")
     return problems

@@ -57,7 +57,7 @@ PLAIN = re.compile(
     r"((?:^|[{,])[ \t]*)([\w.-]{1,100})(: ?)(?!missing)([^\s,\]}\"']+)(?=[,\]}]|[ \t]*$)", re.MULTILINE
 )
 """`api_key: ...` in YAML, as it stands in the message of a file that cannot be parsed."""
-TOLD = re.compile(r"^((?:--set )?([\w.-]+): )(.*)$", re.MULTILINE)
+TOLD = re.compile(r"^((?:--set )?(\w[\w.-]*): )(.*)$", re.MULTILINE)
 """What is said of a setting, which may be named like a secret: `model.options.api_key: ..., got '...'`."""
 FOUND = re.compile(r"([\"'])(?:\\.|(?!\1).)+\1|(?<=\bgot )\S.*$")
 HEADER = re.compile(r"(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+)[^\s\"']+", re.IGNORECASE)

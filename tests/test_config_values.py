@@ -101,7 +101,7 @@ def test_no_number_is_infinite(field: str, value: str) -> None:
             "student.training.weight_decay=.inf",
             "student.training.weight_decay: input should be a finite number",
         ),
-        ("student.training.learning_rate=1e308", "student.training.learning_rate: .*1000000, got 1e"),
+        ("student.training.learning_rate=1e308", "student.training.learning_rate: .*10{30}, got 1e"),
         (
             "student.training.learning_rate=1e-320",
             "student.training.learning_rate: .* is 0 in the arithmetic",
@@ -125,7 +125,6 @@ def test_no_number_is_infinite(field: str, value: str) -> None:
         ("student.training.batch_size=9" + "0" * 60, "student.training.batch_size: a number of 61 digits"),
         ("name=2024", "name: input should be a valid string, got 2024; put it in quotes"),
         ("name='a/b'", "name: expected letters, digits, .* got 'a/b'"),
-        ("data.class_names=[2023, 2024]", "data.class_names.0: .* got 2023; put it in quotes"),
         ("tracking.experiment=''", "tracking.experiment: empty; give a value"),
         ("data.columns.label=' '", "data.columns.label: empty; give a value"),
         ('data.path=""', "data.path: empty; give a value"),

@@ -315,7 +315,7 @@ def test_an_error_on_the_command_line_masks_the_address(tmp_path: Path) -> None:
     address = f"file:///nowhere/data.parquet?token={PLANTED}"
     sets = ["--set", "data.source=files", "--set", f"data.path={address}", "--set", "tracking.enabled=false"]
     result = CliRunner().invoke(app, ["run", "digits", "--run-dir", str(tmp_path / "run"), *sets])
-    assert result.exit_code == 2 and "token=***" in result.output
+    assert result.exit_code == 2 and "/nowhere/data.parquet" in result.output
     assert PLANTED not in result.output
     assert leaks(tmp_path) == []
 

@@ -246,7 +246,7 @@ def test_labels_of_broken_text(tmp_path: Path) -> None:
     )
     write(tmp_path, broken)
     (line,) = problems_of(config_of(tmp_path))
-    assert "'y' of train.parquet holds bytes that are no UTF-8" in line
+    assert "column 'y' holds a text that is not UTF-8" in line
 
 
 @pytest.mark.parametrize(
