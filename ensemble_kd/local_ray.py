@@ -67,6 +67,22 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def serve_on_loopback() -> None:
+    """In the process of a Serve replica, while it is set up: keep its gRPC server on the loopback device.
+
+    It is there for other deployments, and takes all interfaces without a setting for that.
+    """
+    from ray.serve._private import replica
+    from ray.util import get_node_ip_address
+
+    if get_node_ip_address() != "127.0.0.1":  # on a cluster
+        return
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(
+        server, address.replace("[::]:", "127.0.0.1:")
+    )
+
+
 def clear(error: BaseException) -> str | None:
     """End what a failed start left running; returns the folder of its logs.
 

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_cases import package
 from processes import descendants, listeners
 
 from ensemble_kd import disk, local_ray
@@ -181,6 +183,22 @@ def test_a_run_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
     assert any("RayTrainWorker" in name for name in names) and any("_Replica" in name for name in names)
     outside = {address: seen[address] for address in seen if not _is_loopback(address)}
     assert not outside
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="sockets are read from /proc")
+def test_serve_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    model, _ = package(tmp_path, "numeric")
+    command = [sys.executable, "-m", "ensemble_kd", "serve", str(model), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and "serving" in process.stdout.readline()
+        seen = {address: _name(pid) for address, _, pid in listeners(descendants(process.pid))}
+        assert len(seen) >= 2 and not [address for address in seen if not _is_loopback(address)], seen
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def _is_loopback(address: str) -> bool:

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.local_ray import serve_on_loopback
 from ensemble_kd.predict import load_predictor
 from ensemble_kd.serving.answers import Question, Reply, Responder
 from ensemble_kd.serving.app import Answer, Limits, UnavailableError
@@ -38,6 +39,7 @@ class Replica:
     """Answers all requests that wait in one forward pass."""
 
     def __init__(self, folder: str, form: str, limits: Limits, trust: tuple[str, ...] = ()) -> None:
+        serve_on_loopback()
         self.limits = limits
         predictor = load_predictor(Path(folder), form, threads=1, trust=trust)
         self.responder = Responder(predictor, limits.truncate, limits.max_batch)
