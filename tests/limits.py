@@ -13,12 +13,14 @@ from typing import Any
 
 TESTS = Path(__file__).parent
 GIGABYTE = 10**9
+CALLS = 200
 
 
 class Limited:
     """Calls `module:function` in another process, which ends with an exception that is not expected.
 
-    Each call may take so many seconds, and so many bytes beyond what the process holds when it starts. A
+    Each call may take so many seconds, and so many bytes beyond what the process holds when it starts; after
+    `CALLS` of them another one starts, so that what allocators keep is not held against the next. A
     process that dies, of a signal or by one of these bounds, is an AssertionError that says of what; the next
     call starts another.
     """
@@ -26,6 +28,7 @@ class Limited:
     def __init__(self, target: str, seconds: float = 10, memory: int = GIGABYTE) -> None:
         self.target, self.seconds, self.memory = target, seconds, memory
         self.process: subprocess.Popen[str] | None = None
+        self.calls = 0
 
     def __enter__(self) -> Limited:
         return self
@@ -35,6 +38,9 @@ class Limited:
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns, as JSON."""
+        self.calls += 1
+        if self.calls % CALLS == 0:
+            self._end()
         process = self._started()
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(json.dumps(arguments) + "\n")

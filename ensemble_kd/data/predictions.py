@@ -17,6 +17,8 @@ from ensemble_kd.data.readable import Readable, checked
 from ensemble_kd.errors import InputError
 from ensemble_kd.paths import is_url, missing, shown
 
+LONGEST_LIST = 1000
+"""Characters of the names of columns in a message."""
 SMALLEST = 1e-12
 """Probabilities below this are taken for this before their logarithm."""
 
@@ -39,7 +41,7 @@ def _read(path: str, names: tuple[str, str]) -> pa.Table:
         held = file.schema_arrow.names
         for name in names:
             if name not in held:
-                raise InputError(f"{where}: no column {name!r}; it has {held}")
+                raise InputError(f"{where}: no column {name!r}; it has {str(held)[:LONGEST_LIST]}")
         table, bad = checked(file.read(columns=list(dict.fromkeys(names)), use_threads=False))
     if bad:
         row, text = next(iter(bad.items()))

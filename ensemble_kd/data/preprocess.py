@@ -27,6 +27,8 @@ from ensemble_kd.errors import InputError
 
 LONGEST = 1 << 20
 """Tokens; no text is cut at so many."""
+LONGEST_NAME = 100
+"""Characters of a column's name in a message."""
 TOO_LONG = "the rest would be cut off"
 """In what is said of a row with a longer text: those who allow cutting by an option name it then."""
 
@@ -136,9 +138,9 @@ def missing_column(field: str, name: str, source: str, columns: list[str]) -> st
 
 def no_column(name: str, source: str, columns: list[str]) -> str:
     """What `missing_column` says after the field."""
-    shown = ", ".join(map(repr, columns[:10])) + (
-        f" and {len(columns) - 10} more" if len(columns) > 10 else ""
-    )
+    short = (name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in columns[:10])
+    shown = ", ".join(map(repr, short))
+    shown += f" and {len(columns) - 10} more" if len(columns) > 10 else ""
     close = difflib.get_close_matches(name, columns, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"no column {name!r} in {source}; it has {shown or 'none'}{hint}"
