@@ -39,12 +39,11 @@ class SmallDisk:
     def fill(self, leave: int = 0) -> None:
         """Until it takes no more than `leave` bytes."""
         stat = os.statvfs(self.look)
-        with (self.look / "ballast").open("ab") as file:
+        with (self.look / "ballast").open("ab", buffering=0) as file:  # closing has nothing to write then
             try:
                 file.write(b"\0" * max(0, stat.f_bavail * stat.f_bsize - leave))
                 while not leave:
                     file.write(b"\0" * 4096)
-                    file.flush()
             except OSError:
                 pass
 
