@@ -101,7 +101,10 @@ def test_no_number_is_infinite(field: str, value: str) -> None:
             "student.training.weight_decay=.inf",
             "student.training.weight_decay: input should be a finite number",
         ),
-        ("student.training.learning_rate=1e308", "student.training.learning_rate: .*10{30}, got 1e"),
+        (
+            "student.training.learning_rate=1e308",
+            "student.training.learning_rate: input should be less than .*, got 1e",
+        ),
         (
             "student.training.learning_rate=1e-320",
             "student.training.learning_rate: .* is 0 in the arithmetic",

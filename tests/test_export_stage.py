@@ -17,6 +17,7 @@ from ensemble_kd.config import Config, load_config
 from ensemble_kd.data.prepared import load_split
 from ensemble_kd.errors import ConfigError, ExportError
 from ensemble_kd.export import forms
+from ensemble_kd.export.mlflow_form import behind
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.report.ships import calibration_text, ship_rows, ships_html
@@ -94,7 +95,8 @@ def test_the_model_is_registered_with_its_lineage(finished: Path) -> None:
     lineage = json.loads((finished / "report.json").read_text())["lineage"]
     assert version.tags["lineage.student"] == lineage["student"]
     assert version.tags["lineage.teachers.teacher-000"] == lineage["teachers"]["teacher-000"]
-    model = mlflow.pyfunc.load_model(version.source)
+    with behind():
+        model = mlflow.pyfunc.load_model(version.source)
     assert model.metadata.signature.inputs.input_names() == ["input"]
 
 

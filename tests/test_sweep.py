@@ -252,7 +252,8 @@ def test_students_of_several_workers_leave_no_placement_group_behind(copy: Path)
 
 
 def test_zero_validation_rows_is_an_error_before_ray() -> None:
-    info = {"counts": {"labelled": 100, "transfer": 100, "validation": 0}, "num_classes": 10}
+    counts = {"labelled": 100, "transfer": 100, "validation": 0}
+    info = {"counts": counts, "num_classes": 10, "kind": "image", "input_shape": [8, 8, 1]}
     with pytest.raises(ConfigError, match="judged on validation rows, and there are none"):
         pipeline.check_sizes(tiny(), info)
 

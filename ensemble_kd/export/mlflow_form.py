@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ def example_rows(info: dict[str, Any], inputs: np.ndarray) -> dict[str, list[Any
     columns = info["preprocess"]["columns"]["input"]
     names = [columns] if isinstance(columns, str) else list(columns)
     if info["kind"] == "text":
-        return {name: ["an example", "another one"] for name in names}
+        return {name: ["text", "more"] for name in names}
     rows = inputs[:2]
     if len(names) > 1:
         flat = rows.reshape(len(rows), -1)
@@ -136,11 +137,22 @@ def _frame(columns: dict[str, list[Any]]) -> Any:
 
 def load_mlflow(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """(B, ...) inputs as the data stage writes them -> (B, C) logits of the model inside."""
-    with _quiet():
+    with _quiet(), behind():
         import mlflow.pyfunc
 
         model = mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
     return lambda inputs: model.predictor.logits(inputs)
+
+
+@contextmanager
+def behind() -> Iterator[None]:
+    """What is put before sys.path in here goes to its end: a model brings modules of our name along, and
+    other processes that start with this one's path are to find ours."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class RequestSchema:
     def example(self) -> dict[str, Any]:
         """A body that is taken."""
         if self.info.kind == "text":
-            cells: list[Any] = ["an example"] * len(self.columns)
+            cells: list[Any] = ["text"] * len(self.columns)
         elif self.listed:
             cells = [[0.0] * self.info.input_shape[0]]
         elif self.info.kind == "numeric" or self.pixel_columns:

@@ -27,6 +27,7 @@ from ensemble_kd.data.raw import Answer, as_frame, ask, load_callable
 from ensemble_kd.data.records import SPLITS
 from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError, ConfigError
+from ensemble_kd.export.mlflow_form import behind
 from ensemble_kd.models.foreign import class_problems, order_by_name
 from ensemble_kd.models.package import load_package
 from ensemble_kd.stages.class_order import orders_of
@@ -228,7 +229,8 @@ def _pyfunc(folder: str, where: str, columns: str | list[str]) -> Answer:
     import mlflow
 
     try:
-        model = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
+        with behind():
+            model = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
     except Exception as error:  # the code of the model may raise anything
         raise ConfigError(
             f"{where}: {folder} cannot be loaded: {type(error).__name__}: {error}; what its requirements.txt "

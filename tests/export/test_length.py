@@ -18,6 +18,7 @@ from test_given_teachers import CLASSES, WORDS, texts_config, write_classifier
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import checksum
 from ensemble_kd.config import Config, ModelConfig
+from ensemble_kd.export.mlflow_form import behind
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.build import build
 from ensemble_kd.models.package import load_package, shipped_info
@@ -119,7 +120,7 @@ def test_every_form_treats_a_long_text_alike(tmp_path: Path, ray_session: None) 
         assert found.problems[0] is None
         assert found.problems[1] == "a text of 32 tokens; the model takes 20, the rest would be cut off"
     cut = Predictor(model, "onnx").answer(rows).probabilities
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), behind():
         warnings.simplefilter("ignore")
         served = pyfunc.load_model(str(model / "export" / "mlflow"))
     frame = rows.to_pandas()
