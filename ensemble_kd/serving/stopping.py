@@ -35,9 +35,11 @@ class Stopping:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        return isinstance(error, StoppedEarly | KeyboardInterrupt) or bool(self.asked and error)
+        # SystemExit: while Ray starts, SIGTERM goes to a handler of Ray's, which raises that.
+        left = isinstance(error, StoppedEarly | KeyboardInterrupt | SystemExit) or bool(self.asked and error)
+        for number, handler in self.before.items():  # who has asked once need not wait for the end of Python
+            signal.signal(number, signal.SIG_IGN if left else handler or signal.SIG_DFL)
+        return left
 
     def install(self) -> None:
         """Again, where a library has put a handler of its own in the place of this one."""
