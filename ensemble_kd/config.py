@@ -416,7 +416,7 @@ class TrainingConfig(Block):
     """Examples per optimiser step, over all replicas and accumulated parts together."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`adamw` (fused), or `sgd` with Nesterov momentum 0.9."""
-    learning_rate: float = Field(1e-3, gt=0, le=3e38)
+    learning_rate: float = Field(1e-3, gt=0)
     """Highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; cosine and linear end at 0."""
