@@ -109,6 +109,8 @@ class DataFound:
     """`DataInfo.to_dict()`."""
     folder: Path | None = None
     """Where it lies; None where only its description is at hand."""
+    misfits: set[str] = field(default_factory=set)
+    """Stages whose networks do not fit the data; later ones leave out what rests on these."""
 
     @property
     def counts(self) -> dict[str, int]:

@@ -255,12 +255,16 @@ def check_store(
         )
 
 
+def members_of(done: Done) -> dict[str, str]:
+    """Fingerprint of each teacher, by its name, in order."""
+    return {entry["name"]: entry["fingerprint"] for entry in done["teachers"].known("members")}
+
+
 class SoftTargets(Stage):
     name = "soft-targets"
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
-        members = {entry["name"]: entry["fingerprint"] for entry in done["teachers"].known("members")}
-        return plan(config, run, done["data"].fingerprint, members)
+        return plan(config, run, done["data"].fingerprint, members_of(done))
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         teachers = done["teachers"]
@@ -270,11 +274,10 @@ class SoftTargets(Stage):
 
     def verify(self, config: Config, artifact: Artifact, done: Done) -> None:
         """Raises ArtifactError for a store that was made for something else."""
-        members = {entry["name"]: entry["fingerprint"] for entry in done["teachers"].known("members")}
         check_store(
             artifact.manifest,
             artifact.folder,
-            {"data": done["data"].fingerprint, **members},
+            {"data": done["data"].fingerprint, **members_of(done)},
             done.info["class_names"],
             done.info["counts"]["transfer"],
         )

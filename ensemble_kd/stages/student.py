@@ -43,7 +43,6 @@ from ensemble_kd.stages.start import (
     source_problems,
     start_of,
     student_problems,
-    teacher_problems,
 )
 from ensemble_kd.stages.training_data import (
     Store,
@@ -450,9 +449,9 @@ def combination_of(done: Done) -> Store | None:
     return combined.folder, combined.manifest
 
 
-def data_problems(config: Config, found: DataFound, before: bool = False) -> list[str]:
+def data_problems(config: Config, found: DataFound) -> list[str]:
     """What is wrong with the student's settings on this data; whether it fits its teachers is left out where
-    something is wrong with these `before`."""
+    these do not fit the data."""
     problems, info = [], found.info
     size, rows = (
         config.student.training.batch_size,
@@ -467,7 +466,7 @@ def data_problems(config: Config, found: DataFound, before: bool = False) -> lis
         )
     problems += bias_problems(config, info)
     problems += quantization_problems(config, info)
-    return problems if before else problems + student_problems(config, info)
+    return problems if "teachers" in found.misfits else problems + student_problems(config, info)
 
 
 class Student(Stage):
@@ -478,8 +477,7 @@ class Student(Stage):
         return objective_problems(config)
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
-        bad_teachers = bool(teacher_problems(config, found.info))
-        problems = data_problems(config, found, bad_teachers)
+        problems = data_problems(config, found)
         return problems + (corpus_size_problems(config, found.folder) if found.folder else [])
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:

@@ -31,7 +31,7 @@ from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import kept_weights
-from ensemble_kd.stages.start import basis_of, teacher_problems
+from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.train.member import MemberTask
@@ -248,10 +248,7 @@ class Sweep(Stage):
                 "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which "
                 "leaves the validation rows out; raise the budget, or set refit to none"
             )
-        bad = bool(teacher_problems(config, found.info))  # once: no corner of a space changes a teacher
-        return problems + corner_problems(
-            config, lambda corner: student_stage.data_problems(corner, found, bad)
-        )
+        return problems + corner_problems(config, lambda corner: student_stage.data_problems(corner, found))
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         return plan(config, run, *student_stage.inputs_of(config, done))

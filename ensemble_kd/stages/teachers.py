@@ -238,7 +238,10 @@ class Teachers(Stage):
                 problems.append(
                     f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it"
                 )
-        return problems + teacher_problems(config, found.info)
+        unfit = teacher_problems(config, found.info)
+        if unfit:
+            found.misfits.add(self.name)
+        return problems + unfit
 
     def prepare(self, config: Config, done: Done) -> None:
         check_custom(config, done.info)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ensemble_kd.config import Config, validate
+from ensemble_kd.data.prepared import inspect_source, prepare
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -40,3 +41,13 @@ def real_set(name: str) -> Path:
     if not (REAL_DATA / name).is_dir():
         pytest.skip(f"the real set {name} is not at {REAL_DATA}")
     return REAL_DATA / name
+
+
+def told_of(config: Config, out: Path) -> list[str]:
+    """What is odd about a source; `check` and `prepare` say the same."""
+    told: list[str] = []
+    prepare(config, out, told.append)
+    also: list[str] = []
+    assert inspect_source(config, also.append) == []
+    assert also == told
+    return told

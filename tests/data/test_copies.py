@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import make_config, make_images, png
+from data_cases import make_config, make_images, png, told_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
 from ensemble_kd.data.copies import Copies, copy_remarks, hashes, to_drop
-from ensemble_kd.data.prepared import inspect_source, load_split, prepare, raw_rows
+from ensemble_kd.data.prepared import load_split, prepare, raw_rows
 from ensemble_kd.errors import InputError
 from ensemble_kd.stages import augment as augment_stage
 from ensemble_kd.stages import data as data_stage
@@ -29,15 +29,6 @@ def config_of(folder: Path, inputs: Any, labels: Any, name: str = "train", **dat
     pq.write_table(pa.table({"x": inputs, "y": labels}), folder / f"{name}.parquet")
     fields = {"path": str(folder), "kind": "numeric", "columns": {"input": "x", "label": "y"}}
     return make_config(**(fields | data))
-
-
-def told_of(config: Config, out: Path) -> list[str]:
-    told: list[str] = []
-    prepare(config, out, told.append)
-    also: list[str] = []
-    assert inspect_source(config, also.append) == []
-    assert also == told
-    return told
 
 
 def doubled(rows: int = 100) -> tuple[np.ndarray, np.ndarray]:

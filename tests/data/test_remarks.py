@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import make_config, real_set
+from data_cases import make_config, real_set, told_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,15 +24,6 @@ def config_of(folder: Path, table: dict[str, Any], name: str = "train", **data: 
     pq.write_table(pa.table(table), folder / f"{name}.parquet")
     fields = {"path": str(folder), "kind": "numeric", "columns": {"input": "x", "label": "y"}}
     return make_config(**(fields | data))
-
-
-def told_of(config: Config, out: Path) -> list[str]:
-    told: list[str] = []
-    prepare(config, out, told.append)
-    also: list[str] = []
-    assert inspect_source(config, also.append) == []
-    assert also == told
-    return told
 
 
 def noise(rows: int = 500) -> np.ndarray:
