@@ -1,0 +1,81 @@
+"""The configuration as typed models: every field with its meaning, unit and range.
+
+`load_config` reads one YAML file, applies `--set` overrides and reports *all* problems at once, each
+with the path of its field. One file an owner: its block, and what can be wrong with it. Nothing here
+imports torch or Ray, so that `check` and `schema` answer at once.
+"""
+
+from __future__ import annotations
+
+from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
+from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
+from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
+from ensemble_kd.config.export import ExportConfig, ExportForm
+from ensemble_kd.config.load import json_schema, load_config, validate
+from ensemble_kd.config.models import (
+    BagConfig,
+    BiLSTMConfig,
+    CustomModelConfig,
+    MLPConfig,
+    ModelConfig,
+    ResNetConfig,
+    TransformerConfig,
+)
+from ensemble_kd.config.overrides import apply_override
+from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
+from ensemble_kd.config.recipes import recipe_paths, space_paths
+from ensemble_kd.config.run import Config, cross_field_problems, text_source
+from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig
+from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks
+from ensemble_kd.config.sweep import SweepConfig, corner_problems
+from ensemble_kd.config.teachers import (
+    PredictionsConfig,
+    member_settings,
+    num_teachers,
+    numbers_only_problems,
+)
+from ensemble_kd.config.training import TrainingConfig
+
+__all__ = [
+    "AugmentConfig",
+    "BagConfig",
+    "BiLSTMConfig",
+    "ClustersConfig",
+    "ColumnsConfig",
+    "ComputeConfig",
+    "Config",
+    "CorpusConfig",
+    "CsvConfig",
+    "CustomModelConfig",
+    "DataConfig",
+    "ExportConfig",
+    "ExportForm",
+    "MLPConfig",
+    "ModelConfig",
+    "OnlineConfig",
+    "PhaseConfig",
+    "PredictionsConfig",
+    "QuantizationConfig",
+    "ResNetConfig",
+    "SpecialistsConfig",
+    "StudentConfig",
+    "SweepConfig",
+    "TextAugmentConfig",
+    "TextConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "TransformerConfig",
+    "apply_override",
+    "corner_problems",
+    "cross_field_problems",
+    "json_schema",
+    "load_config",
+    "member_settings",
+    "num_teachers",
+    "numbers_only_problems",
+    "recipe_paths",
+    "space_paths",
+    "student_blocks",
+    "text_source",
+    "validate",
+]

@@ -1,0 +1,30 @@
+"""What every block of the configuration is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ensemble_kd.config_messages import PATTERNS
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+PHASE_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
+CALLABLE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+LAYER_CHOICES = r"^(every_second|distilbert|(first|last):[1-9]\d*)$"
+PATTERNS |= {
+    RUN_NAME: "expected letters, digits, '.', '_' and '-', at most 100 and a letter or digit first",
+    PHASE_NAME: "expected small letters, digits and '-', at most 41 and a letter or digit first",
+    CALLABLE: "expected module:callable, for example my_models:build",
+    LAYER_CHOICES: "expected a list of numbers, first:K, last:K, every_second or distilbert",
+}
+
+
+class Block(BaseModel):
+    """A block of the configuration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def replace(block: Any, changes: dict[str, Any]) -> Any:
+    return type(block).model_validate({**block.model_dump(), **changes})

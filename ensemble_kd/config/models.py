@@ -1,0 +1,171 @@
+"""The blocks of the networks, told apart by `name`; and what is wrong with one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
+from ensemble_kd.config.data import DataConfig
+from ensemble_kd.secret_options import remember
+
+
+class MLPConfig(Block):
+    """Fully connected layers with ReLU."""
+
+    name: Literal["mlp"] = "mlp"
+    """`mlp`"""
+    hidden: list[Annotated[int, Field(ge=1)]] = [128, 128]
+    """Units of each hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a hidden unit."""
+    input_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an input."""
+
+
+class ResNetConfig(Block):
+    """Small residual network for images (arXiv 1512.03385, CIFAR form)."""
+
+    name: Literal["resnet"] = "resnet"
+    """`resnet`"""
+    width: int = Field(16, ge=1)
+    """Channels of the first of three stages; each stage doubles them and halves the resolution."""
+    blocks: int = Field(1, ge=1)
+    """Residual blocks per stage."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the classifier."""
+
+
+class BagConfig(Block):
+    """Mean of token embeddings, then fully connected layers."""
+
+    name: Literal["bag"] = "bag"
+    """`bag`"""
+    embedding: int = Field(64, ge=1)
+    """Width of a token embedding."""
+    hidden: list[Annotated[int, Field(ge=1)]] = []
+    """Units of each hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature."""
+
+
+class BiLSTMConfig(Block):
+    """Token embeddings, a bidirectional LSTM, max-pooling over time (as in arXiv 1903.12136)."""
+
+    name: Literal["bilstm"] = "bilstm"
+    """`bilstm`"""
+    embedding: int = Field(100, ge=1)
+    """Width of a token embedding."""
+    hidden: int = Field(150, ge=1)
+    """Units per direction."""
+    layers: int = Field(1, ge=1)
+    """Stacked LSTM layers."""
+    classifier_hidden: int = Field(200, ge=1)
+    """Units of the fully connected layer before the classifier."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature."""
+
+
+class TransformerConfig(Block):
+    """A model of the transformers library: text or image classifier, pretrained or from a configuration."""
+
+    name: Literal["transformer"] = "transformer"
+    """`transformer`"""
+    source: str | None = None
+    """Hub name, local folder, or `package:MODULE/FOLDER` inside an installed Python package."""
+    architecture: dict[str, Any] = {}
+    """Fields of the transformers configuration: the changes to that of `source` (or of the teacher), or,
+    without one, all that differ from the defaults of `model_type`."""
+    weights: Literal["auto", "pretrained", "teacher", "random"] = "auto"
+    """What to start from: the weights of `source`, those of the run's best teacher (students only), or random
+    ones; `auto`: pretrained where there is a source."""
+    layers: list[Annotated[int, Field(ge=0)]] | Annotated[str, Field(pattern=LAYER_CHOICES)] | None = None
+    """Blocks taken over from what it starts from, counted from 0: a list, `first:K`, `last:K`,
+    `every_second`, or `distilbert` (0, 2, 4, 7, 9, 11); null for all, or for the first so many as
+    `architecture` asks for."""
+    fold_token_types: bool = False
+    """Add the token-type embedding of the first text to the word embeddings and drop the table; single
+    texts."""
+    pooler: Literal["keep", "fresh"] = "keep"
+    """Whether the layer between encoder and classifier is taken over or drawn anew."""
+    vocabulary: Literal["all", "used"] | Annotated[int, Field(ge=8)] = "all"
+    """Word pieces that a student keeps; the others become the unknown piece. `used`: those that occur in the
+    transfer set and the corpora of its phases; a number: so many of these, the transfer set's first."""
+    pieces: list[int] | None = None
+    """Numbers of the word pieces kept; filled in by `vocabulary: used`."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Probability of dropping a hidden unit or an attention weight; null for what the configuration says."""
+    trust_remote_code: bool = False
+    """Whether code that comes with `source` may run."""
+
+
+class CustomModelConfig(Block):
+    """A network of the user's."""
+
+    name: Literal["custom"] = "custom"
+    """`custom`"""
+    callable: str = Field(pattern=CALLABLE)
+    """`module:callable`; called with num_classes, input_shape and `options`, returns a torch Module."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for the callable. What is named like a secret (`api_key`, `token`, `password`) is
+    used and never written, so that a model folder cannot be built from."""
+    public_options: list[str] = []
+    """Options that are no secrets, whatever their names."""
+
+    @model_validator(mode="after")
+    def _remember(self) -> CustomModelConfig:
+        remember(self.callable, self.options, self.public_options)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `public_options` where there are none: the fingerprints of such models stay."""
+        found: dict[str, Any] = handler(self)
+        if not self.public_options:
+            found.pop("public_options", None)
+        return found
+
+
+ModelConfig = Annotated[
+    MLPConfig | ResNetConfig | BagConfig | BiLSTMConfig | TransformerConfig | CustomModelConfig,
+    Field(discriminator="name"),
+]
+
+
+def model_problems(path: str, model: Any, kind: str) -> list[str]:
+    takes = {"resnet": {"image"}, "bag": {"text"}, "bilstm": {"text"}, "mlp": {"image", "numeric"}}
+    if model.name in takes and kind not in takes[model.name]:
+        good = sorted(name for name, kinds in takes.items() if kind in kinds)
+        return [
+            f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"
+        ]
+    return []
+
+
+def transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
+    if not isinstance(model, TransformerConfig):
+        return []
+    problems = []
+    if data.kind == "numeric":
+        problems.append(f"{path}.name: 'transformer' does not take numeric inputs; use mlp, or custom")
+    if data.kind == "text" and data.text.tokenizer != "pretrained":
+        problems.append(
+            f"{path}.name: 'transformer' reads the word pieces of its own tokenizer, and "
+            f"data.text.tokenizer is "
+            f"{data.text.tokenizer!r}; set data.text.tokenizer=pretrained"
+        )
+    if model.fold_token_types and isinstance(data.columns.input, list):
+        problems.append(f"{path}.fold_token_types: pairs of texts need both token types; leave it out")
+    if model.weights == "teacher" and not path.startswith("student"):
+        problems.append(f"{path}.weights: 'teacher' is for students; use pretrained or random")
+    if model.pieces is not None:
+        problems.append(f"{path}.pieces: is filled in by vocabulary: used; leave it out")
+    if model.vocabulary != "all" and not path.startswith("student"):
+        problems.append(f"{path}.vocabulary: {model.vocabulary!r} is for students; teachers keep all")
+    if not model.source and not model.architecture and model.weights != "teacher":
+        problems.append(
+            f"{path}: neither source nor architecture; name a model (source: ...), or describe one "
+            "(architecture: {model_type: bert, ...})"
+        )
+    return problems

@@ -1,0 +1,49 @@
+"""The recipes and search spaces that come with the package, by name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from ensemble_kd import space
+from ensemble_kd.config_yaml import one_line
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.paths import exists
+
+RECIPES = Path(__file__).parent.parent.parent / "jobs" / "recipes"
+SPACES = Path(__file__).parent.parent.parent / "tune" / "spaces"
+
+
+def recipe_paths() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    folder = RECIPES if RECIPES.is_dir() else Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _spaces() -> Path:
+    return SPACES if SPACES.is_dir() else Path(__file__).parent.parent / "spaces"
+
+
+def space_paths() -> dict[str, Path]:
+    """The shipped search spaces by name."""
+    return {path.stem: path for path in sorted(_spaces().glob("*.yaml"))}
+
+
+def read_space(raw: dict[str, Any]) -> None:
+    """Put the content of a search space in the place of its name."""
+    block = raw.get("sweep")
+    if isinstance(block, dict) and isinstance(block.get("space"), str):
+        block["space"] = space.read_space(block["space"], _spaces())
+
+
+def file_of(path: str | Path) -> Path:
+    """A configuration's file, or that of the shipped recipe of this name. Raises ConfigError."""
+    if str(path) and exists(path):
+        return Path(path).expanduser()
+    recipes = recipe_paths()
+    if str(path) not in recipes:
+        close = difflib.get_close_matches(str(path), recipes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
+        raise ConfigError(f"no such configuration file or recipe: {one_line(str(path), 300)}; {hint}")
+    return recipes[str(path)]

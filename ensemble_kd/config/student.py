@@ -1,0 +1,105 @@
+"""The `student` block; and what is wrong with one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from ensemble_kd.config.base import Block
+from ensemble_kd.config.models import MLPConfig, ModelConfig
+from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
+from ensemble_kd.config.teachers import num_teachers
+from ensemble_kd.config.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from ensemble_kd.config.run import Config
+
+
+class QuantizationConfig(Block):
+    """Training for a student that is shipped in integers (Q8BERT, arXiv 1910.06188): it computes with rounded
+    weights and activations, and its weights end as multiples of one step each."""
+
+    bits: int = Field(8, ge=2, le=8)
+    """Bits of each weight, and of each activation."""
+    activations: bool = True
+    """Whether inputs of linear layers and convolutions are rounded too."""
+    start_fraction: float = Field(0.3, ge=0, lt=1)
+    """Share of the steps that come before, in float; 0 where the student starts from trained weights."""
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    """Decay of the moving average of the largest activation, which is the end of the activations' range."""
+
+
+class StudentConfig(Block):
+    """The one model that is shipped, and how it learns."""
+
+    model: ModelConfig = MLPConfig(hidden=[32])
+    """Architecture."""
+    training: TrainingConfig = TrainingConfig()
+    """Training."""
+    temperature: float = Field(4.0, gt=0, le=1000)
+    """T, on both sides of the soft loss; below 1 sharpens underconfident teachers."""
+    alpha: float = Field(0.9, ge=0, le=1)
+    """Weight of the soft loss; 1 - alpha weighs the hard loss."""
+    objective: str | dict[str, Any] | None = "kl"
+    """The soft loss: its name (`kl`, `mse`), or a block with `name` and its fields; null for `terms`
+    alone."""
+    terms: list[dict[str, Any]] = []
+    """Further losses, each a block with `name`, `weight` (a number or a schedule) and its fields; they are
+    added to alpha * soft + (1 - alpha) * hard."""
+    online: OnlineConfig = OnlineConfig()
+    """Teachers that run beside the student where a loss needs more than stored logits."""
+    phases: list[PhaseConfig] = []
+    """What comes before: pretraining on a corpus, hidden states before predictions."""
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    """How the members' distributions at T are averaged."""
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """Weight of each member in the mean; null for equal weights."""
+    targets: Literal["auto", "ensemble", "specialists", "both"] = "auto"
+    """What to learn from: the `ensemble`, the ensemble with its `specialists`, or the mean of `both`; `auto`
+    is `specialists` where the run has them."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the transfer set that a student sees, drawn by its seed."""
+    without_classes: list[Annotated[int, Field(ge=0)]] = []
+    """Numbers of classes whose labelled rows no student sees: it knows them from soft targets alone."""
+    class_bias: Literal["none", "fitted"] = "none"
+    """`fitted`: one bias per class, chosen on validation rows and kept in the student's weights; for classes
+    that the transfer set lacks or has too few of (arXiv 1503.02531, section 3)."""
+    quantization: QuantizationConfig | None = None
+    """Training for integer weights, in the last phase; null for none."""
+    seeds: int = Field(1, ge=1, le=1000)
+    """Students trained, each with its own initialisation and order; the best on validation is shipped."""
+    replicas_per_member: int = Field(1, ge=1)
+    """Workers that train one student together (DDP)."""
+
+    @property
+    def objective_fields(self) -> dict[str, Any] | None:
+        return {"name": self.objective} if isinstance(self.objective, str) else self.objective
+
+
+def online_problems(config: Config) -> list[str]:
+    """Teachers beside a student that are not there, and what their logits do not go with."""
+    problems: list[str] = []
+    count = num_teachers(config)
+    for path, block in student_blocks(config):
+        chosen = block.online.teachers
+        if isinstance(chosen, list) and (
+            not chosen or max(chosen) >= count or len(set(chosen)) != len(chosen)
+        ):
+            problems.append(
+                f"{path}.online.teachers: {chosen}; name different ones of the "
+                f"{count} teachers, 0 to {count - 1}"
+            )
+    student = config.student
+    if student.online.logits and config.targets != "ensemble":
+        problems.append(
+            f"student.online.logits: those of the teachers alone, but student.targets is {config.targets!r}; "
+            "set student.targets=ensemble, or leave the logits to the store"
+        )
+    return problems
+
+
+def student_blocks(config: Config) -> list[tuple[str, Any]]:
+    """The student's block and those of its phases, each with its path: what has losses of its own."""
+    phases = [(f"student.phases.{i}", phase) for i, phase in enumerate(config.student.phases)]
+    return [("student", config.student), *phases]

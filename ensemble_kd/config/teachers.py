@@ -1,0 +1,215 @@
+"""The `teachers` block; and what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ensemble_kd.config.base import CALLABLE, Block, replace
+from ensemble_kd.config.models import MLPConfig, ModelConfig, model_problems
+from ensemble_kd.config.readable import readable
+from ensemble_kd.config.training import TrainingConfig
+from ensemble_kd.paths import missing
+
+if TYPE_CHECKING:
+    from ensemble_kd.config.run import Config
+
+
+class MemberOverride(Block):
+    """What one member of the ensemble does differently."""
+
+    model: ModelConfig | None = None
+    """Another architecture."""
+    training: dict[str, Any] = {}
+    """Fields of `training` to replace."""
+
+
+class PredictionsConfig(Block):
+    """Teacher outputs that the user already has: per split a list of Parquet files, one a member."""
+
+    train: list[str] = Field(min_length=1)
+    """One file per member, covering every row of the transfer set."""
+    validation: list[str] = []
+    """One file per member for the validation rows; empty if there are none."""
+    test: list[str] = []
+    """One file per member for the test rows; without them the report has no line for the ensemble."""
+    id_column: str = "id"
+    """Column that holds `data.columns.id`, or the row number in its file."""
+    column: str = "logits"
+    """Column with one list of C numbers per row."""
+    values: Literal["logits", "probabilities"] = "logits"
+    """What the numbers are."""
+
+
+class TeachersConfig(Block):
+    """The ensemble."""
+
+    source: Literal["train", "pretrained", "callable", "mlflow", "predictions"] = "train"
+    """`train` the members; take `pretrained` classifiers, a `callable` or an `mlflow` model as they are
+    (`given`); or use `predictions` that exist already."""
+    given: list[str] = []
+    """One per member. pretrained: hub name, folder or `package:MODULE/FOLDER`. callable: `module:callable`,
+    called with a batch of raw inputs: images (B, H, W, C) uint8, numbers (B, F), a list of texts or of pairs.
+    mlflow: a model URI or folder; nothing pickled is read."""
+    values: Literal["logits", "probabilities"] = "logits"
+    """What a callable or MLflow model returns."""
+    class_order: str | list[str | int] | dict[int, str | list[str | int]] | None = None
+    """The data's classes in the order of a given teacher's outputs: names, or a file with one a line; by
+    number of the member where they differ ({0: [...]}). null: the data's own order, or of a pretrained
+    classifier that names the same classes its own."""
+    on_mismatch: Literal["stop", "warn"] = "stop"
+    """What a given member does to the run that answers like guessing, or whose classes seem to stand in
+    another order on labelled rows."""
+    predictions: PredictionsConfig | None = None
+    """Files of teacher outputs (source: predictions)."""
+    num_members: int = Field(5, ge=1, le=10000)
+    """Teachers in the ensemble; they differ by seed."""
+    model: ModelConfig = MLPConfig()
+    """Architecture."""
+    training: TrainingConfig = TrainingConfig()
+    """Training."""
+    overrides: list[MemberOverride] = []
+    """Differences of single members, taken in turn: member i uses overrides[i mod length]."""
+    bootstrap: bool = False
+    """Draw each member's training rows with replacement."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training rows each member sees, drawn by its seed."""
+    augment: bool = True
+    """Apply `data.augment` anew in every epoch."""
+    replicas_per_member: int = Field(1, ge=1)
+    """Workers that train one member together (DDP)."""
+    on_failure: Literal["stop", "exclude"] = "stop"
+    """What a member whose loss is not finite does to the run: stop it, or leave the member out."""
+
+
+def teacher_problems(config: Config) -> list[str]:
+    teachers, problems = config.teachers, []
+    if teachers.source == "train" and teachers.class_order is not None:
+        problems.append(
+            "teachers.class_order: set, but teachers.source is 'train': members that are trained learn the "
+            "data's order; leave it out"
+        )
+    if isinstance(teachers.class_order, dict):
+        count = num_teachers(config)
+        problems += [
+            f"teachers.class_order.{i}: there are {count} members, 0 to {count - 1}"
+            for i in teachers.class_order
+            if not 0 <= i < count
+        ]
+    if teachers.source == "predictions":
+        if teachers.predictions is None:
+            problems.append("teachers.predictions: missing; source 'predictions' needs the files")
+        else:
+            counts = {s: len(getattr(teachers.predictions, s)) for s in ("train", "validation", "test")}
+            if any(n not in (0, counts["train"]) for n in counts.values()):
+                problems.append(f"teachers.predictions: one file per member in every split, got {counts}")
+        if config.soft_targets.views > 1:
+            problems.append(
+                "soft_targets.views: given predictions know no augmented views; set soft_targets.views=1"
+            )
+        if config.data.label_fraction < 1:
+            problems.append("data.label_fraction: reorders rows; with teachers.source=predictions use 1.0")
+        return problems
+    if teachers.predictions is not None:
+        problems.append(
+            f"teachers.predictions: set, but teachers.source is {teachers.source!r}; set "
+            "teachers.source=predictions"
+        )
+    if teachers.source == "train" and teachers.given:
+        problems.append(
+            "teachers.given: set, but teachers.source is 'train'; set teachers.source=pretrained, "
+            "callable or mlflow"
+        )
+    if teachers.source != "train":
+        if not teachers.given:
+            problems.append(f"teachers.given: missing; source {teachers.source!r} needs one entry per member")
+        return problems + _given_problems(config)
+    problems += model_problems("teachers.model", teachers.model, config.data.kind)
+    for i, override in enumerate(teachers.overrides):
+        if override.model is not None:
+            problems += model_problems(f"teachers.overrides.{i}.model", override.model, config.data.kind)
+        try:
+            replace(teachers.training, override.training)
+        except ValidationError as error:
+            problems += readable(error, TrainingConfig, prefix=f"teachers.overrides.{i}.training")
+    if len(teachers.overrides) > teachers.num_members:
+        problems.append(
+            f"teachers.overrides: {len(teachers.overrides)} entries for {teachers.num_members} members; "
+            "raise teachers.num_members or drop some"
+        )
+    return problems
+
+
+def _given_problems(config: Config) -> list[str]:
+    """What is wrong with the user's own teachers, as far as their names tell."""
+    teachers, data, problems = config.teachers, config.data, []
+    for i, entry in enumerate(teachers.given):
+        if teachers.source == "callable" and not re.fullmatch(CALLABLE, entry):
+            problems.append(
+                f"teachers.given.{i}: {entry!r} is not of the form module:callable; for example "
+                "my_models:predict"
+            )
+        if teachers.source == "mlflow" and ":/" not in entry and missing(entry, "folder") is not None:
+            problems.append(
+                f"teachers.given.{i}: {entry!r} is no model URI, and no folder either; give "
+                "models:/NAME/VERSION, runs:/RUN_ID/PATH, or a folder"
+            )
+    if teachers.source == "callable":
+        problems += numbers_only_problems(config)
+    if teachers.source != "pretrained":
+        return problems
+    if teachers.values != "logits":
+        problems.append(
+            f"teachers.values: {teachers.values!r}, but pretrained classifiers give logits; leave it out"
+        )
+    if data.kind == "numeric":
+        problems.append(
+            "teachers.source: 'pretrained' classifiers take images or texts, the data is numeric; use "
+            "callable"
+        )
+    if data.kind == "text" and data.text.tokenizer != "pretrained":
+        problems.append(
+            f"data.text.tokenizer: {data.text.tokenizer!r}, but the classifiers in teachers.given read word "
+            "pieces of their own; set data.text.tokenizer=pretrained"
+        )
+    return problems
+
+
+def numbers_only_problems(config: Config) -> list[str]:
+    """What a run cannot have whose teachers answer raw inputs with numbers, and are no networks of ours."""
+    source, problems = config.teachers.source, []
+    if config.soft_targets.views > 1:
+        problems.append(
+            f"soft_targets.views: {config.soft_targets.views}, but teachers.source={source} is asked about "
+            "the rows as they are; set soft_targets.views=1"
+        )
+    if config.specialists is not None:
+        problems.append(
+            f"specialists: they start from a teacher's weights, and teachers.source={source} has none that "
+            "can be read; train the teachers or leave the specialists out"
+        )
+    if config.sweep is not None and config.sweep.refit != "none":
+        problems.append(
+            f"sweep.refit: needs soft targets of the validation rows, which a run with "
+            f"teachers.source={source} does not have; set it to none"
+        )
+    return problems
+
+
+def num_teachers(config: Config) -> int:
+    """Members of the ensemble, trained or given."""
+    if config.teachers.source == "predictions" and config.teachers.predictions is not None:
+        return len(config.teachers.predictions.train)
+    if config.teachers.source != "train":
+        return len(config.teachers.given)
+    return config.teachers.num_members
+
+
+def member_settings(teachers: TeachersConfig, index: int) -> tuple[Any, TrainingConfig]:
+    """Architecture and training of member `index`, its override applied."""
+    if not teachers.overrides:
+        return teachers.model, teachers.training
+    override = teachers.overrides[index % len(teachers.overrides)]
+    return override.model or teachers.model, replace(teachers.training, override.training)

@@ -1,0 +1,40 @@
+"""The `training` block of teachers, specialists, students and phases."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ensemble_kd.config.base import Block
+
+
+class TrainingConfig(Block):
+    """One training loop serves teachers and students; this is its dial panel."""
+
+    epochs: int = Field(20, ge=0)
+    """Passes over the training rows; 0 leaves the initial weights as they are."""
+    batch_size: int = Field(128, ge=1)
+    """Examples per optimiser step, over all replicas and accumulated parts together."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw` (fused), or `sgd` with Nesterov momentum 0.9."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up; cosine and linear end at 0."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
+    """Weight decay, on matrices only; decoupled from the gradient with adamw, an L2 term with sgd."""
+    max_norm: float | None = Field(None, gt=0)
+    """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the hard target spread evenly over the classes (arXiv 1512.00567)."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Parts that a batch is cut into to save memory."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Largest L2 norm of the whole gradient; null for none."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Epochs without a better validation loss before stopping at the best epoch; null to run to the end."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; `auto` takes bfloat16 where the hardware computes in it."""
