@@ -84,6 +84,7 @@ def _value_problems(config: Config) -> list[str]:
         # Its forms are held against the student by accuracy, and calibrated by likelihood.
         ("export", "a block", config.export is not None, "leave it out"),
         ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
+        ("student.pseudo", student.pseudo, student.pseudo > 0, "set 0"),
         ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
         ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
@@ -104,7 +105,7 @@ def _value_problems(config: Config) -> list[str]:
     if sweep is not None:
         accuracy = sweep.metric == "validation_accuracy"
         wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
-        for name in ("temperature", "mean"):
+        for name in ("temperature", "mean", "pseudo"):
             path = f"sweep.space.{name}"
             wrong.append((path, sweep.space.get(name), name in sweep.space, "leave it out"))
     return [

@@ -41,6 +41,9 @@ class StudentConfig(Block):
     """T, on both sides of the soft loss; below 1 sharpens underconfident teachers."""
     alpha: float = Field(0.9, ge=0, le=1)
     """Weight of the soft loss; 1 - alpha weighs the hard loss."""
+    pseudo: float = Field(0.0, ge=0, le=1)
+    """Weight of a hard loss on the ensemble's most probable class, on rows without a label; alpha = 0 and
+    pseudo = 1 are pseudo-labels alone."""
     objective: str | dict[str, Any] | None = "kl"
     """The soft loss: its name (`kl`, `mse`), or a block with `name` and its fields; null for `terms`
     alone."""
@@ -95,6 +98,11 @@ def online_problems(config: Config) -> list[str]:
         problems.append(
             f"student.online.logits: those of the teachers alone, but student.targets is {config.targets!r}; "
             "set student.targets=ensemble, or leave the logits to the store"
+        )
+    if student.online.logits and student.pseudo > 0:
+        problems.append(
+            f"student.pseudo: {student.pseudo:g} weighs answers that the store holds, but with "
+            "student.online.logits it is not read; set one of them to its default"
         )
     return problems
 

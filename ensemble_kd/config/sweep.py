@@ -127,8 +127,12 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
             for path in dimensions
             if path.split(".")[0] in fixed_by_phases
         ]
-    alphas = dimensions["alpha"].points(2) if "alpha" in dimensions else [config.student.alpha]
-    if not any(alphas) and not config.student.terms:
+    weights = [
+        value
+        for name in ("alpha", "pseudo")
+        for value in (dimensions[name].points(2) if name in dimensions else [getattr(config.student, name)])
+    ]
+    if not any(weights) and not config.student.terms:
         problems.append(
             "sweep.space.alpha: always 0, so that nothing is distilled; raise it (a baseline on hard labels "
             "is among the trials anyway)"

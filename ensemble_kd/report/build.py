@@ -98,6 +98,7 @@ class ReportInputs:
     alpha: float
     objective: str
     mean: str
+    pseudo: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
@@ -173,6 +174,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "ships": plain(inputs.ships) if inputs.ships else None,
         "temperature": inputs.temperature,
         "alpha": inputs.alpha,
+        "pseudo": inputs.pseudo,
         "objective": inputs.objective,
         "mean": inputs.mean,
         "reference": inputs.reference,

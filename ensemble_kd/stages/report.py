@@ -121,6 +121,7 @@ def run(
             shipped=student.summary["shipped"],
             temperature=config.student.temperature,
             alpha=config.student.alpha,
+            pseudo=config.student.pseudo,
             objective=_objective(config.student),
             mean=config.mean,
             settings=redacted(config.model_dump(mode="json", exclude={"report"})),

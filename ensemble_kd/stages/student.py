@@ -192,6 +192,9 @@ def task(
     if learned != "ensemble":
         assert combined is not None
         inputs["combined_targets"] = combined
+    # Where every row has a label, there is nothing to guess.
+    pseudo = student.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
+    alone = pseudo == 1 and student.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
     if student.without_classes:
         rows["without"] = student.without_classes
@@ -207,11 +210,12 @@ def task(
         augment=config.data.augment.model_dump(mode="json") if views > 1 else {},
         views=views,
         alpha=student.alpha if soft else 0.0,
-        objective=student.objective_fields if soft else None,
-        temperature=student.temperature if soft and config.data.target == "class" else 1.0,
+        objective=student.objective_fields if soft and not alone else None,
+        temperature=student.temperature if soft and not alone and config.data.target == "class" else 1.0,
         mean=config.mean,
         weights=None if online and online["logits"] else _weights(learned, weights),
-        pseudo_labels=role == "pseudo",
+        pseudo_labels=role == "pseudo" or alone,
+        pseudo=0.0 if alone else pseudo,
         targets=learned,
         class_bias=student.class_bias == "fitted",
         # Baselines too: they share everything but the soft targets, so that distillation gets no credit
@@ -276,6 +280,8 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     settings = config.student.model_dump(mode="json", exclude={"replicas_per_member"})
     if settings["quantization"] is None:
         settings.pop("quantization")
+    if settings["pseudo"] == 0:
+        settings.pop("pseudo")
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")

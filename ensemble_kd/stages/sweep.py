@@ -44,7 +44,7 @@ FUSED_AT_MOST = 64
 EPOCHS_FOR_ASHA = 12
 ROUNDS = 2
 """Packets of each process that TPE's trials are spread over, at first: from one packet it learns nothing."""
-SOFT = {"temperature", "alpha", "objective", "mean", "weights", "targets"}
+SOFT = {"temperature", "alpha", "pseudo", "objective", "mean", "weights", "targets"}
 """Fields that a student on hard labels does not read."""
 FUSE = "fuse.json"
 NOT_IN_FINGERPRINT = {"trials", "concurrent_trials", "fuse", "max_failed", "refit"}

@@ -96,6 +96,9 @@ class MemberTask:
     mean: str = "arithmetic"
     weights: list[float] | None = None
     pseudo_labels: bool = False
+    """A baseline: as alpha = 0, pseudo = 1."""
+    pseudo: float = 0.0
+    """Weight of the loss on the ensemble's most probable class, of rows without a label."""
     targets: str = "ensemble"
     """What it learns from: the `ensemble`'s members, the combination with `specialists`, or `both`."""
     specialist: dict[str, Any] | None = None
@@ -123,7 +126,11 @@ class MemberTask:
     def reads_teacher(self) -> bool:
         """Whether it reads the stored soft targets."""
         online = self.online is not None and self.online["logits"]
-        return (self.alpha > 0 and self.objective is not None and not online) or self.pseudo_labels
+        return (self.alpha > 0 and self.objective is not None and not online) or self.guess_weight > 0
+
+    @property
+    def guess_weight(self) -> float:
+        return 1.0 if self.pseudo_labels else self.pseudo
 
     @property
     def masked_lm(self) -> bool:
@@ -137,6 +144,7 @@ class MemberTask:
                 kept.pop(key)
         for key, usual in (
             ("specialist", None),
+            ("pseudo", 0.0),
             ("targets", "ensemble"),
             ("class_bias", False),
             ("initial", None),
@@ -329,6 +337,7 @@ def loss_of(
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
+    of_labels["pseudo"] = task.guess_weight
     return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares, **of_labels)
 
 
@@ -488,7 +497,8 @@ def make_batches(
     augment = AugmentConfig.model_validate(task.augment)
     num_classes = data.info["num_classes"]
     specialty = Specialty(**task.specialist) if task.specialist else None
-    targets = Targets(task.temperature, task.mean, task.weights, task.pseudo_labels, task.alpha > 0)
+    guesses, soft = task.guess_weight > 0, task.alpha > 0
+    targets = Targets(task.temperature, task.mean, task.weights, guesses, soft)
     if specialty is not None and specialty.output == "full":
         targets.certain = specialty.inside(num_classes)
     elif specialty is not None:

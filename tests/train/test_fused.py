@@ -419,6 +419,8 @@ def test_a_damaged_checkpoint_is_named_and_all_start_again(tmp_path: Path, how: 
         {"seed": 8},
         {"temperature": 9.0},
         {"alpha": 1.0},
+        {"pseudo": 0.3},
+        {"pseudo_labels": True},
         {"objective": {"name": "mse"}},
         {"training": {"learning_rate": 0.5, "weight_decay": 0.5, "label_smoothing": 0.5}},
     ],
@@ -453,7 +455,6 @@ def test_anything_else_does(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pseudo_labels": True},
         {"specialist": {"generalist": "0123"}},
         {"quantization": {"bits": 8}},
         {"training": {"gradient_accumulation": 2}},
@@ -521,7 +522,6 @@ def test_probing_leaves_network_and_generator_as_they_were() -> None:
 def test_what_cannot_be_stacked_is_refused(tmp_path: Path) -> None:
     for tasks in (
         [student(), student(training={"batch_size": 8})],
-        [student(pseudo_labels=True)] * 2,
         [student(model={**PLAIN, "dropout": 0.1})] * 2,
     ):
         with pytest.raises(ValueError, match="cannot be trained together"):
