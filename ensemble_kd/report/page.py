@@ -23,6 +23,7 @@ from ensemble_kd.report.plots import (
 )
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
+from ensemble_kd.report.teachers_calibration import teachers_calibration_html
 from ensemble_kd.train.measures import Column, measures_of
 
 MANY_TEACHERS = 10
@@ -101,6 +102,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         _results(report),
         ships_html(report.get("ships")),
         _reference(report),
+        teachers_calibration_html(report.get("calibration")),
         _specialists(report, arrays),
         sweep_html(report.get("sweep"), arrays.get("sweep")),
         titled_plot("Training", training_curves(histories), "wide"),

@@ -25,6 +25,7 @@ from ensemble_kd.report.card import model_card
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
@@ -104,11 +105,14 @@ def run(
             _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
-        ensemble = None
+        ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])
             members = torch.from_numpy(np.stack([system.logits for system in systems], 1))  # (N, M, C)
-            ensemble = mean_logits(members, 1.0, config.mean, weights).numpy()
+            calibration = calibration_of(config, context.folder, data, teachers)
+            ensemble = mean_logits(members, 1.0, config.mean, weights, calibration).numpy()
+            if calibration is not None:
+                plain = mean_logits(members, 1.0, config.mean, weights).numpy()
         context.console.progress("report", 1, 3, "drawing")
         inputs = ReportInputs(
             name=config.name,
@@ -122,6 +126,8 @@ def run(
             temperature=config.student.temperature,
             alpha=config.student.alpha,
             pseudo=config.student.pseudo,
+            temperatures=calibration,
+            plain_ensemble=plain,
             objective=_objective(config.student),
             mean=config.mean,
             settings=redacted(config.model_dump(mode="json", exclude={"report"})),

@@ -19,6 +19,7 @@ from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, of_targets
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
@@ -214,6 +215,7 @@ def task(
         temperature=student.temperature if soft and not alone and config.data.target == "class" else 1.0,
         mean=config.mean,
         weights=None if online and online["logits"] else _weights(learned, weights),
+        calibration=None if online and online["logits"] else of_targets(basis.calibration, learned),
         pseudo_labels=role == "pseudo" or alone,
         pseudo=0.0 if alone else pseudo,
         targets=learned,
@@ -282,6 +284,8 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
         settings.pop("quantization")
     if settings["pseudo"] == 0:
         settings.pop("pseudo")
+    if calibrates(config):
+        settings["calibrate"] = True
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")

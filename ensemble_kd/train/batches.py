@@ -273,12 +273,18 @@ class Targets:
     """Whether the loss reads the teacher at all."""
     specialist_outputs: Tensor | None = None
     """(C,) int64: the output of a specialist that stands for each class, its last one for all outside."""
+    calibration: list[float] | None = None
+    """Temperature of each member's own; None for logits as they are."""
     certain: Tensor | None = None
     """(C,) bool: classes whose labelled examples have the label, for certain, as their soft target."""
 
     def average(self, member_logits: Tensor) -> Tensor:
         """The teacher's logits (B, C) from its members' (B, M, C)."""
-        return mean_logits(member_logits, self.temperature, self.mean, self.weights)
+        return mean_logits(member_logits, self.temperature, self.mean, self.weights, self.calibration)
+
+    def guess(self, member_logits: Tensor) -> Tensor:
+        """The teacher's most probable class (B,)."""
+        return mean_logits(member_logits, 1.0, self.mean, self.weights, self.calibration).argmax(1)
 
 
 @dataclass
@@ -360,7 +366,7 @@ class Batches:
         for begin in range(0, rows, size):
             members = stored[begin : begin + size].logits().to(self.device, non_blocking=True)
             if self.targets.guesses:
-                guesses.append(mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1))
+                guesses.append(self.targets.guess(members))
             if self.targets.soft:
                 teachers.append(self.targets.average(members))
         return cat(guesses, 0) if guesses else None, cat(teachers, -2) if teachers else None

@@ -50,7 +50,17 @@ from ensemble_kd.train.validation import validation_metrics
 
 Entry = dict[str, float]
 
-OWN_SETTINGS = ("seed", "alpha", "objective", "temperature", "mean", "weights", "targets", "pseudo")
+OWN_SETTINGS = (
+    "seed",
+    "alpha",
+    "objective",
+    "temperature",
+    "mean",
+    "weights",
+    "targets",
+    "pseudo",
+    "calibration",
+)
 """Fields of a MemberTask in which members of one stack may differ."""
 OWN_TRAINING = {"learning_rate", "weight_decay", "label_smoothing"}
 """Fields of their TrainingConfig in which they may."""

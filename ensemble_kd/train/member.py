@@ -95,6 +95,8 @@ class MemberTask:
     temperature: float = 1.0
     mean: str = "arithmetic"
     weights: list[float] | None = None
+    calibration: list[float] | None = None
+    """Temperature of each member's own, by which its logits are divided; None for logits as they are."""
     pseudo_labels: bool = False
     """A baseline: as alpha = 0, pseudo = 1."""
     pseudo: float = 0.0
@@ -142,9 +144,11 @@ class MemberTask:
         if not self.reads_teacher and self.online is None:  # so that a baseline outlives a change of T
             for key in ("objective", "temperature", "mean", "weights"):
                 kept.pop(key)
+            kept["calibration"] = None
         for key, usual in (
             ("specialist", None),
             ("pseudo", 0.0),
+            ("calibration", None),
             ("targets", "ensemble"),
             ("class_bias", False),
             ("initial", None),
@@ -361,7 +365,8 @@ def beside(
         networks = online_networks(task.online["teachers"], data.run, data.info, task.masked_lm)
         targets = None
         if task.online["logits"]:
-            targets = Targets(task.temperature, task.mean, task.online["shares"])
+            own = task.online.get("calibration")
+            targets = Targets(task.temperature, task.mean, task.online["shares"], calibration=own)
         pieces = getattr(network.body, "pieces", None) if task.masked_lm else None
         online = Online(networks, loss.wants, precision, batches.device, targets, pieces)
     torch.manual_seed(mix(task.seed, 37))
@@ -499,6 +504,7 @@ def make_batches(
     specialty = Specialty(**task.specialist) if task.specialist else None
     guesses, soft = task.guess_weight > 0, task.alpha > 0
     targets = Targets(task.temperature, task.mean, task.weights, guesses, soft)
+    targets.calibration = task.calibration
     if specialty is not None and specialty.output == "full":
         targets.certain = specialty.inside(num_classes)
     elif specialty is not None:

@@ -85,9 +85,9 @@ class Reader:
         for i, task in enumerate(tasks):
             known = ways.setdefault(task.targets, {}) if task.reads_teacher else {}
             if task.guess_weight > 0:
-                self.way[i] = self.guess[i] = _place(Targets(1.0, task.mean, task.weights), known)
+                self.way[i] = self.guess[i] = _place(_targets(task, 1.0), known)
             if task.reads_teacher and task.alpha > 0:
-                self.way[i] = _place(Targets(task.temperature, task.mean, task.weights), known)
+                self.way[i] = _place(_targets(task, task.temperature), known)
         kept: dict[str, KeptAverages | None] = {}
         self.streams = []
         for members in _same_examples(tasks, data):
@@ -147,6 +147,10 @@ class Reader:
                 answers = averaged.argmax(-1)[guessed]  # (n, B)
                 batch.guesses = answers.masked_fill(labels >= 0, -1)
             yield batch
+
+
+def _targets(task: MemberTask, temperature: float) -> Targets:
+    return Targets(temperature, task.mean, task.weights, calibration=task.calibration)
 
 
 def _place(targets: Targets, known: dict[str, Targets]) -> int:

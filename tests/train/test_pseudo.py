@@ -81,6 +81,7 @@ MIXED: list[dict[str, Any]] = [
     {"alpha": 0.5, "temperature": 4.0, "pseudo": 0.5},
     {"alpha": 0.0, "pseudo_labels": True, **HIDDEN},
     {"alpha": 0.3, "temperature": 1.0, "pseudo": 1.0, "mean": "geometric"},
+    {"alpha": 0.8, "temperature": 2.0, "pseudo": 0.5, "calibration": [0.5, 3.0]},
     {"alpha": 0.0},
 ]
 
