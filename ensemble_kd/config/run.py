@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
@@ -22,8 +23,8 @@ from ensemble_kd.stage_list import stages_of
 
 
 class Config(Block):
-    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, (export,)
-    report."""
+    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) (choose,) student,
+    (export,) report."""
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
@@ -58,6 +59,11 @@ class Config(Block):
         return stages_of(self)
 
     @property
+    def choosing(self) -> tuple[str, ...] | None:
+        """Fields of the student that are chosen on validation rows; None for none."""
+        return to_choose(self) or None
+
+    @property
     def mean(self) -> str:
         """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
         return "value" if self.data.target == "value" else self.student.mean
@@ -84,7 +90,7 @@ def _value_problems(config: Config) -> list[str]:
         # Its forms are held against the student by accuracy, and calibrated by likelihood.
         ("export", "a block", config.export is not None, "leave it out"),
         ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
-        ("student.pseudo", student.pseudo, student.pseudo > 0, "set 0"),
+        ("student.pseudo", student.pseudo, student.pseudo not in (0, "auto"), "set 0"),
         ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
         ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
@@ -120,7 +126,7 @@ def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     singles = single_problems(config) + compute_problems(config.compute)
     told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
-    others = _problems_between_fields(config)
+    others = auto_problems(config) + _value_problems(config) + _problems_between_fields(settled(config))
     return singles + [line for line in others if line.split(":", 1)[0] not in told]
 
 
@@ -144,7 +150,6 @@ def _problems_between_fields(config: Config) -> list[str]:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
-    problems += _value_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)
     problems += form_problems(config)

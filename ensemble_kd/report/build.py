@@ -102,6 +102,8 @@ class ReportInputs:
     pseudo: float = 0.0
     temperatures: list[float] | None = None
     """Of the teachers' own, by which their logits were divided for the ensemble; None where they were not."""
+    choose: dict[str, Any] | None = None
+    """What was chosen on validation rows (`report.choose`)."""
     plain_ensemble: np.ndarray | None = None  # (N, C)
     """Log-probabilities of the mean of logits as they are, where temperatures were fitted."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -176,6 +178,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "confused": _confused(inputs),
         "specialists": specialists_section(inputs),
         "calibration": calibration_section(inputs),
+        "choose": inputs.choose,
         "sweep": sweep_section(inputs.sweep) if inputs.sweep else None,
         "ships": plain(inputs.ships) if inputs.ships else None,
         "temperature": inputs.temperature,

@@ -22,6 +22,7 @@ from ensemble_kd.models.package import save_package, shipped_info
 from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
+from ensemble_kd.report.choose import choose_section
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.base import Done, Stage
@@ -41,12 +42,14 @@ def plan(
     student: str,
     sweep: str | None = None,
     forms: str | None = None,
+    chosen: str | None = None,
 ) -> StagePlan:
     settings = {"name": config.name, "mean": config.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
     inputs = {"teachers": teachers, "student": student}
     inputs |= {"sweep": sweep} if sweep else {}
     inputs |= {"export": forms} if forms else {}
+    inputs |= {"choose": chosen} if chosen else {}
     return StagePlan.of(run, "report", settings, inputs)
 
 
@@ -82,6 +85,7 @@ def run(
     special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
     sweep: Manifest | None = None,
     forms: tuple[Path, Manifest] | None = None,
+    chosen: Manifest | None = None,
 ) -> Manifest:
     """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest;
     `forms` the exported forms' folder and manifest.
@@ -123,11 +127,12 @@ def run(
             ensemble_log_probs=ensemble,
             students=students,
             shipped=student.summary["shipped"],
-            temperature=config.student.temperature,
-            alpha=config.student.alpha,
-            pseudo=config.student.pseudo,
+            temperature=config.student.numbers.temperature,
+            alpha=config.student.numbers.alpha,
+            pseudo=config.student.numbers.pseudo,
             temperatures=calibration,
             plain_ensemble=plain,
+            choose=choose_section(chosen.summary if chosen else None, student.summary["seconds"]),
             objective=_objective(config.student),
             mean=config.mean,
             settings=redacted(config.model_dump(mode="json", exclude={"report"})),
@@ -321,7 +326,9 @@ class Report(Stage):
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         swept = result_of(done["sweep"].manifest) if "sweep" in done else None
         forms = done["export"].fingerprint if "export" in done else None
-        return plan(config, run, done["teachers"].fingerprint, done["student"].fingerprint, swept, forms)
+        chosen = done["choose"].fingerprint if "choose" in done else None
+        above = (done["teachers"].fingerprint, done["student"].fingerprint)
+        return plan(config, run, *above, swept, forms, chosen)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         teachers, special, forms = done["teachers"], None, None
@@ -333,7 +340,8 @@ class Report(Stage):
             forms = (done["export"].folder, done["export"].manifest)
         sweep = done["sweep"].manifest if "sweep" in done else None
         above = (teachers.manifest, teachers.folder, done["student"].manifest, done.lineage())
-        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms)
+        chosen = done["choose"].manifest if "choose" in done else None
+        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms, chosen)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return intact(plan, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, num_teachers, student_blocks
+from ensemble_kd.config import Config, num_teachers, settled, student_blocks
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
@@ -175,7 +176,7 @@ def task(
     combined: str | None = None,
 ) -> MemberTask:
     """The student of one role and seed, counted from 0; the rest as in `tasks`."""
-    student = config.student
+    student, numbers = config.student, config.student.numbers
     learned = "ensemble"
     if combined:
         learned = role.removeprefix("from_") if role.startswith("from_") else learned
@@ -194,8 +195,8 @@ def task(
         assert combined is not None
         inputs["combined_targets"] = combined
     # Where every row has a label, there is nothing to guess.
-    pseudo = student.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
-    alone = pseudo == 1 and student.alpha == 0 and not online  # the baseline itself: trained once
+    pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
+    alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
     if student.without_classes:
         rows["without"] = student.without_classes
@@ -210,9 +211,9 @@ def task(
         examples_per_epoch=counts["transfer"],
         augment=config.data.augment.model_dump(mode="json") if views > 1 else {},
         views=views,
-        alpha=student.alpha if soft else 0.0,
+        alpha=numbers.alpha if soft else 0.0,
         objective=student.objective_fields if soft and not alone else None,
-        temperature=student.temperature if soft and not alone and config.data.target == "class" else 1.0,
+        temperature=numbers.temperature if soft and not alone and config.data.target == "class" else 1.0,
         mean=config.mean,
         weights=None if online and online["logits"] else _weights(learned, weights),
         calibration=None if online and online["logits"] else of_targets(basis.calibration, learned),
@@ -258,7 +259,7 @@ def train_phases(
         ensemble,
         run=context.folder,
         corpora=lambda: corpora(config, context.folder, data),
-        states=any(map(_reads_states, wanted)),
+        states=any(map(reads_states, wanted)),
     )
     good = train_and_follow(context, "student", wanted, load, arrays, config.student.replicas_per_member)
     if lost := [task.name for task in wanted if task not in good]:
@@ -268,7 +269,7 @@ def train_phases(
         )
 
 
-def _reads_states(task: MemberTask) -> bool:
+def reads_states(task: MemberTask) -> bool:
     """Whether what the store keeps beside logits takes the place of a teacher beside the student."""
     return task.online is not None and bool(task.online.get("stored"))
 
@@ -333,11 +334,11 @@ def run(
     receipt: Manifest,
     teachers: Manifest,
     combination: Store | None = None,
-    ready: Path | None = None,
+    ready: Sequence[Path] = (),
 ) -> Manifest:
     """Train what is missing and choose the student to ship, on validation rows.
 
-    `ready` holds members that another stage trained already: a sweep's.
+    `ready` hold members that other stages trained already: a sweep's, those that `auto` was chosen by.
     Raises TrainingError where a student's loss was not finite.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -358,7 +359,7 @@ def run(
     )
     seeds = context.config.student.seeds
     train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
-    states = any(map(_reads_states, wanted))
+    states = any(map(reads_states, wanted))
     arrays, load, streams = arrays_and_loader(
         data, info, budget, (store, receipt), combination, run=context.folder, states=states
     )
@@ -369,8 +370,8 @@ def run(
         )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
-    if ready is not None:
-        adopt(wanted, members, ready, context.console)
+    for folder in ready:
+        adopt(wanted, members, folder, context.console)
     good = train_and_follow(
         context, "student", wanted, load, arrays, context.config.student.replicas_per_member
     )
@@ -484,10 +485,10 @@ class Student(Stage):
     has_members = True
 
     def settings_problems(self, config: Config) -> list[str]:
-        return objective_problems(config)
+        return objective_problems(settled(config))
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
-        problems = data_problems(config, found)
+        problems = data_problems(settled(config), found)
         return problems + (corpus_size_problems(config, found.folder) if found.folder else [])
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
@@ -495,7 +496,7 @@ class Student(Stage):
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         store = done["soft-targets"]
-        ready = members_folder(context.folder, "sweep") if "sweep" in done else None
+        ready = [members_folder(context.folder, name) for name in ("sweep", "choose") if name in done]
         above = (store.folder, store.manifest, done["teachers"].manifest, combination_of(done), ready)
         return run(context, plan, done["data"].folder, done.info, *above)
 

@@ -382,7 +382,8 @@ class TrialBook:
 
 
 def _role(student: StudentConfig) -> str:
-    return "distilled" if student.alpha > 0 or student.pseudo > 0 or student.terms else "hard"
+    numbers = student.numbers
+    return "distilled" if numbers.alpha > 0 or numbers.pseudo > 0 or student.terms else "hard"
 
 
 def _distils(task: MemberTask) -> bool:

@@ -97,12 +97,10 @@ def fuse_key(task: MemberTask) -> str | None:
 
 def fusable(task: MemberTask, data: TrainingData) -> bool:
     """Whether students like this one can be trained together at all."""
-    return fuse_key(task) is not None and deterministic(
-        initial_network(task, data), _random_inputs(data.info)
-    )
+    return fuse_key(task) is not None and deterministic(initial_network(task, data), random_inputs(data.info))
 
 
-def _random_inputs(info: dict[str, Any]) -> Tensor:
+def random_inputs(info: dict[str, Any]) -> Tensor:
     """(4, ...) raw inputs of the data's kind."""
     generator = torch.Generator().manual_seed(0)
     shape = (4, *info["input_shape"])

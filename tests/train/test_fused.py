@@ -495,7 +495,7 @@ class Odd(Unused):
 
 def test_which_networks_can_be_stacked() -> None:
     def can(model: ModelConfig, held: TrainingData) -> bool:
-        return deterministic(build(model, held.info), fused._random_inputs(held.info))
+        return deterministic(build(model, held.info), fused.random_inputs(held.info))
 
     state = torch.get_rng_state()
     assert can(MLPConfig(hidden=[8, 8]), data()) and can(MLPConfig(hidden=[]), images())
