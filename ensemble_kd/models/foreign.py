@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.transformer import auto_class, pretrained_config
+from ensemble_kd.models.transformer import auto_class
+from ensemble_kd.models.transformer_config import pretrained_config
 from ensemble_kd.pretrained import resolve_source, source_file, source_folder
 
 PROCESSOR = "preprocessor_config.json"

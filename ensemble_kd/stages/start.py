@@ -40,6 +40,7 @@ from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.foreign import classifier_problems, taken_over
 from ensemble_kd.models.outputs import Outputs, state_name
+from ensemble_kd.models.pooling import LIBRARY, source_pooling
 from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
@@ -144,7 +145,7 @@ def online_of(
     """
     if online.source is not None:
         wanted: Any = TypeAdapter(ModelConfig).validate_python(
-            {"name": "transformer", "source": online.source}
+            {"name": "transformer", "source": online.source, "pooling": "cls"}  # its own classifier, or none
         )
         model, initial = resolve(wanted, path=f"{path}.online")
         assert initial is not None
@@ -477,7 +478,8 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
     if teachers.source == "pretrained":  # taken as it is
         trusted = bool(getattr(teachers.model, "trust_remote_code", False))
         source = teachers.given[index]
-        return TransformerConfig(source=source, trust_remote_code=trusted), f"teachers.given.{index}"
+        given = TransformerConfig(source=source, trust_remote_code=trusted, pooling="cls")
+        return given, f"teachers.given.{index}"
     return member_settings(teachers, index)[0], "teachers.model"
 
 
@@ -502,7 +504,7 @@ def _block_problems(
     if corpus is not None:
         info = {**info, "input_shape": [corpus.max_length]}
     if block.online.source is not None:
-        model: Any = TransformerConfig(source=block.online.source)
+        model: Any = TransformerConfig(source=block.online.source, pooling="cls")
         teacher, _ = resolve(model, path=f"{path}.online")
     try:
         own = skeleton(student, info, "student.model", masked_lm)
@@ -588,4 +590,6 @@ def source_digests(student: StudentConfig) -> list[str]:
     for source in filter(None, sources):
         folder = resolve_source(source)
         found.append(weights_digest(folder) if Path(folder).is_dir() else folder)
+    if (pooling := source_pooling(student.model)) != LIBRARY:
+        found.append(pooling)
     return found
