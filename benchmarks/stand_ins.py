@@ -88,7 +88,7 @@ def write_transformer(folder: Path) -> None:
 
 
 def write_pooling(folder: Path) -> None:
-    """Beside a transformer: that its states are to be read by their mean, as sentence-transformers says it."""
+    """Beside a transformer: its states are to be read by their mean, in sentence-transformers' words."""
     modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
     modules += [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
     write_json(folder / "modules.json", modules)

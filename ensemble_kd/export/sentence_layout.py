@@ -1,7 +1,7 @@
 """A folder that sentence-transformers loads, of a student that pools its tokens' states: an encoder as
 transformers saves it, 1_Pooling, and the classifier as 2_Dense. What `encode` gives are the logits.
 
-In the names and fields of version 2 of that library, which every version since reads.
+In the names and fields that version 2 of that library writes and version 6 reads too.
 """
 
 from __future__ import annotations

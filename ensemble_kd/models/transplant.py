@@ -179,7 +179,7 @@ def _with_code(
         raise ConfigError(
             "layers, fold_token_types: not for a model that comes with its own code; leave them out"
         )
-    fields = {"source": source, "architecture": model.architecture, "dropout": model.dropout}
+    fields: dict[str, Any] = {"source": source, "architecture": model.architecture, "dropout": model.dropout}
     fields |= {"pooling": pooling, "pieces": pieces if model.vocabulary != "all" else None}
     kept = TransformerConfig.model_validate({**fields, "trust_remote_code": True})
     return kept.model_dump(mode="json", exclude_defaults=True) | {"name": "transformer"}

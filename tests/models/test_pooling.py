@@ -83,13 +83,13 @@ def test_a_linear_layer_on_what_the_library_gives(kind: str, how: str) -> None:
     known = AutoConfig.for_model(kind).to_dict()
     architecture = {"model_type": kind, **{k: v for k, v in fields.items() if k in known}}
     torch.manual_seed(0)
-    network = build(TransformerConfig(architecture=architecture, pooling=how), INFO).eval()  # type: ignore[arg-type]
+    network = build(TransformerConfig(architecture=architecture, pooling=how), INFO).eval()
     body = body_of(network)
     with torch.no_grad():
         found = network(SINGLE, hidden=True)
         for row, tokens in enumerate(SINGLE):  # one by one, so that there is no padding
             alone = tokens[tokens > 0][None]
-            states = body.encoder(input_ids=alone - 1).last_hidden_state[0]  # type: ignore[operator]
+            states = body.encoder(input_ids=alone - 1).last_hidden_state[0]
             pooled = states.mean(0) if how == "mean" else states.max(0).values
             expected = torch.nn.functional.linear(pooled, body.head.weight, body.head.bias)  # type: ignore[union-attr]
             torch.testing.assert_close(found.logits[row], expected, atol=1e-5, rtol=1e-4)
@@ -195,7 +195,7 @@ def test_a_student_reads_as_the_teacher_that_it_starts_from(sentences: str) -> N
         made = student(pooling=pooling)
         assert not torch.equal(made.head.weight, teacher.head.weight)  # type: ignore[union-attr]
         states = [one(SINGLE, hidden=True).hidden for one in (made, teacher)]
-        assert torch.equal(states[0]["layer_4"], states[1]["layer_4"])  # type: ignore[index]
+        assert torch.equal(states[0]["layer_4"], states[1]["layer_4"])
 
 
 def test_fewer_word_pieces(sentences: str) -> None:
