@@ -123,7 +123,7 @@ def measures_of(target: Any) -> Measures:
 
 
 def columns_of(report: dict[str, Any]) -> tuple[Column, ...]:
-    """The columns of a report's tables; `class_ratio`: test rows of the most frequent class by the rarest's."""
+    """The columns of a report's tables; `class_ratio`: test rows of its largest class by its smallest's."""
     columns = measures_of(report.get("target")).columns
     if (report.get("class_ratio") or 1.0) >= FAR_FROM_EQUAL:
         return columns
