@@ -7,7 +7,7 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 
 from __future__ import annotations
 
-from ensemble_kd.config.class_weights import class_name_problems, with_class_weights
+from ensemble_kd.config.class_weights import balanced_weights, class_name_problems, with_class_weights
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
@@ -67,6 +67,7 @@ __all__ = [
     "TrainingConfig",
     "TransformerConfig",
     "apply_override",
+    "balanced_weights",
     "class_name_problems",
     "corner_problems",
     "cross_field_problems",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kd.config.base import replace
@@ -78,14 +78,22 @@ def class_name_problems(config: Config, class_names: list[str]) -> list[str]:
     return problems
 
 
-def with_class_weights(
-    config: Config, class_names: list[str], counts: list[int], balanced: Callable[[list[int]], list[float]]
-) -> Config:
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """N / (K * n_c) for each class c, N labels in all, K classes that occur; 1 for a class without a label.
+
+    Each class that occurs then weighs the same in the sum of the losses, and the mean weight of a label is 1,
+    so that the learning rate keeps its meaning.
+    """
+    total, occurring = sum(counts), sum(count > 0 for count in counts)
+    return [total / (occurring * count) if count else 1.0 for count in counts]
+
+
+def with_class_weights(config: Config, class_names: list[str], counts: list[int]) -> Config:
     """`balanced` and numbers by name as one number a class; `counts` are the training labels by class."""
 
     def numbers(weights: Any) -> list[float] | None:
         if weights == "balanced":
-            return balanced(counts)
+            return balanced_weights(counts)
         if isinstance(weights, dict):
             return [weights.get(name, 1.0) for name in class_names]
         return None

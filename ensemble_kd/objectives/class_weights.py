@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +10,6 @@ from torch import Tensor
 
 from ensemble_kd.objectives.base import over_classes
 from ensemble_kd.objectives.hard import UNLABELLED, cross_entropy
-
-
-def balanced_weights(counts: Sequence[int]) -> list[float]:
-    """N / (K * n_c) for each class c, N labels in all, K classes that occur; 1 for a class without a label.
-
-    Each class that occurs then weighs the same in the sum of the losses, and the mean weight of a label is 1,
-    so that the learning rate keeps its meaning.
-    """
-    total, occurring = sum(counts), sum(count > 0 for count in counts)
-    return [total / (occurring * count) if count else 1.0 for count in counts]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, CsvConfig, class_name_problems, text_source, with_class_weights
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.prepared import load_labels, prepare, source_fingerprint
-from ensemble_kd.objectives.class_weights import balanced_weights
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
@@ -71,7 +70,7 @@ class Data(Stage):
         return run(context, plan)
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
-        return class_name_problems(config, found.info["class_names"])
+        return class_name_problems(config, found.info.get("class_names", []))
 
     def rewrite(self, config: Config, artifact: Artifact) -> Config:
         """Weights of classes as numbers: only the labels tell what `balanced` comes to."""
@@ -80,7 +79,7 @@ class Data(Stage):
         if config.data.target == "value":
             return config
         counts = np.bincount(labels[labelled(labels)], minlength=len(names)).tolist()
-        return with_class_weights(config, names, counts, balanced_weights)
+        return with_class_weights(config, names, counts)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         info = summary["info"]

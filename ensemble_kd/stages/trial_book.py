@@ -13,10 +13,9 @@ from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
 from ensemble_kd.artifacts import Manifest, canonical, fingerprint, read_json, write_json
-from ensemble_kd.config import StudentConfig, SweepConfig
+from ensemble_kd.config import StudentConfig, SweepConfig, balanced_weights
 from ensemble_kd.data.prepared import load_info, load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
-from ensemble_kd.objectives.class_weights import balanced_weights
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.members import all_intact, members_folder, prefixed

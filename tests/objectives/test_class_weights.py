@@ -11,9 +11,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from ensemble_kd.config import TrainingConfig, class_name_problems, validate, with_class_weights
+from ensemble_kd.config import (
+    TrainingConfig,
+    balanced_weights,
+    class_name_problems,
+    validate,
+    with_class_weights,
+)
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.objectives.class_weights import WeightedCrossEntropy, balanced_weights
+from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.hard import cross_entropy
 
 
@@ -101,11 +107,11 @@ def test_numbers_in_place_of_names() -> None:
             student__training={"class_weights": {"a": 0.5}},
         )
     )
-    found = with_class_weights(config, ["a", "b"], [30, 10], balanced_weights)
+    found = with_class_weights(config, ["a", "b"], [30, 10])
     assert found.teachers.training.class_weights == pytest.approx([40 / 60, 2.0])
     assert found.teachers.overrides[0].training["class_weights"] == [1.0, 3.0]
     assert found.student.training.class_weights == [0.5, 1.0]
-    assert with_class_weights(found, ["a", "b"], [30, 10], balanced_weights) == found
+    assert with_class_weights(found, ["a", "b"], [30, 10]) == found
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from torch import Tensor
 from toy import CLASSES, INFO, arrays, data, settings, streamed, task
 
 from ensemble_kd.artifacts import damage, read_json
-from ensemble_kd.config import TrainingConfig
+from ensemble_kd.config import TrainingConfig, balanced_weights
 from ensemble_kd.data.prepared import Arrays
-from ensemble_kd.objectives.class_weights import balanced_weights
 from ensemble_kd.train.batches import Block, slice_block
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.member import (
