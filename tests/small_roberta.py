@@ -28,7 +28,7 @@ def write_roberta(folder: Path, texts: list[str]) -> Path:
         intermediate_size=16,
         max_position_embeddings=32,
         initializer_range=0.5,
-        num_labels=2,
+        id2label={0: "LABEL_0", 1: "LABEL_1"},
     )
     RobertaForSequenceClassification(config).save_pretrained(folder)
     return folder

@@ -51,8 +51,9 @@ def reference(folder: Path, rows: list[str]) -> np.ndarray:
 
     ask = pipeline("text-classification", str(folder), top_k=None, function_to_apply="none")
     found = ask(rows, truncation=True, max_length=30)
-    names = [ask.model.config.id2label[i] for i in range(2)]
-    scores = [{entry["label"]: entry["score"] for entry in row} for row in found]
+    config: Any = ask.model.config
+    names = [config.id2label[i] for i in range(2)]
+    scores: list[Any] = [{entry["label"]: entry["score"] for entry in row} for row in found]  # type: ignore
     return np.array([[row[name] for name in names] for row in scores], np.float32)
 
 
@@ -95,11 +96,12 @@ def test_grey_images_of_another_size(tmp_path: Path) -> None:
         num_attention_heads=2,
         intermediate_size=8,
         initializer_range=1.0,
-        num_labels=2,
+        id2label={0: "LABEL_0", 1: "LABEL_1"},
     )
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    ViTImageProcessor(size={"height": 16, "width": 16}, **mean).save_pretrained(tmp_path)
+    size = {"height": 16, "width": 16}
+    processor = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor.save_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(256, size=(3, 8, 8, 1), dtype=np.uint8)
     info = {"kind": "image", "input_shape": [8, 8, 1], "num_classes": 2, "class_names": ["cat", "dog"]}
     found = load_classifier(str(tmp_path), info, "teachers.given.0")(images)
