@@ -329,7 +329,7 @@ def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
     wanted = [("student.model.source", getattr(config.student.model, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
-    if config.teachers.source == "pretrained":
+    if config.teachers.source in ("pretrained", "transformers"):
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
     if config.teachers.source == "train":
         models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
@@ -349,6 +349,8 @@ def source_problems(config: Config) -> list[str]:
             problems += error.problems
     if getattr(config.student.model, "weights", "") == "random":
         folders.pop("student.model.source", None)  # only its architecture is taken over
+    if config.teachers.source == "transformers":  # each reads its own word pieces
+        folders = {path: folder for path, folder in folders.items() if not path.startswith("teachers.")}
     return problems or _tokenizer_problems(config, folders)
 
 
@@ -369,8 +371,7 @@ def _tokenizer_problems(config: Config, folders: dict[str, str]) -> list[str]:
             f"by, that of {usual} with {len(own)} (for one, {other!r} is {theirs.get(other)} there and "
             f"{own.get(other)} here); teachers and students read the same pieces: use models that share a "
             + (
-                "tokenizer, or call each with its own: teachers.source=callable, with a function that takes "
-                "a list of texts and returns (B, C) logits"
+                "tokenizer, or ask each with its own: teachers.source=transformers"
                 if path.startswith("teachers.given")
                 else "tokenizer, or set weights: random for this one"
             )
