@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -14,6 +14,7 @@ from ensemble_kd.secret_options import remember
 class MLPConfig(Block):
     """Fully connected layers with ReLU."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
     name: Literal["mlp"] = "mlp"
     """`mlp`"""
     hidden: list[Annotated[int, Field(ge=1)]] = [128, 128]
@@ -27,6 +28,7 @@ class MLPConfig(Block):
 class ResNetConfig(Block):
     """Small residual network for images (arXiv 1512.03385, CIFAR form)."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["resnet"] = "resnet"
     """`resnet`"""
     width: int = Field(16, ge=1)
@@ -40,6 +42,7 @@ class ResNetConfig(Block):
 class BagConfig(Block):
     """Mean of token embeddings, then fully connected layers."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
     name: Literal["bag"] = "bag"
     """`bag`"""
     embedding: int = Field(64, ge=1)
@@ -53,6 +56,7 @@ class BagConfig(Block):
 class BiLSTMConfig(Block):
     """Token embeddings, a bidirectional LSTM, max-pooling over time (as in arXiv 1903.12136)."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
     name: Literal["bilstm"] = "bilstm"
     """`bilstm`"""
     embedding: int = Field(100, ge=1)
@@ -133,14 +137,15 @@ ModelConfig = Annotated[
 ]
 
 
+OURS: tuple[Any, ...] = (MLPConfig, ResNetConfig, BagConfig, BiLSTMConfig)
+"""Those that say which `kinds` of inputs they take; of the others only building them tells."""
+
+
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
-    takes = {"resnet": {"image"}, "bag": {"text"}, "bilstm": {"text"}, "mlp": {"image", "numeric"}}
-    if model.name in takes and kind not in takes[model.name]:
-        good = sorted(name for name, kinds in takes.items() if kind in kinds)
-        return [
-            f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"
-        ]
-    return []
+    if kind in getattr(model, "kinds", (kind,)):
+        return []
+    good = sorted(block.model_fields["name"].default for block in OURS if kind in block.kinds)
+    return [f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"]
 
 
 def transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:

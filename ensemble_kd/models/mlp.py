@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble_kd.config import MLPConfig
 from ensemble_kd.models.outputs import Outputs
 
 
@@ -43,3 +46,8 @@ class MLP(nn.Module):
             if self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
         return Outputs(self.head(x), states if hidden else None)
+
+
+def build_mlp(model: MLPConfig, info: dict[str, Any], num_outputs: int) -> MLP:
+    features = math.prod(info["input_shape"])
+    return MLP(features, num_outputs, model.hidden, model.dropout, model.input_dropout)

@@ -6,11 +6,13 @@ Both take (B, L) integers where 0 is padding, and give the same result for any a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ensemble_kd.config import BagConfig, BiLSTMConfig
 from ensemble_kd.models.mlp import MLP
 from ensemble_kd.models.outputs import Outputs
 
@@ -47,6 +49,10 @@ class Bag(nn.Module):
         if hidden:
             outputs.hidden = {"pooled": pooled, **outputs.hidden}
         return outputs
+
+
+def build_bag(model: BagConfig, info: dict[str, Any], num_outputs: int) -> Bag:
+    return Bag(info["vocabulary_size"], num_outputs, model.embedding, model.hidden, model.dropout)
 
 
 class BiLSTM(nn.Module):
@@ -94,3 +100,15 @@ class BiLSTM(nn.Module):
         if hidden:
             outputs.hidden = {"pooled": pooled, "classifier": outputs.hidden["layer_1"]}
         return outputs
+
+
+def build_bilstm(model: BiLSTMConfig, info: dict[str, Any], num_outputs: int) -> BiLSTM:
+    return BiLSTM(
+        info["vocabulary_size"],
+        num_outputs,
+        model.embedding,
+        model.hidden,
+        model.layers,
+        model.classifier_hidden,
+        model.dropout,
+    )
