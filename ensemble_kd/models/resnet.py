@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensemble_kd.config import ResNetConfig
+from ensemble_kd.models.dropout import dropout
 from ensemble_kd.models.outputs import Outputs
 
 
@@ -75,7 +76,7 @@ class ResNet(nn.Module):
         if hidden:
             states["pooled"] = x
         if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return Outputs(self.head(x), states if hidden else None)
 
 

@@ -31,7 +31,7 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
 from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer, train_step
@@ -170,6 +170,9 @@ class Fleet:
         """Train and judge one epoch; the entry of each member, None where there is none."""
         began, count = time.perf_counter(), len(self.stack)
         self.stack.train()
+        self.stack.reseed(
+            [mix(member.task.seed, epoch, 0, 7) for member in self.members]
+        )  # as `train_epochs`
         totals = torch.zeros(count, device=self.device)
         batches = self.reader.epoch(epoch, self.stack.numbers)
         for step, batch in enumerate(batches, start=epoch * self.reader.steps_per_epoch):
