@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
 from ensemble_kd.config.data import DataConfig
+from ensemble_kd.config.start import StaticEmbeddingConfig, start_of_table
 from ensemble_kd.secret_options import remember
 
 
@@ -39,7 +46,24 @@ class ResNetConfig(Block):
     """Probability of dropping a feature before the classifier."""
 
 
-class BagConfig(Block):
+class TableConfig(Block):
+    """What networks with a table of vectors have in common."""
+
+    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of_table)] = None
+    """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
+    null, or `random`, for random numbers."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what version 0.1 did not have, where it is left alone: the fingerprints stay."""
+        found: dict[str, Any] = handler(self)
+        for name in ("start", "piece_weights"):
+            if name in found and not found[name]:
+                found.pop(name)
+        return found
+
+
+class BagConfig(TableConfig):
     """Mean of token embeddings, then fully connected layers."""
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
@@ -49,6 +73,26 @@ class BagConfig(Block):
     """Width of a token embedding."""
     hidden: list[Annotated[int, Field(ge=1)]] = []
     """Units of each hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature."""
+    piece_weights: bool = False
+    """Whether the mean is weighted, with one learned weight per token of the vocabulary."""
+
+
+class TextCNNConfig(TableConfig):
+    """Convolutions over token embeddings, maximum over time, fully connected layers (arXiv 1408.5882)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
+    name: Literal["text_cnn"] = "text_cnn"
+    """`text_cnn`"""
+    embedding: int = Field(128, ge=1)
+    """Width of a token embedding."""
+    widths: list[Annotated[int, Field(ge=1, le=64)]] = Field([2, 3, 4], min_length=1, max_length=64)
+    """Tokens that a filter reads at once, one entry for each group of filters."""
+    filters: int = Field(100, ge=1)
+    """Filters of each width."""
+    hidden: list[Annotated[int, Field(ge=1)]] = []
+    """Units of each hidden layer before the classifier."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature."""
 
@@ -132,12 +176,18 @@ class CustomModelConfig(Block):
 
 
 ModelConfig = Annotated[
-    MLPConfig | ResNetConfig | BagConfig | BiLSTMConfig | TransformerConfig | CustomModelConfig,
+    MLPConfig
+    | ResNetConfig
+    | BagConfig
+    | TextCNNConfig
+    | BiLSTMConfig
+    | TransformerConfig
+    | CustomModelConfig,
     Field(discriminator="name"),
 ]
 
 
-OURS: tuple[Any, ...] = (MLPConfig, ResNetConfig, BagConfig, BiLSTMConfig)
+OURS: tuple[Any, ...] = (MLPConfig, ResNetConfig, BagConfig, TextCNNConfig, BiLSTMConfig)
 """Those that say which `kinds` of inputs they take; of the others only building them tells."""
 
 

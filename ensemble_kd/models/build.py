@@ -18,12 +18,14 @@ from ensemble_kd.models.mlp import build_mlp
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.resnet import build_resnet
 from ensemble_kd.models.text import build_bag, build_bilstm
+from ensemble_kd.models.text_cnn import build_text_cnn
 from ensemble_kd.secret_options import revealed
 
 BODIES: dict[str, Callable[[Any, dict[str, Any], int], nn.Module]] = {
     "mlp": build_mlp,
     "resnet": build_resnet,
     "bag": build_bag,
+    "text_cnn": build_text_cnn,
     "bilstm": build_bilstm,
 }
 """By `name`: (the model's block, `info`, number of outputs) -> its body. Transformers take seconds to import,

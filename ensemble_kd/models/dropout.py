@@ -1,4 +1,4 @@
-"""Dropout whose masks can be given from outside: students that are trained stacked draw what each would alone."""
+"""Dropout whose masks can be given from outside: stacked students draw what each would alone."""
 
 from __future__ import annotations
 

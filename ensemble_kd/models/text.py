@@ -20,8 +20,8 @@ from ensemble_kd.models.outputs import Outputs
 class Bag(nn.Module):
     """Mean of the embeddings of all tokens that are not padding, then an MLP (arXiv 1607.01759).
 
-    A text without tokens has the mean 0. Hidden states: `pooled` (B, embedding) and the MLP's
-    `layer_1`, ... (B, units).
+    With `piece_weights` each is multiplied by its token's learned weight before the mean. A text without
+    tokens has the mean 0. Hidden states: `pooled` (B, embedding) and the MLP's `layer_1`, ... (B, units).
     """
 
     def __init__(
@@ -31,12 +31,16 @@ class Bag(nn.Module):
         embedding: int = 64,
         hidden: Sequence[int] = (),
         dropout: float = 0.0,
+        *,
+        piece_weights: bool = False,
     ) -> None:
         super().__init__()
-        self.embedding = nn.EmbeddingBag(vocabulary_size, embedding, mode="mean", padding_idx=0)
+        mode = "sum" if piece_weights else "mean"  # torch takes weights with sums alone
+        self.embedding = nn.EmbeddingBag(vocabulary_size, embedding, mode=mode, padding_idx=0)
         with torch.no_grad():
             self.embedding.weight.normal_(std=0.1)
             self.embedding.weight[0].zero_()
+        self.piece_weight = nn.Parameter(torch.ones(vocabulary_size)) if piece_weights else None
         self.mlp = MLP(embedding, num_outputs, hidden, dropout, input_dropout=dropout)
 
     @property
@@ -44,15 +48,32 @@ class Bag(nn.Module):
         return self.mlp.head
 
     def forward(self, tokens: Tensor, hidden: bool = False) -> Outputs:
-        pooled = self.embedding(tokens)  # (B, L) -> (B, embedding)
+        if self.piece_weight is None:
+            pooled = self.embedding(tokens)  # (B, L) -> (B, embedding)
+        else:
+            pooled = self.embedding(tokens, per_sample_weights=shares(tokens, self.piece_weight))
         outputs = self.mlp(pooled, hidden)
         if hidden:
             outputs.hidden = {"pooled": pooled, **outputs.hidden}
         return outputs
 
 
+def shares(tokens: Tensor, weight: Tensor | None) -> Tensor:
+    """(B, L) by which a Bag's vectors are multiplied before they are added up."""
+    present = (tokens != 0).to(torch.float32)
+    share = present / present.sum(1, keepdim=True).clamp(min=1)
+    return share if weight is None else share * weight[tokens.to(torch.int64)]
+
+
 def build_bag(model: BagConfig, info: dict[str, Any], num_outputs: int) -> Bag:
-    return Bag(info["vocabulary_size"], num_outputs, model.embedding, model.hidden, model.dropout)
+    return Bag(
+        info["vocabulary_size"],
+        num_outputs,
+        model.embedding,
+        model.hidden,
+        model.dropout,
+        piece_weights=model.piece_weights,
+    )
 
 
 class BiLSTM(nn.Module):

@@ -20,7 +20,6 @@ from ensemble_kd.config import (
     ModelConfig,
     OnlineConfig,
     PhaseConfig,
-    StudentConfig,
     TransformerConfig,
     member_settings,
     num_teachers,
@@ -53,6 +52,7 @@ from ensemble_kd.pretrained import (
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
+from ensemble_kd.stages.vectors import VectorsPlan, vectors_plan
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
 
@@ -76,6 +76,8 @@ class Basis:
     """Layout of the teachers' store, where what it keeps beside logits is held for the students."""
     info: dict[str, Any] = field(default_factory=dict)
     """Of the data."""
+    vectors: VectorsPlan | None = None
+    """The table that `initial` names, to be made before members are trained."""
 
     @cached_property
     def student(self) -> Network:
@@ -109,7 +111,10 @@ def basis_of(
         pieces = used_pieces(texts, _special(data), vocabulary if isinstance(vocabulary, int) else None)
     model, initial = resolve(config.student.model, teacher, pieces, "student.model")
     names = {phase.name: _corpus_name(phase.corpus) for phase in config.student.phases if phase.corpus}
-    return Basis(found, model, initial, names, store, load_info(data).to_dict())
+    vectors = vectors_plan(config, data, found)
+    if vectors is not None:
+        initial = vectors.place
+    return Basis(found, model, initial, names, store, load_info(data).to_dict(), vectors)
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -326,7 +331,9 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
 
 def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
+    start = getattr(config.student.model, "start", None)
     wanted = [("student.model.source", getattr(config.student.model, "source", None))]
+    wanted += [("student.model.start.source", getattr(start, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
     if config.teachers.source == "pretrained":
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
@@ -578,9 +585,13 @@ def sample_outputs(network: Network, info: dict[str, Any], wants: dict[str, bool
     )
 
 
-def source_digests(student: StudentConfig) -> list[str]:
+def source_digests(config: Config) -> list[str]:
     """Fingerprints of the files that a student reads beside the run's own: pretrained models, corpora."""
+    student = config.student
     sources = [getattr(student.model, "source", None), student.online.source]
+    start = getattr(student.model, "start", None)
+    if start is not None and start.weights == "pretrained":
+        sources.append(start.source or text_source(config))
     found = []
     for phase in student.phases:
         sources.append(phase.online.source)

@@ -72,7 +72,9 @@ def fuse_key(task: MemberTask) -> str | None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
-    if task.model["name"] == "transformer" or task.initial or task.terms or task.online:
+    if task.model["name"] == "transformer" or task.terms or task.online:
+        return None
+    if task.initial and "vectors" not in task.initial:
         return None
     if training.gradient_accumulation > 1 or training.max_norm is not None:
         return None

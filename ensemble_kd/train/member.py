@@ -63,6 +63,8 @@ from ensemble_kd.train.validation import validation_metrics
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.json"
+BY_LENGTH = ("transformer", "bilstm", "text_cnn")
+"""Models that cost as much as their texts are long: batches are of about one length."""
 
 
 @dataclass(frozen=True)
@@ -538,7 +540,7 @@ def make_batches(
         replicas=replicas.size,
         device=device,
         trim_padding=data.info["kind"] == "text",
-        by_length=data.info["kind"] == "text" and task.model["name"] in ("transformer", "bilstm"),
+        by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
         masking=masking,
     )
 

@@ -63,7 +63,7 @@ class Stack(nn.Module):
             with given_noise(lambda x, probability: self._noise(x, probability)[source]):
                 return forward(parameters, constants, inputs)
 
-        # `same`, because noise is drawn inside, for all at once; what else draws is no `deterministic` network.
+        # `same`: noise is drawn inside, for all at once. What draws by itself is not `deterministic`.
         self._shared = vmap(noisy, in_dims=(0, 0, None, 0), randomness="same")
         self._each = vmap(noisy, in_dims=(0, 0, 0, 0), randomness="same")
         self.reseed([0] * len(networks))
@@ -188,9 +188,9 @@ class StackedOptimizer:
 def deterministic(network: Network, inputs: Tensor) -> bool:
     """Whether networks like this one can be a `Stack`; `inputs` (B, ...) are raw ones to try it on.
 
-    Its training forward pass draws nothing at random but `models.dropout` and changes no buffer, padding makes
-    no difference to texts (those of several seeds are brought to one length), and two in a stack give what
-    each gives alone, gradients and dropout included.
+    Its training forward pass draws nothing at random but `models.dropout` and changes no buffer, padding
+    makes no difference to texts (those of several seeds are brought to one length), and two in a stack give
+    what each gives alone, gradients and dropout included.
     """
     try:
         with torch.random.fork_rng(devices=[]), quiet():

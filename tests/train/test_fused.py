@@ -212,11 +212,18 @@ def images(views: int = 1) -> TrainingData:
     return TrainingData(info, parts[0], parts[1], parts[2], Words(96, views))
 
 
-def test_bags_of_words(tmp_path: Path) -> None:
-    """Batches are cut to their longest text; those of two seeds to that of both. Dropout is each one's own."""
-    bag = {"name": "bag", "embedding": 6, "hidden": [8], "dropout": 0.3}
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "bag", "embedding": 6, "hidden": [8], "dropout": 0.3},
+        {"name": "bag", "embedding": 6, "piece_weights": True},
+        {"name": "text_cnn", "embedding": 6, "filters": 5, "widths": [1, 3], "dropout": 0.3},
+    ],
+)
+def test_texts_of_several_lengths(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Batches are cut to their longest text; those of two seeds to that of both."""
     check(
-        [student(seed=seed, temperature=t, model=bag) for seed, t in ((7, 1.0), (7, 2.0), (8, 2.0))],
+        [student(seed=seed, temperature=t, model=model) for seed, t in ((7, 1.0), (7, 2.0), (8, 2.0))],
         texts(),
         tmp_path,
     )
