@@ -42,12 +42,25 @@ class Bag(nn.Module):
             self.embedding.weight[0].zero_()
         self.piece_weight = nn.Parameter(torch.ones(vocabulary_size)) if piece_weights else None
         self.mlp = MLP(embedding, num_outputs, hidden, dropout, input_dropout=dropout)
+        self.register_buffer("row_of", None, persistent=False)
+
+    row_of: Tensor | None
+    """(V,) row of each token, where `models.rows` has cut the tables."""
+    cut: tuple[Tensor, list[Tensor]] | None = None
+    """What it has cut off."""
+
+    @property
+    def tables(self) -> list[tuple[nn.Module, str]]:
+        found: list[tuple[nn.Module, str]] = [(self.embedding, "weight")]
+        return found if self.piece_weight is None else [*found, (self, "piece_weight")]
 
     @property
     def head(self) -> nn.Linear:
         return self.mlp.head
 
     def forward(self, tokens: Tensor, hidden: bool = False) -> Outputs:
+        if self.row_of is not None:
+            tokens = self.row_of[tokens.to(torch.int64)]
         if self.piece_weight is None:
             pooled = self.embedding(tokens)  # (B, L) -> (B, embedding)
         else:

@@ -44,12 +44,24 @@ class TextCNN(nn.Module):
             self.embedding.weight[0].zero_()
         self.filters = nn.ModuleList(nn.Conv1d(embedding, filters, width) for width in widths)
         self.mlp = MLP(filters * len(widths), num_outputs, hidden, dropout, input_dropout=dropout)
+        self.register_buffer("row_of", None, persistent=False)
+
+    row_of: Tensor | None
+    """(V,) row of each token, where `models.rows` has cut the table."""
+    cut: tuple[Tensor, list[Tensor]] | None = None
+    """What it has cut off."""
+
+    @property
+    def tables(self) -> list[tuple[nn.Module, str]]:
+        return [(self.embedding, "weight")]
 
     @property
     def head(self) -> nn.Linear:
         return self.mlp.head
 
     def forward(self, tokens: Tensor, hidden: bool = False) -> Outputs:
+        if self.row_of is not None:
+            tokens = self.row_of[tokens.to(torch.int64)]
         vectors = self.embedding(tokens)  # (B, L, D)
         present = (tokens != 0).unsqueeze(2).to(vectors.dtype)
         # Not left to `padding_idx`: torch.func.vmap does not heed it where tokens differ between networks.

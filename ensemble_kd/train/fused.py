@@ -27,7 +27,9 @@ from torch import Tensor
 from ensemble_kd.artifacts import canonical, write_json
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.models.build import Network
 from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
@@ -39,6 +41,7 @@ from ensemble_kd.train.member import (
     FAILED,
     MemberTask,
     TrainingData,
+    cut_tables,
     finish_member,
     initial_network,
     loss_of,
@@ -93,6 +96,13 @@ def fusable(task: MemberTask, data: TrainingData) -> bool:
     )
 
 
+def started(task: MemberTask, data: TrainingData) -> Network:
+    """The network that a task's training starts with."""
+    network = initial_network(task, data)
+    cut_tables(task, data, network)
+    return network
+
+
 def _random_inputs(info: dict[str, Any]) -> Tensor:
     """(4, ...) raw inputs of the data's kind."""
     generator = torch.Generator().manual_seed(0)
@@ -137,9 +147,9 @@ class Fleet:
         self.total_steps = self.training.epochs * self.reader.steps_per_epoch
         self.unit = self.training.model_copy(update={"learning_rate": 1.0})
         by_seed = {task.seed: task for task in tasks}
-        networks = {seed: initial_network(task, data).to(device) for seed, task in by_seed.items()}
-        self.network = networks[tasks[0].seed]
-        self.stack = Stack([networks[task.seed] for task in tasks])
+        self.networks = {seed: started(task, data).to(device) for seed, task in by_seed.items()}
+        self.network = self.networks[tasks[0].seed]
+        self.stack = Stack([self.networks[task.seed] for task in tasks])
         self._arrange(None)
         self.validation = as_tensor(data.validation.inputs)
         self.validation_labels = as_tensor(data.validation.labels)
@@ -300,8 +310,10 @@ def fused_epochs(
         yield entries
     for i, member in enumerate(fleet.members):
         if member.reason is None:
-            network = copy.deepcopy(fleet.network)  # what finishing does to one is not for the next
+            # A copy: what finishing does to one is not for the next.
+            network = copy.deepcopy(fleet.networks[member.task.seed])
             fleet.stack.copy_to(network, fleet.weights_of(i), i)
+            restore_tables_(network)
             share = (time.perf_counter() - began) / len(tasks)
             folder = member.task.folder(members)
             finish_member(member.task, data, network, member.progress, folder, device, share)
@@ -368,7 +380,7 @@ def choose_fuse(
     device = device or torch.device("cpu")
     if limit < 2 or not fusable(task, data):
         return 1
-    one_copy = 4 * initial_network(task, data).num_parameters
+    one_copy = 4 * started(task, data).num_parameters
     limit = min(limit, _free_memory(device) // 4 // (COPIES * one_copy))
     alone, shares = math.inf, {1: math.inf}
     n = 2
