@@ -52,7 +52,7 @@ from ensemble_kd.pretrained import (
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
-from ensemble_kd.stages.vectors import VectorsPlan, vectors_plan
+from ensemble_kd.stages.vectors import VectorsPlan, table_problems, vectors_plan
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
 
@@ -428,6 +428,10 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         return []
     problems: list[str] = []
     teachers = [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+    try:
+        problems += table_problems(config, teachers)
+    except ConfigError as error:
+        problems += error.problems
     any_of: list[dict[str, Any] | None] = [*teachers] or [None]
     for teacher in any_of:  # each may turn out to be the best
         given = None if teacher is None else {"model": teacher, "initial": {}}
@@ -489,10 +493,11 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
 
 
 def _is_new(config: Config) -> bool:
-    """Whether the student is a transformer, or learns from more than stored logits."""
+    """Whether the student is a transformer, starts from one, or learns from more than stored logits."""
     student = config.student
     more = student.terms or student.phases or student.online.logits
-    return isinstance(student.model, TransformerConfig) or bool(more)
+    started = getattr(student.model, "start", None) is not None
+    return isinstance(student.model, TransformerConfig) or started or bool(more)
 
 
 def _block_problems(

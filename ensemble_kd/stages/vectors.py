@@ -16,12 +16,13 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
 
 from ensemble_kd.artifacts import checksum, damage, fingerprint, finish, read_manifest, write_atomic
-from ensemble_kd.config import Config, ModelConfig, text_source
+from ensemble_kd.config import Config, ModelConfig, TransformerConfig, text_source
 from ensemble_kd.data.prepared import load_info, read_shard, shard_paths
 from ensemble_kd.data.tokenize import TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.mirror import attached
-from ensemble_kd.models.init.static_embedding import piece_states, piece_vectors
+from ensemble_kd.models.init.static_embedding import piece_states, piece_vectors, too_wide
+from ensemble_kd.models.transformer import config_of
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.context import Console
@@ -94,6 +95,21 @@ def _pretrained(config: Config) -> dict[str, Any]:
     settings, initial = resolve(wanted, path=PATH)
     assert initial is not None
     return {**initial, "model": settings}
+
+
+def table_problems(config: Config, teachers: list[dict[str, Any]]) -> list[str]:
+    """A table that is wider than what it is to come from; `teachers` are their models' settings."""
+    model: Any = config.student.model
+    start = getattr(model, "start", None)
+    if start is None:
+        return []
+    if start.weights == "teacher":
+        settings = [teacher for teacher in teachers if teacher["name"] == "transformer"]
+    else:
+        settings = [_pretrained(config)["model"]]
+    known = [config_of(TransformerConfig.model_validate(one)) for one in settings]
+    widest = min((getattr(one, "hidden_size", model.embedding) for one in known), default=model.embedding)
+    return [f"student.model.{too_wide(model.embedding, widest)}"] if widest < model.embedding else []
 
 
 def make_vectors(wanted: VectorsPlan | None, run: Path, data: Path, console: Console) -> None:

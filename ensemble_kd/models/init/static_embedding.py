@@ -53,10 +53,7 @@ def piece_vectors(states: Tensor, counts: np.ndarray, width: int, frequency: flo
     Raises ConfigError for a width above H.
     """
     if width > states.shape[1]:
-        raise ConfigError(
-            f"embedding: {width}, but the transformer that the vectors come from has {states.shape[1]} "
-            f"hidden units; lower it to {states.shape[1]}, or below"
-        )
+        raise ConfigError(too_wide(width, states.shape[1]))
     centred = states.double() - states.double().mean(0)
     _, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
     axes = axes.flip(1)[:, :width]
@@ -66,6 +63,13 @@ def piece_vectors(states: Tensor, counts: np.ndarray, width: int, frequency: flo
     weights = frequency / (frequency + shares)
     vectors = (centred @ (axes * signs)) * weights[:, None]
     return torch.cat([torch.zeros(1, width), vectors.float()])
+
+
+def too_wide(width: int, states: int) -> str:
+    return (
+        f"embedding: {width}, but the transformer that the vectors come from is {states} wide; lower it to "
+        f"{states} or less"
+    )
 
 
 @torch.no_grad()
