@@ -20,6 +20,7 @@ from ensemble_kd.config.models import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TextCNNConfig,
     TransformerConfig,
 )
 from ensemble_kd.config.overrides import apply_override
@@ -62,6 +63,7 @@ __all__ = [
     "StudentConfig",
     "SweepConfig",
     "TextAugmentConfig",
+    "TextCNNConfig",
     "TextConfig",
     "TrackingConfig",
     "TrainingConfig",

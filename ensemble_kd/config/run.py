@@ -15,6 +15,7 @@ from ensemble_kd.config.models import TransformerConfig, model_problems, transfo
 from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
+from ensemble_kd.config.start import start_problems
 from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks
 from ensemble_kd.config.sweep import SweepConfig, sweep_problems
 from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems
@@ -153,10 +154,13 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += phase_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)
+    problems += start_problems("student.model", student.model, config)
     if config.teachers.source == "train":
         problems += transformer_problems("teachers.model", config.teachers.model, config.data)
+        problems += start_problems("teachers.model", config.teachers.model, config)
         for i, override in enumerate(config.teachers.overrides):
             problems += transformer_problems(f"teachers.overrides.{i}.model", override.model, config.data)
+            problems += start_problems(f"teachers.overrides.{i}.model", override.model, config)
     trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
@@ -203,5 +207,6 @@ def text_source(config: Config) -> str | None:
         *(model.source for model in models if isinstance(model, TransformerConfig)),
         student.online.source,
         *(phase.online.source for phase in student.phases),
+        getattr(getattr(student.model, "start", None), "source", None),
     ]
     return next((source for source in sources if source), None)

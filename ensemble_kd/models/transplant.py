@@ -93,7 +93,7 @@ def resolve(
     Raises ConfigError, each line starting with a field of the model.
     """
     if not isinstance(model, TransformerConfig):
-        return model.model_dump(mode="json"), None
+        return model.model_dump(mode="json", exclude={"start"}), None  # what a table starts from is no part
     try:
         return _resolve(model, teacher, pieces)
     except ConfigError as error:

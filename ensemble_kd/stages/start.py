@@ -20,7 +20,6 @@ from ensemble_kd.config import (
     ModelConfig,
     OnlineConfig,
     PhaseConfig,
-    StudentConfig,
     TransformerConfig,
     member_settings,
     num_teachers,
@@ -54,6 +53,7 @@ from ensemble_kd.pretrained import (
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
+from ensemble_kd.stages.vectors import VectorsPlan, table_problems, vectors_plan
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
 
@@ -77,6 +77,8 @@ class Basis:
     """Layout of the teachers' store, where what it keeps beside logits is held for the students."""
     info: dict[str, Any] = field(default_factory=dict)
     """Of the data."""
+    vectors: VectorsPlan | None = None
+    """The table that `initial` names, to be made before members are trained."""
 
     @cached_property
     def student(self) -> Network:
@@ -110,7 +112,10 @@ def basis_of(
         pieces = used_pieces(texts, _special(data), vocabulary if isinstance(vocabulary, int) else None)
     model, initial = resolve(config.student.model, teacher, pieces, "student.model")
     names = {phase.name: _corpus_name(phase.corpus) for phase in config.student.phases if phase.corpus}
-    return Basis(found, model, initial, names, store, load_info(data).to_dict())
+    vectors = vectors_plan(config, data, found)
+    if vectors is not None:
+        initial = vectors.place
+    return Basis(found, model, initial, names, store, load_info(data).to_dict(), vectors)
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -327,7 +332,9 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
 
 def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
+    start = getattr(config.student.model, "start", None)
     wanted = [("student.model.source", getattr(config.student.model, "source", None))]
+    wanted += [("student.model.start.source", getattr(start, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
     if config.teachers.source in ("pretrained", "transformers"):
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
@@ -423,6 +430,10 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         return []
     problems: list[str] = []
     teachers = [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+    try:
+        problems += table_problems(config, teachers)
+    except ConfigError as error:
+        problems += error.problems
     any_of: list[dict[str, Any] | None] = [*teachers] or [None]
     for teacher in any_of:  # each may turn out to be the best
         given = None if teacher is None else {"model": teacher, "initial": {}}
@@ -485,10 +496,11 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
 
 
 def _is_new(config: Config) -> bool:
-    """Whether the student is a transformer, or learns from more than stored logits."""
+    """Whether the student is a transformer, starts from one, or learns from more than stored logits."""
     student = config.student
     more = student.terms or student.phases or student.online.logits
-    return isinstance(student.model, TransformerConfig) or bool(more)
+    started = getattr(student.model, "start", None) is not None
+    return isinstance(student.model, TransformerConfig) or started or bool(more)
 
 
 def _block_problems(
@@ -581,9 +593,13 @@ def sample_outputs(network: Network, info: dict[str, Any], wants: dict[str, bool
     )
 
 
-def source_digests(student: StudentConfig) -> list[str]:
+def source_digests(config: Config) -> list[str]:
     """Fingerprints of the files that a student reads beside the run's own: pretrained models, corpora."""
+    student = config.student
     sources = [getattr(student.model, "source", None), student.online.source]
+    start = getattr(student.model, "start", None)
+    if start is not None and start.weights == "pretrained":
+        sources.append(start.source or text_source(config))
     found = []
     for phase in student.phases:
         sources.append(phase.online.source)

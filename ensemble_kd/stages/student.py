@@ -51,6 +51,7 @@ from ensemble_kd.stages.training_data import (
     states_fit,
     states_layout,
 )
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
 from ensemble_kd.train.validation import preference
@@ -297,7 +298,7 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
-    if digests := source_digests(config.student):
+    if digests := source_digests(config):
         settings["sources"] = digests
     if config.sweep is not None and config.sweep.refit != "none":
         settings["refit"] = config.sweep.refit
@@ -355,6 +356,7 @@ def run(
     budget = context.config.compute.memory_budget
     layout = states_layout(info, budget, receipt, combination)
     basis = basis_of(context.config, context.folder, data, teachers, layout)
+    make_vectors(basis.vectors, context.folder, data, context.console)
     sources = (plan.inputs["data"], plan.inputs["soft_targets"])
     wanted = tasks(
         context.config,
