@@ -59,6 +59,7 @@ SHARED_BY_STAGES = {
     "start",
     "training_data",
     "trial_book",
+    "vectors",
 }
 
 

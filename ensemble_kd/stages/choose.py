@@ -16,8 +16,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, Point, points, settled
+from ensemble_kd.config import Config, Point, balanced_weights, points, settled
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.models.build import build
@@ -28,6 +30,7 @@ from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
 from ensemble_kd.train.fused import fuse_key, random_inputs
 from ensemble_kd.train.member import MemberTask, finished, load_logits
@@ -121,6 +124,7 @@ def run(
     if not together:
         trained = len(student_stage.roles(config, counts, bool(combined)))
         share = min(SHARE, WITHIN * trained / len(grid))
+    make_vectors(basis.vectors, context.folder, data, context.console)
     student_stage.train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
     trials = []
     for number, point in enumerate(grid):
@@ -135,7 +139,8 @@ def run(
     members = members_folder(context.folder, "choose")
     if len(grid) > 1:
         _train(context, plan.folder, members, trials, together, arrays, load)
-    summary = _decided(data, info, grid, trials, members) if len(grid) > 1 else _only(grid[0])
+    even = config.student.training.class_weights is not None
+    summary = _decided(data, info, grid, trials, members, even) if len(grid) > 1 else _only(grid[0])
     summary |= {"fields": list(asked.choosing or ()), "seeds": seeds, "stacked": together, "steps": share}
     summary["seconds"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
@@ -218,17 +223,28 @@ def _only(point: Point) -> dict[str, Any]:
 
 
 def _decided(
-    data: Path, info: dict[str, Any], grid: Sequence[Point], trials: Sequence[Trial], members: Path
+    data: Path,
+    info: dict[str, Any],
+    grid: Sequence[Point],
+    trials: Sequence[Trial],
+    members: Path,
+    even: bool,
 ) -> dict[str, Any]:
-    """What the manifest says: the choice, each candidate against it, and how sure that is."""
+    """What the manifest says: the choice, each candidate against it, and how sure that is.
+
+    `even`: every class counts alike, however many rows it has, as in a student's loss with class weights.
+    """
     labels, target = load_labels(data, "validation"), info.get("target")
+    by_row = None
+    if even and target is None:
+        by_row = np.array(balanced_weights(np.bincount(labels).tolist()))[labels]
     scores: dict[int, Scores] = {}
     for number, trial in enumerate(trials):
         if not all(finished(task, members) for task in trial.tasks):
             continue
         logits = [load_logits(task.folder(members), "validation").numpy() for task in trial.tasks]
         scores[number] = (
-            scores_of_classes(logits, labels)
+            scores_of_classes(logits, labels, by_row)
             if target is None
             else scores_of_values(logits, labels, target["std"])
         )

@@ -49,14 +49,18 @@ class Decision:
     """Candidates whose accuracy is not told apart from the best one's."""
 
 
-def scores_of_classes(logits: Sequence[np.ndarray], labels: np.ndarray) -> Scores:
+def scores_of_classes(
+    logits: Sequence[np.ndarray], labels: np.ndarray, by_row: np.ndarray | None = None
+) -> Scores:
     """Of S students, (N, C) each; every one at the temperature that suits it on these rows, so that what
-    differs in sharpness alone does not differ in likelihood."""
+    differs in sharpness alone does not differ in likelihood. `by_row` (N,) says what each row counts, on
+    average 1."""
     rows, right, likelihood = np.arange(len(labels)), [], []
     for one in logits:
         right.append(one.argmax(1) == labels)
         likelihood.append(log_softmax(one / fit_temperature(one, labels))[rows, labels])
-    return Scores(np.mean(right, axis=0), np.mean(likelihood, axis=0), len(logits))
+    counts = np.ones(len(labels)) if by_row is None else by_row
+    return Scores(counts * np.mean(right, axis=0), counts * np.mean(likelihood, axis=0), len(logits))
 
 
 def scores_of_values(values: Sequence[np.ndarray], labels: np.ndarray, unit: float) -> Scores:
