@@ -10,6 +10,7 @@ from __future__ import annotations
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
+from ensemble_kd.config.epochs import specialist_training, unresolved, with_epochs
 from ensemble_kd.config.export import ExportConfig, ExportForm
 from ensemble_kd.config.load import json_schema, load_config, validate
 from ensemble_kd.config.models import (
@@ -75,7 +76,10 @@ __all__ = [
     "numbers_only_problems",
     "recipe_paths",
     "space_paths",
+    "specialist_training",
     "student_blocks",
     "text_source",
+    "unresolved",
     "validate",
+    "with_epochs",
 ]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ensemble_kd.config.base import Block
+
+LATER = {"min_steps": "auto", "early_stopping_by": "loss"}
+"""Fields that version 0.1 did not have, left out at these values so that fingerprints stay."""
 
 
 class TrainingConfig(Block):
     """One training loop serves teachers and students; this is its dial panel."""
 
-    epochs: int = Field(20, ge=0)
-    """Passes over the training rows; 0 leaves the initial weights as they are."""
+    epochs: Literal["auto"] | Annotated[int, Field(ge=0)] = 20
+    """Passes over the training rows; 0 leaves the initial weights as they are. `auto`: as many as `min_steps`
+    asks for, known once the rows are counted. Then, unless `early_stopping` is set, the weights of the epoch
+    that was best on validation rows are kept, by the calibrated loss, and training ends where half of the
+    epochs brought nothing better."""
+    min_steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Optimiser steps that `epochs: auto` takes at least. `auto`: 2,000, and at least 10 epochs; of a
+    transformer that starts from trained weights, and of specialists, 500 and at least 3 epochs. Teachers take
+    as many as the student, if theirs are `auto` too and they start from random weights."""
     batch_size: int = Field(128, ge=1)
     """Examples per optimiser step, over all replicas and accumulated parts together."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -36,5 +46,24 @@ class TrainingConfig(Block):
     """Largest L2 norm of the whole gradient; null for none."""
     early_stopping: int | None = Field(None, ge=1)
     """Epochs without a better validation loss before stopping at the best epoch; null to run to the end."""
+    early_stopping_by: Literal["loss", "calibrated_loss"] = "loss"
+    """What early stopping goes by: the validation `loss`, or the `calibrated_loss`, which is that at the best
+    temperature (arXiv 1706.04599): growing confidence alone does not make a model worse."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; `auto` takes bfloat16 where the hardware computes in it."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is newer than version 0.1 and says nothing."""
+        found: dict[str, Any] = handler(self)
+        for name, usual in LATER.items():
+            if getattr(self, name) == usual:
+                found.pop(name, None)
+        return found
+
+    @property
+    def num_epochs(self) -> int:
+        """`epochs` as a number. Raises ValueError where `auto` has not been resolved yet."""
+        if self.epochs == "auto":
+            raise ValueError("epochs: auto is resolved once the rows are counted")
+        return self.epochs

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, CsvConfig, text_source
+from ensemble_kd.config import Config, CsvConfig, text_source, with_epochs
 from ensemble_kd.data.prepared import prepare, source_fingerprint
 from ensemble_kd.redact import redacted
-from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.stages.base import Artifact, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 
 
@@ -65,6 +65,10 @@ class Data(Stage):
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         return run(context, plan)
+
+    def rewrite(self, config: Config, artifact: Artifact) -> Config:
+        """With numbers for `epochs: auto`: now the rows are counted."""
+        return with_epochs(config, artifact.summary["info"]["counts"])
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         info = summary["info"]

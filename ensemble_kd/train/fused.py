@@ -46,7 +46,7 @@ from ensemble_kd.train.member import (
 )
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
-from ensemble_kd.train.validation import validation_metrics
+from ensemble_kd.train.validation import calibrated_loss, validation_metrics
 
 Entry = dict[str, float]
 
@@ -132,7 +132,7 @@ class Fleet:
         self.members = [Member(task, TrainingConfig.model_validate(task.training)) for task in tasks]
         self.training = self.members[0].training
         self.reader = Reader(tasks, data, self.training, device, brief)
-        self.total_steps = self.training.epochs * self.reader.steps_per_epoch
+        self.total_steps = self.training.num_epochs * self.reader.steps_per_epoch
         self.unit = self.training.model_copy(update={"learning_rate": 1.0})
         by_seed = {task.seed: task for task in tasks}
         networks = {seed: initial_network(task, data).to(device) for seed, task in by_seed.items()}
@@ -211,10 +211,14 @@ class Fleet:
             return [validation_metrics(row, self.validation_labels, self.target) for row in logits]
         losses = cross_entropy(logits, self.validation_labels).mean(1)
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)
-        return [
+        found = [
             {"validation_loss": loss, "validation_accuracy": accuracy}
             for loss, accuracy in zip(losses.tolist(), right.tolist(), strict=True)
         ]
+        if self.training.early_stopping_by == "calibrated_loss":
+            for entry, row in zip(found, logits, strict=True):
+                entry["calibrated_loss"] = calibrated_loss(row, self.validation_labels)
+        return found
 
     def weights_of(self, i: int) -> Tensor:
         """(P,) the weights to keep of a member."""
@@ -282,7 +286,7 @@ def fused_epochs(
             on_warning(f"{error}; these members start again")
             fleet = Fleet(tasks, data, device)
     epoch = max(member.progress.epoch for member in fleet.members)
-    while epoch < fleet.training.epochs and any(member.active for member in fleet.members):
+    while epoch < fleet.training.num_epochs and any(member.active for member in fleet.members):
         with quiet():
             entries = fleet.epoch(epoch)
         epoch += 1
