@@ -72,7 +72,7 @@ def with_epochs(config: Config, counts: dict[str, int]) -> Config:
     follow from their clusters.
     """
     student = config.student
-    judging = {"judged": counts["validation"] > 0, "by": _by(config)}
+    judging: dict[str, Any] = {"judged": counts["validation"] > 0, "by": _by(config)}
     rows = round(counts["transfer"] * student.fraction)
     training = resolved(student.training, rows, starts_trained(student.model), **judging)
     at_least = 0

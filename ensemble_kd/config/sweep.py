@@ -140,8 +140,7 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
             "sweep.space.training.epochs: 'auto' is one number for all trials; give numbers, or leave it out "
             "of the space"
         )
-    known = fixed and grace != "auto" and epochs != "auto"
-    if sweep.scheduler == "asha" and known and grace >= epochs:
+    if sweep.scheduler == "asha" and fixed and grace != "auto" and epochs != "auto" and grace >= epochs:
         problems.append(
             f"sweep.grace_epochs: {grace}, but a trial has {epochs} epochs, so ASHA could stop "
             "none; lower it, or use scheduler: none"
