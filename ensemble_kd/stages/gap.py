@@ -7,7 +7,7 @@ better by more than noise on validation rows, likely causes are looked for in th
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from ensemble_kd.train.causes import (
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.member import MemberTask, finished, load_logits, load_network
-from ensemble_kd.train.statistics import Interval, combined_interval, shown
+from ensemble_kd.train.statistics import Interval, paired_interval, shown
 
 SOFT = ("temperature", "alpha", "objective", "terms", "online", "targets", "pseudo", "refit")
 """Fields of the student that one on hard labels does not read."""
@@ -162,12 +162,16 @@ def validation_logits(run: Path, folder: Path, teachers: Manifest) -> np.ndarray
 def compare(
     ensemble: np.ndarray, students: list[np.ndarray], labels: np.ndarray, measures: Measures
 ) -> dict[str, Any]:
-    """Ensemble (N, C) less students on hard labels, each (N, C): score of each side, interval, outcome."""
+    """Ensemble (N, C) less students on hard labels, each (N, C): score of each side, interval, outcome.
+
+    Over rows, the students' mean on each: this ensemble is one, and two or three students say little of how
+    much they vary.
+    """
     right = measures.scores(ensemble, labels)
     theirs = [measures.scores(logits, labels) for logits in students]
-    difference = combined_interval(
-        [right] * len(theirs), theirs, counts=measures.counts, rows="validation rows"
-    )
+    seeds = "one seed" if len(theirs) == 1 else f"{len(theirs)} seeds"
+    over = paired_interval(right, np.mean(theirs, axis=0), counts=measures.counts)
+    difference = replace(over, over=f"{seeds}, {len(labels):,} validation rows")
     return {
         "outcome": difference.outcome,
         "finding": (finding := gap_text(difference, measures.noun)),

@@ -43,9 +43,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), error
 
 
-def paired_interval(
-    a: np.ndarray, b: np.ndarray, comparisons: int = 1, counts: bool = True, rows: str = "test examples"
-) -> Interval:
+def paired_interval(a: np.ndarray, b: np.ndarray, comparisons: int = 1, counts: bool = True) -> Interval:
     """95% interval of accuracy(a) - accuracy(b), from correctness per example on the same N rows; or of
     another mean over rows from its parts, without the correction for `counts`.
 
@@ -61,7 +59,7 @@ def paired_interval(
     half = float(ndtri(1 - 0.025 / comparisons)) * float(difference.std()) / math.sqrt(count)
     half += 1 / count if counts else 0.0
     mean = float(difference.mean())
-    return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), f"{count:,} {rows}")
+    return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), f"{count:,} test examples")
 
 
 def seed_interval(differences: Sequence[float]) -> Interval:
@@ -75,28 +73,23 @@ def seed_interval(differences: Sequence[float]) -> Interval:
 
 
 def combined_interval(
-    a: Sequence[np.ndarray],
-    b: Sequence[np.ndarray],
-    comparisons: int = 1,
-    counts: bool = True,
-    rows: str = "test examples",
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], comparisons: int = 1, counts: bool = True
 ) -> Interval:
     """Interval of the mean difference of n seeds, pair i being correctness per example of a[i] and b[i].
 
     One seed: over test examples. More: the wider of the intervals over seeds and over test examples, since
     seeds that happen to agree on a small test set show nothing about other examples. `comparisons`, `counts`
     as in `paired_interval`, for the interval over examples alone: with a few seeds the other is wide enough.
-    `rows`: what the examples are called.
     """
     count = len(a[0])
-    over_examples = paired_interval(np.mean(a, axis=0), np.mean(b, axis=0), comparisons, counts, rows)
+    over_examples = paired_interval(np.mean(a, axis=0), np.mean(b, axis=0), comparisons, counts)
     if len(a) == 1:
         over, widest = "one seed", over_examples
     else:
         over = f"{len(a)} seeds"
         over_seeds = seed_interval([float(np.mean(x) - np.mean(y)) for x, y in zip(a, b, strict=True)])
         widest = max(over_examples, over_seeds, key=lambda interval: interval.high - interval.low)
-    return Interval(widest.points, widest.low, widest.high, f"{over}, {count:,} {rows}")
+    return Interval(widest.points, widest.low, widest.high, f"{over}, {count:,} test examples")
 
 
 def gap_recovered(distilled: float, hard: float, ensemble: float) -> float | None:
