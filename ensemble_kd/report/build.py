@@ -22,6 +22,7 @@ from ensemble_kd.train.statistics import (
     gap_reason,
     gap_recovered,
     mean_and_error,
+    paired_interval,
 )
 from ensemble_kd.train.verdict import Gap, verdict
 
@@ -280,7 +281,8 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
         right = inputs.measures.scores(inputs.ensemble_log_probs, inputs.labels)
         students = _by_seed(inputs, baseline)
         counts = inputs.measures.counts
-        advantage = combined_interval([right] * len(seeds), [students[s] for s in seeds], counts=counts)
+        # Over rows: the ensemble is one, and a few students say little of how much they vary.
+        advantage = paired_interval(right, np.mean([students[s] for s in seeds], axis=0), counts=counts)
     if reason or ensemble is None or advantage is None:
         return {
             "value": None,

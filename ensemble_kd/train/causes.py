@@ -117,7 +117,7 @@ def same_kind(
         differ = float(np.mean([(a != b).mean() for a, b in combinations(answers, 2)]))
         wrong = float(np.mean([(a != labels).mean() for a in answers]))
         agreement, alike = 1 - differ, differ < ALIKE * wrong
-    told = "" if agreement is None else f" and agree with each other on {100 * agreement:.0f}% of the rows"
+    told = "" if agreement is None else f", and agree with each other on {100 * agreement:.0f}% of the rows"
     if teachers and all(teacher.model == student.model for teacher in teachers):
         found = f"the teachers are the student's own network, with {student.parameters:,} parameters{told}"
         return Cause("same_kind", found, remedy)

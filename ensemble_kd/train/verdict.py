@@ -97,6 +97,11 @@ def _limit(gap: Gap, over_pseudo_labels: Interval | None) -> str:
             f"{start}the student's training, whose validation loss was still falling at the end (by "
             f"{100 * gap.falling:.0f}% over the last quarter of the epochs); train it longer."
         )
+    if share <= 0:
+        return (
+            f"{start}how the ensemble is handed on: it is {more}, and who learns from it is not; choose "
+            "temperature and alpha on validation rows."
+        )
     if over_pseudo_labels is not None and over_pseudo_labels.outcome != "helped":
         return (
             f"{start}the softness: the student learns no more from it than from the ensemble's bare answers; "

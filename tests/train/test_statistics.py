@@ -139,5 +139,6 @@ def test_the_verdict_says_what_limits_the_gain() -> None:
     assert weak.endswith("Likely: no labels; same kind.")
     assert limit(Gap(0.95, advantage=large)).startswith("the ensemble, 4.00 points above hard labels")
     assert "still falling at the end (by 30%" in limit(Gap(0.5, advantage=large, falling=0.3))
+    assert "choose temperature and alpha" in limit(Gap(-0.2, advantage=large), HURT)
     assert limit(Gap(0.5, advantage=large), UNSURE).startswith("the softness")
     assert limit(Gap(0.5, advantage=large), HELPED).startswith("the student, which takes 50%")
