@@ -58,6 +58,7 @@ SHARED_BY_STAGES = {
     "start",
     "training_data",
     "trial_book",
+    "vectors",
 }
 
 

@@ -7,6 +7,7 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 
 from __future__ import annotations
 
+from ensemble_kd.config.class_weights import balanced_weights, class_name_problems, with_class_weights
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
@@ -20,6 +21,7 @@ from ensemble_kd.config.models import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TextCNNConfig,
     TransformerConfig,
 )
 from ensemble_kd.config.overrides import apply_override
@@ -62,11 +64,14 @@ __all__ = [
     "StudentConfig",
     "SweepConfig",
     "TextAugmentConfig",
+    "TextCNNConfig",
     "TextConfig",
     "TrackingConfig",
     "TrainingConfig",
     "TransformerConfig",
     "apply_override",
+    "balanced_weights",
+    "class_name_problems",
     "corner_problems",
     "cross_field_problems",
     "json_schema",
@@ -81,5 +86,6 @@ __all__ = [
     "text_source",
     "unresolved",
     "validate",
+    "with_class_weights",
     "with_epochs",
 ]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from ensemble_kd.config.base import Block
 
-LATER = {"min_steps": "auto", "early_stopping_by": "loss"}
-"""Fields that version 0.1 did not have, left out at these values so that fingerprints stay."""
+ClassWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class TrainingConfig(Block):
     """One training loop serves teachers and students; this is its dial panel."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"class_weights", "focal_gamma", "min_steps", "early_stopping_by"}
+    )
 
     epochs: Literal["auto"] | Annotated[int, Field(ge=0)] = 20
     """Passes over the training rows; 0 leaves the initial weights as they are. `auto`: as many as `min_steps`
@@ -40,6 +43,12 @@ class TrainingConfig(Block):
     """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the hard target spread evenly over the classes (arXiv 1512.00567)."""
+    class_weights: Literal["balanced"] | list[ClassWeight] | dict[str, ClassWeight] | None = None
+    """Weight of a label in the hard loss by its class: one number a class in order, numbers by name (1 for
+    the others), or `balanced`: inversely to the class's share of the labels. null: 1 for all."""
+    focal_gamma: float = Field(0.0, ge=0, le=100)
+    """Focal loss (arXiv 1708.02002): the hard loss of a row is multiplied by (1 - p)^focal_gamma, p being
+    what the model gives its label; 0 for cross-entropy."""
     gradient_accumulation: int = Field(1, ge=1)
     """Parts that a batch is cut into to save memory."""
     gradient_clip: float | None = Field(None, gt=0)
@@ -51,15 +60,6 @@ class TrainingConfig(Block):
     temperature (arXiv 1706.04599): growing confidence alone does not make a model worse."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; `auto` takes bfloat16 where the hardware computes in it."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is newer than version 0.1 and says nothing."""
-        found: dict[str, Any] = handler(self)
-        for name, usual in LATER.items():
-            if getattr(self, name) == usual:
-                found.pop(name, None)
-        return found
 
     @property
     def num_epochs(self) -> int:

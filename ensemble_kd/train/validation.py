@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.objectives.hard import cross_entropy
-from ensemble_kd.train.metrics import regression_metrics
+from ensemble_kd.train.metrics import class_means, regression_metrics
 
 LOWEST, HIGHEST = 1e-3, 1e2
 """Of the inverse temperatures that are looked at."""
@@ -30,9 +30,12 @@ def validation_metrics(
         found = regression_metrics(outputs[:, 0].numpy(), labels.numpy())
         loss = found["mse"] / target["std"] ** 2
         return {"validation_loss": loss, "validation_pearson": found["pearson"]}
+    answers = outputs.argmax(1)
+    means = class_means(answers.numpy(), labels.numpy(), outputs.shape[1])
     found = {
         "validation_loss": float(cross_entropy(outputs, labels).mean()),
-        "validation_accuracy": float((outputs.argmax(1) == labels).float().mean()),
+        "validation_accuracy": float((answers == labels).float().mean()),
+        **{f"validation_{name}": value for name, value in means.items()},
     }
     if by == "calibrated_loss":
         found["calibrated_loss"] = calibrated_loss(outputs, labels)
