@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from test_transplant import BERT, INFO, PIECES, SINGLE, save, started
 from transformers import AutoConfig, AutoModel
 
-from ensemble_kd.config import ModelConfig, TransformerConfig, validate
+from ensemble_kd.config import ModelConfig, StudentConfig, TransformerConfig, validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.export import without_us
 from ensemble_kd.export.huggingface import huggingface_inputs, load_huggingface, write_huggingface
