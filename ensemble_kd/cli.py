@@ -72,6 +72,13 @@ Trust = Annotated[
         help="Module whose code a custom model in the folder may run; may be repeated.",
     ),
 ]
+RequireGap = Annotated[
+    bool,
+    typer.Option(
+        "--require-gap",
+        help="Stop before the soft targets, exit code 3, unless the ensemble is shown to know more.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
 
 
@@ -122,6 +129,8 @@ def _pipeline(
     address: str | None,
     fresh: set[str],
     verbose: bool,
+    *,
+    require_gap: bool = False,
 ) -> Path:
     """Run it; returns the run folder, or this node's copy of it."""
     from ensemble_kd import pipeline
@@ -135,6 +144,7 @@ def _pipeline(
         until=until,
         address=address,
         fresh=fresh,
+        require_gap=require_gap,
         verbose=verbose,
         console=Console(screen.line, screen.warning, screen.progress),
     )
@@ -151,13 +161,15 @@ def _stage_command(name: str, until: str, text: str) -> None:
         run_dir: RunDir = None,
         address: Address = None,
         fresh: Fresh = False,
+        require_gap: RequireGap = False,
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
             from ensemble_kd.config import load_config
 
             redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
-            folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
+            settings = load_config(config, set_)
+            folder = _pipeline(until, settings, run_dir, address, redo, verbose, require_gap=require_gap)
             if until == "report":
                 _print_results(folder, run_dir)
 
