@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,8 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_students_fingerprint_changes_with_what_its_source_says(bert: str, sentences: str) -> None:
     def digests(**fields: Any) -> list[str]:
-        return source_digests(StudentConfig(model=TransformerConfig(**fields)))
+        config: Any = SimpleNamespace(student=StudentConfig(model=TransformerConfig(**fields)))
+        return source_digests(config)
 
     assert len(digests(source=bert)) == 1
     assert digests(source=sentences) == [*digests(source=sentences, pooling="cls"), "mean"]
