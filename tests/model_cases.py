@@ -63,6 +63,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "pieces": [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, 20],
         },
     ),
+    "mean": (
+        "pieces",
+        {
+            "name": "transformer",
+            "architecture": {"model_type": "bert", **BERT, **SIZES},
+            "pooling": "mean",
+            "pieces": [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, 20],
+        },
+    ),
     "vit": (
         "image",
         {

@@ -135,6 +135,11 @@ class TransformerConfig(Block):
     fold_token_types: bool = False
     """Add the token-type embedding of the first text to the word embeddings and drop the table; single
     texts."""
+    pooling: Literal["auto", "cls", "mean", "max"] = "auto"
+    """What the classifier of a text model reads. `cls`: the library's own one, the first token's state, by
+    way of a pooler where the model has one (the last token's in models of the GPT kind). `mean`, `max`: of
+    all tokens' states, then one linear layer. `auto`: as the teacher that it starts from, or as a source in
+    the layout of sentence-transformers says; else `cls`."""
     pooler: Literal["keep", "fresh"] = "keep"
     """Whether the layer between encoder and classifier is taken over or drawn anew."""
     vocabulary: Literal["all", "used"] | Annotated[int, Field(ge=8)] = "all"
@@ -146,6 +151,14 @@ class TransformerConfig(Block):
     """Probability of dropping a hidden unit or an attention weight; null for what the configuration says."""
     trust_remote_code: bool = False
     """Whether code that comes with `source` may run."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `pooling` where it is left to the source: the fingerprints of such models stay."""
+        found: dict[str, Any] = handler(self)
+        if self.pooling == "auto":
+            found.pop("pooling", None)
+        return found
 
 
 class CustomModelConfig(Block):
@@ -209,6 +222,11 @@ def transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
             f"{path}.name: 'transformer' reads the word pieces of its own tokenizer, and "
             f"data.text.tokenizer is "
             f"{data.text.tokenizer!r}; set data.text.tokenizer=pretrained"
+        )
+    if data.kind == "image" and model.pooling != "auto":
+        problems.append(
+            f"{path}.pooling: {model.pooling!r} is for texts; images are read by the library's own "
+            "classifier, leave it out"
         )
     if model.fold_token_types and isinstance(data.columns.input, list):
         problems.append(f"{path}.fold_token_types: pairs of texts need both token types; leave it out")

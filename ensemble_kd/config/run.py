@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
@@ -103,7 +104,7 @@ def _value_problems(config: Config) -> list[str]:
     ]
     wrong += [(f"{path}.label_smoothing", value, value > 0, "set 0") for path, value in trained]
     if sweep is not None:
-        accuracy = sweep.metric == "validation_accuracy"
+        accuracy = sweep.metric != "validation_loss"
         wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
         for name in ("temperature", "mean"):
             path = f"sweep.space.{name}"
@@ -145,6 +146,7 @@ def _problems_between_fields(config: Config) -> list[str]:
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
     problems += _value_problems(config)
+    problems += class_weight_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)
     problems += form_problems(config)

@@ -39,6 +39,7 @@ from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.foreign import classifier_problems, taken_over
 from ensemble_kd.models.outputs import Outputs, state_name
+from ensemble_kd.models.pooling import LIBRARY, source_pooling
 from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
@@ -149,7 +150,7 @@ def online_of(
     """
     if online.source is not None:
         wanted: Any = TypeAdapter(ModelConfig).validate_python(
-            {"name": "transformer", "source": online.source}
+            {"name": "transformer", "source": online.source, "pooling": "cls"}  # its own classifier, or none
         )
         model, initial = resolve(wanted, path=f"{path}.online")
         assert initial is not None
@@ -335,7 +336,7 @@ def source_problems(config: Config) -> list[str]:
     wanted = [("student.model.source", getattr(config.student.model, "source", None))]
     wanted += [("student.model.start.source", getattr(start, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
-    if config.teachers.source == "pretrained":
+    if config.teachers.source in ("pretrained", "transformers"):
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
     if config.teachers.source == "train":
         models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
@@ -355,6 +356,8 @@ def source_problems(config: Config) -> list[str]:
             problems += error.problems
     if getattr(config.student.model, "weights", "") == "random":
         folders.pop("student.model.source", None)  # only its architecture is taken over
+    if config.teachers.source == "transformers":  # each reads its own word pieces
+        folders = {path: folder for path, folder in folders.items() if not path.startswith("teachers.")}
     return problems or _tokenizer_problems(config, folders)
 
 
@@ -375,8 +378,7 @@ def _tokenizer_problems(config: Config, folders: dict[str, str]) -> list[str]:
             f"by, that of {usual} with {len(own)} (for one, {other!r} is {theirs.get(other)} there and "
             f"{own.get(other)} here); teachers and students read the same pieces: use models that share a "
             + (
-                "tokenizer, or call each with its own: teachers.source=callable, with a function that takes "
-                "a list of texts and returns (B, C) logits"
+                "tokenizer, or ask each with its own: teachers.source=transformers"
                 if path.startswith("teachers.given")
                 else "tokenizer, or set weights: random for this one"
             )
@@ -488,7 +490,8 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
     if teachers.source == "pretrained":  # taken as it is
         trusted = bool(getattr(teachers.model, "trust_remote_code", False))
         source = teachers.given[index]
-        return TransformerConfig(source=source, trust_remote_code=trusted), f"teachers.given.{index}"
+        given = TransformerConfig(source=source, trust_remote_code=trusted, pooling="cls")
+        return given, f"teachers.given.{index}"
     return member_settings(teachers, index)[0], "teachers.model"
 
 
@@ -514,7 +517,7 @@ def _block_problems(
     if corpus is not None:
         info = {**info, "input_shape": [corpus.max_length]}
     if block.online.source is not None:
-        model: Any = TransformerConfig(source=block.online.source)
+        model: Any = TransformerConfig(source=block.online.source, pooling="cls")
         teacher, _ = resolve(model, path=f"{path}.online")
     try:
         own = skeleton(student, info, "student.model", masked_lm)
@@ -604,4 +607,6 @@ def source_digests(config: Config) -> list[str]:
     for source in filter(None, sources):
         folder = resolve_source(source)
         found.append(weights_digest(folder) if Path(folder).is_dir() else folder)
+    if (pooling := source_pooling(student.model)) != LIBRARY:
+        found.append(pooling)
     return found

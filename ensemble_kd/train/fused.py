@@ -47,6 +47,7 @@ from ensemble_kd.train.member import (
     loss_of,
     make_batches,
 )
+from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
 from ensemble_kd.train.validation import validation_metrics
@@ -226,9 +227,12 @@ class Fleet:
             return [validation_metrics(row, self.validation_labels, self.target) for row in logits]
         losses = cross_entropy(logits, self.validation_labels).mean(1)
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)
+        truth, classes = self.validation_labels.numpy(), logits.shape[2]
+        means = [class_means(answers.numpy(), truth, classes) for answers in logits.argmax(2)]
         return [
             {"validation_loss": loss, "validation_accuracy": accuracy}
-            for loss, accuracy in zip(losses.tolist(), right.tolist(), strict=True)
+            | {f"validation_{name}": value for name, value in found.items()}
+            for loss, accuracy, found in zip(losses.tolist(), right.tolist(), means, strict=True)
         ]
 
     def weights_of(self, i: int) -> Tensor:

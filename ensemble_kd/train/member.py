@@ -29,6 +29,7 @@ from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
+from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.redact import redacted_settings
@@ -345,6 +346,10 @@ def loss_of(
     of_labels: dict[str, Any] = {}
     if target is not None and not task.masked_lm:
         of_labels = {"hard": squared_error, "unit": target["std"]}
+    elif training.class_weights is not None or training.focal_gamma > 0:
+        weights = training.class_weights
+        assert weights is None or isinstance(weights, list), "the data stage puts numbers in place of names"
+        of_labels = {"hard": WeightedCrossEntropy(tuple(weights) if weights else None, training.focal_gamma)}
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)

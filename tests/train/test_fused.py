@@ -112,6 +112,7 @@ def grid(**training: Any) -> list[MemberTask]:
         {"optimizer": "sgd", "schedule": "constant"},
         {"gradient_clip": 0.3, "batch_size": 20},
         {"optimizer": "sgd", "gradient_clip": 0.5, "warmup_fraction": 0.0},
+        {"class_weights": [3.0, 1.0, 0.2], "focal_gamma": 1.5},
     ],
 )
 def test_numbers_that_differ(tmp_path: Path, training: dict[str, Any]) -> None:
@@ -461,6 +462,8 @@ def test_numbers_do_not_keep_apart(changes: dict[str, Any]) -> None:
         {"training": {"optimizer": "sgd"}},
         {"training": {"gradient_clip": 1.0}},
         {"training": {"early_stopping": 3}},
+        {"training": {"class_weights": [2.0, 1.0, 1.0]}},
+        {"training": {"focal_gamma": 2.0}},
         {"training": {"precision": "bfloat16"}},
         {"inputs": {"data": "4567"}},
         {"rows": {"labelled": False, "bootstrap": True, "fraction": 1.0}},
