@@ -11,7 +11,7 @@ from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
 from ensemble_kd.config.export import ExportConfig, ExportForm
-from ensemble_kd.config.load import json_schema, load_config, validate
+from ensemble_kd.config.load import json_schema, load_config, read_config, validate
 from ensemble_kd.config.models import (
     BagConfig,
     BiLSTMConfig,
@@ -73,6 +73,7 @@ __all__ = [
     "member_settings",
     "num_teachers",
     "numbers_only_problems",
+    "read_config",
     "recipe_paths",
     "space_paths",
     "student_blocks",
