@@ -84,7 +84,10 @@ def inspect(path: str, splits: dict[str, Any] | None = None, csv: dict[str, Any]
     if found.folders:
         return found
     for split, pieces in source.splits.items():
-        found.names[split] = pieces[0].columns()
+        try:
+            found.names[split] = pieces[0].columns()
+        except InputError as error:
+            raise InputError([f"--data: {line}; give a file with rows" for line in error.problems]) from error
         _check_header(pieces[0], found.names[split])
     if splits is None and (unsupervised := _unsupervised(found)):
         return inspect(path, {"unlabelled": unsupervised}, csv)

@@ -97,7 +97,9 @@ def choose(request: Request) -> Choice:
     settings = Commented.read(path.read_text(encoding="utf-8"), recipe)
     data = _data_block(facts, label, inputs, request, settings, notes)
     merge(settings.raw, request.wanted)  # what follows is chosen beside it
-    rows = count(settings.raw["data"], settings.raw.get("seed", 0))
+    rows = count(
+        {k: v for k, v in settings.raw["data"].items() if v is not None}, settings.raw.get("seed", 0)
+    )
     choice = Choice(facts, inputs, rows, recipe, settings, label, notes, inputs.compares)
     name = request.wanted.get("name") or run_name(request.path)
     settings.set("name", name, "Of the run, and of its folder under runs/.")
@@ -112,6 +114,7 @@ def choose(request: Request) -> Choice:
             settings.drop(setting)
         if settings.get("student.alpha") == "auto":
             settings.drop("student.alpha")
+    settings.raw["data"] = {k: v for k, v in settings.raw["data"].items() if v is not None}
     return choice
 
 
@@ -177,7 +180,6 @@ def _data_block(
         settings.drop("data.columns")
     if inputs.shape is not None:
         settings.set("data.image", {"shape": inputs.shape}, f"Height, width, channels: {inputs.why}.")
-    settings.raw["data"] = {k: v for k, v in settings.raw["data"].items() if v is not None}
     return inputs.kind
 
 
@@ -364,7 +366,7 @@ def found_lines(choice: Choice) -> list[str]:
     lines = [
         f"{facts.path}: {what}, from which {target} is to be predicted".replace("classes is", "classes are")
     ]
-    held = "".join(f"; {split} is held out of train" for split in rows.held)
+    held = f"; {' and '.join(rows.held)} held out of train" if rows.held else ""
     unlabelled = rows.transfer - rows.labelled
     lines.append(
         f"  rows: {rows.labelled:,} train with label, {unlabelled:,} without, {rows.validation:,} "

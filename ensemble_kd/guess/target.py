@@ -90,11 +90,11 @@ def _by_values(facts: Facts) -> tuple[Column, str]:
             f"{some(names)}; say which is to be predicted: --label {quoted(names[-1])}"
         )
     numbers = [c.name for c in facts.columns.values() if c.kind == "number" and not is_id(c.name)]
-    hint = (
-        f"; to predict a number, name its column: --label {quoted(numbers[-1])}"
-        if numbers
-        else "; name the column, --label COLUMN, or add one (empty in rows that have no label)"
-    )
+    hint = "; name the column, --label COLUMN, or add one (empty in rows that have no label)"
+    if maybe := [c.name for c in facts.columns.values() if c.repeated and c not in foreign]:
+        hint = f"; if {maybe[-1]!r} is to be predicted, say so: --label {quoted(maybe[-1])}"
+    elif numbers:
+        hint = f"; to predict a number, name its column: --label {quoted(numbers[-1])}"
     told = "".join(
         f"; {column.name!r} has other values in validation or test than in train, and cannot be it"
         for column in foreign[:3]
@@ -144,9 +144,9 @@ def _kind(column: Column, facts: Facts) -> str:
     if column.kind == "text":
         if crowded:
             what = "a text" if column.words >= 2 else "a name or an id"
-            others = _others(facts, column)
             raise InputError(
-                f"--data: the labels {column.shown} are almost all different: {what}, not a class{others}"
+                f"--data: the labels {column.shown} are almost all different: they look like {what}, not "
+                f"like classes; {_another(facts, column)}"
             )
         return "class"
     if column.kind == "flag":
@@ -158,7 +158,7 @@ def _kind(column: Column, facts: Facts) -> str:
         span = column.high - column.low + 1
         looks = "an id" if is_id(name) or column.rising or span <= 1.05 * column.distinct else "a number"
         remedy = (
-            f"name the column of the classes: --label{_others(facts, column, 'one of ')}"
+            _another(facts, column)
             if looks == "an id"
             else "if a number is to be predicted, say so: --set data.target=value"
         )
@@ -169,13 +169,10 @@ def _kind(column: Column, facts: Facts) -> str:
     return "class" if column.distinct <= MOST_CODES or counted else "value"
 
 
-def _others(facts: Facts, column: Column, lead: str = "; name another with --label: ") -> str:
+def _another(facts: Facts, column: Column) -> str:
     names = [c.name for c in facts.columns.values() if c.repeated and c.name != column.name]
-    return (
-        f"{lead if lead[0] == ';' else f' ({lead}'}{some(names)}{'' if lead[0] == ';' else ')'}"
-        if names
-        else ""
-    )
+    has = f", which may be {some(names)}" if names else ""
+    return f"name the column of the classes with --label{has}"
 
 
 # --------------------------------------------------------------------------------------------- words
