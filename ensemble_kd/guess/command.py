@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,11 @@ from ensemble_kd.config import Config, apply_override, read_config
 from ensemble_kd.data.prepared import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.guess.budget import Line, fit, plan, seconds_of, shown, total
+from ensemble_kd.guess.choice import Choice, Request
 from ensemble_kd.guess.pace import Pace, measure
 from ensemble_kd.guess.remarks import remarks
-from ensemble_kd.guess.settings import Choice, Request, choose, found_lines
+from ensemble_kd.guess.settings import choose
+from ensemble_kd.guess.told import found_lines
 from ensemble_kd.redact import redacted
 
 Tell = Callable[[str], None]
@@ -33,12 +36,10 @@ class Asked:
     @property
     def command(self) -> str:
         """As it would be typed after `ensemble-kd`."""
-        parts = [f"--data {self.path}"]
-        parts += [f"--label {self.label}"] if self.label else []
-        parts += [f"--input {name}" for name in self.input]
-        parts += [f"--budget {self.budget}"] if self.budget else []
-        parts += [f"--source {self.source}"] if self.source else []
-        return " ".join(parts + [f"--set {assignment}" for assignment in self.overrides])
+        said = [("--data", self.path), ("--label", self.label), *(("--input", name) for name in self.input)]
+        said += [("--budget", self.budget), ("--source", self.source)]
+        said += [("--set", assignment) for assignment in self.overrides]
+        return " ".join(f"{option} {shlex.quote(value)}" for option, value in said if value)
 
 
 @dataclass
@@ -72,15 +73,14 @@ def make(asked: Asked, tell: Tell, warn: Tell, run: Callable[[str], Path | None]
     fixed = {assignment.partition("=")[0].strip() for assignment in asked.overrides}
     for path in fixed:
         settings.comments[path] = "As --set says."
-    read_config(settings.text([]), "the configuration")  # before anything is tried
+    odd: list[str] = []
+    if problems := inspect_source(read_config(settings.text([]), "the configuration"), odd.append):
+        raise InputError(problems)
     pace = _pace(choice, budget, settings.get("name"), run, warn)
     if budget is not None and pace is not None:
         fit(settings, choice.rows, pace, budget, fixed, str(asked.budget))
     text = settings.text(_head(asked, choice))
     config = read_config(text, "the configuration")
-    odd: list[str] = []
-    if problems := inspect_source(config, odd.append):
-        raise InputError(problems)
     for line in [*choice.notes, *remarks(choice.rows), *([] if run else odd)]:  # a run tells these itself
         warn(line)
     lines = plan(settings.raw, choice.rows, pace)
@@ -122,9 +122,9 @@ def _pace(
 def _head(asked: Asked, choice: Choice) -> list[str]:
     name = choice.settings.get("name")
     return [
-        f"Made by: ensemble-kd run {asked.command}",
-        f"The recipe {choice.recipe}, and what was found in the data, with the reason for each choice.",
-        f"To run it again: ensemble-kd run FILE, which goes on with runs/{name} where that is there.",
+        f"ensemble-kd run {asked.command}",
+        f"The recipe {choice.recipe}, and what was found in the data, with the reason for each choice. This "
+        f"file runs by itself: ensemble-kd run FILE, which goes on with runs/{name} where that is there.",
     ]
 
 

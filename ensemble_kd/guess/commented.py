@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ensemble_kd.config_yaml import parse
+from ensemble_kd.config_yaml import one_line, parse
 
 WIDTH = 110
 PLAIN = re.compile(r"(?:(?:\.{1,2})?/)*[A-Za-z_][A-Za-z0-9_./:-]*")
@@ -95,7 +95,9 @@ class Commented:
 
 def _comment(text: str, indent: int) -> list[str]:
     start = f"{' ' * indent}# "
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
+    return textwrap.wrap(
+        one_line(text, 4000), WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False
+    )
 
 
 def _flow(value: Any) -> str:
@@ -110,13 +112,20 @@ def _scalar(value: Any) -> str:
     """Texts in double quotes, as JSON has them, where they could be read as something else."""
     if isinstance(value, str):
         plain = PLAIN.fullmatch(value) and value.lower() not in RESERVED and not value.endswith(":")
-        return value if plain else json.dumps(value, ensure_ascii=False)
+        return value if plain else _printable(json.dumps(value, ensure_ascii=False))
     if isinstance(value, float):
         text = f"{value:g}"
         if float(text) != value:
             text = repr(value)
         return text.replace("e", ".0e") if re.fullmatch(r"-?\d+e.*", text) else text
     return json.dumps(value)
+
+
+def _printable(text: str) -> str:
+    """With escapes for what YAML does not take as it is, such as U+007F."""
+    return "".join(
+        c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text
+    )
 
 
 def _wrapped(line: str, indent: int) -> list[str]:

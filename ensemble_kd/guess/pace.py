@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from ensemble_kd.artifacts import fingerprint, write_json
 from ensemble_kd.data.folders import PicturePiece
 from ensemble_kd.data.pieces import Piece
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.guess.choice import Choice
 from ensemble_kd.guess.inspect import spread
-from ensemble_kd.guess.settings import Choice, has_gpu
+from ensemble_kd.guess.networks import has_gpu
 
 ROWS = 640
 """Of train that are timed."""
@@ -63,8 +65,9 @@ def measure(choice: Choice, folder: Path | None = None) -> Pace:
     slowest = {key: max(pace[key] for pace in paces) for key in paces[0]}
     found = Pace(**slowest, workers=workers)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, {"key": key, **asdict(found)})
+        with suppress(OSError):  # a folder that cannot be written is told by the run
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / FILE, {"key": key, **asdict(found)})
     return found
 
 

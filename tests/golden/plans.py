@@ -82,6 +82,12 @@ OVERRIDES = [
     "compute.num_workers=2",
 ]
 
+OF_GENERIC = {
+    "image": ["data.image.shape=[28,28,1]"],
+    "numeric": ["data.columns={input: image, label: label}"],
+}
+"""What these recipes leave to be said of the data."""
+
 
 @contextmanager
 def stand_ins() -> Iterator[Path]:
@@ -108,7 +114,8 @@ def settings_of(recipe: str, folder: Path) -> list[str]:
     text = path.read_text()
     found = []
     if "source: digits" not in text:
-        found.append(f"data.path={folder / ('images' if 'kind: image' in text else 'texts')}")
+        found.append(f"data.path={folder / ('texts' if 'kind: text' in text else 'images')}")
+    found += OF_GENERIC.get(recipe, [])
     if "corpus:" in text:
         found.append("student.phases.0.corpus.path=corpus.csv")
     return found
