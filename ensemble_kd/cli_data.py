@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +64,7 @@ def made_for(
     return made
 
 
-def one_of(config: str | None, data: str | None, others: dict[str, object]) -> None:
+def one_of(config: str | None, data: str | None, others: Mapping[str, object]) -> None:
     """Raises ConfigError where both, or neither, of CONFIG and --data are given."""
     if config is not None and data is not None:
         raise ConfigError(f"CONFIG, --data: {config} and --data are both given; leave one of them out")

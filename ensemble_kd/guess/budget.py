@@ -12,6 +12,7 @@ from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
 from ensemble_kd.guess.pace import Pace
+from ensemble_kd.guess.steps import epochs_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 START = 10.0
@@ -92,7 +93,7 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     views = raw.get("soft_targets", {}).get("views", 1)
     seen = round(labelled * teachers.get("fraction", 1.0))
     lines = [Line("data", f"{rows.transfer:,} rows", 3 + rows.transfer / READ)]
-    epochs = teachers["training"]["epochs"]
+    epochs, student_epochs = epochs_of(raw, rows)
     each = epochs * (seen * speed.teacher_train + rows.validation * speed.teacher_predict)
     each += (rows.validation + rows.test) * speed.teacher_predict
     rounds = -(-members // speed.workers)
@@ -101,7 +102,7 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
     lines.append(Line("soft-targets", said, answers * speed.teacher_predict / speed.workers))
     roles = roles_of(raw, rows.transfer > labelled, views)
-    seeds, epochs = student.get("seeds", 1), student["training"]["epochs"]
+    seeds, epochs = student.get("seeds", 1), student_epochs
     each = epochs * (rows.transfer * speed.student_train + rows.validation * speed.student_predict)
     rounds = -(-seeds * len(roles) // speed.workers)
     said = f"{seeds} x ({', '.join(roles)}) x {rows.transfer:,} rows x {epochs} epochs"
@@ -144,16 +145,19 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
     if total(lines) > budget:
         raise InputError(_too_short(settings.raw, rows, pace, lines, said))
     for lever in LEVERS:
-        old, new = _at(before, lever.path), settings.get(lever.path)
-        if new is not None and new != old and (old is not None or new != 1.0):
-            wanted = f", where the recipe has {old}" if old is not None else ""
-            comment = f"{new}{wanted}: fits --budget {said}."
+        old, new = _value(before, lever.path, rows), _value(settings.raw, lever.path, rows)
+        if new is not None and new != old:
+            comment = f"{new} in place of {old}: fits --budget {said}."
             own = settings.comments.get(lever.path)
             settings.comments[lever.path] = f"{comment} {own}" if own else comment
 
 
-def _at(raw: dict[str, Any], path: str) -> Any:
-    return Commented(raw).get(path)
+def _value(raw: dict[str, Any], path: str, rows: Rows) -> Any:
+    """A setting as a number; None where it is not there."""
+    if path.endswith(".epochs"):
+        return epochs_of(raw, rows)[path.startswith("student")]
+    value = Commented(raw).get(path)
+    return 1.0 if value is None and path.endswith(".fraction") else value
 
 
 def _best(
@@ -163,11 +167,9 @@ def _best(
     now = total(plan(settings.raw, rows, pace))
     found: list[tuple[float, str, Any]] = []
     for lever in LEVERS:
-        value, first = settings.get(lever.path), _at(before, lever.path)
-        if lever.path == "teachers.fraction":
-            if settings.get("teachers.training.epochs") != 1:
-                continue
-            value, first = value or 1.0, first or 1.0
+        value, first = _value(settings.raw, lever.path, rows), _value(before, lever.path, rows)
+        if lever.path == "teachers.fraction" and epochs_of(settings.raw, rows)[0] > 1:
+            continue
         if value is None or any(lever.path.startswith(path) or path.startswith(lever.path) for path in fixed):
             continue
         floor = lever.floors[last_resort] * (first if lever.floors[0] < 1 else 1)

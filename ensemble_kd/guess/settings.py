@@ -16,7 +16,7 @@ from ensemble_kd.guess.counts import Rows, count
 from ensemble_kd.guess.inputs import Inputs, find_inputs
 from ensemble_kd.guess.inspect import Facts, inspect, run_name, spread
 from ensemble_kd.guess.networks import fit_networks
-from ensemble_kd.guess.target import Label, find_label, some
+from ensemble_kd.guess.target import Label, by_name, find_label, some
 from ensemble_kd.guess.told import span
 from ensemble_kd.pretrained import resolve_source
 
@@ -41,6 +41,8 @@ def choose(request: Request) -> Choice:
         inputs = Inputs("image", "input", "folders of pictures, one a class")
     else:
         label = find_label(facts, request.label, request.target)
+        if request.label is None:
+            label = by_name(facts, label)
         shape = (request.data.get("image") or {}).get("shape")
         inputs = find_inputs(facts, label.column.name, request.input, shape)
     recipe, source = _recipe(inputs, request, notes)

@@ -6,6 +6,9 @@ For recipes that give epochs as a number; what says `auto` is left to the traini
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from ensemble_kd.guess.counts import Rows
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ def epochs(aim: Aim, rows: int, batch_size: int) -> int:
     if aim.fine_tuned:
         steps = max(aim.steps, min(FEW_EPOCHS * a_pass, MOST_FACTOR * aim.steps))
     return int(min(max(round(steps / a_pass), aim.least), aim.most))
+
+
+def epochs_of(raw: dict[str, Any], rows: Rows) -> tuple[int, int]:
+    """Epochs of teachers and of students with these settings on so many rows."""
+    return raw["teachers"]["training"]["epochs"], raw["student"]["training"]["epochs"]
 
 
 def batch_of(wanted: int, rows: int) -> int:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from ensemble_kd.data.decode import single
 from ensemble_kd.errors import InputError
-from ensemble_kd.guess.columns import Column
+from ensemble_kd.guess.columns import Column, same_partition
 from ensemble_kd.guess.inspect import Facts, spread
 from ensemble_kd.guess.names import NOT_LABELS, is_id, label_rank, plain
 
@@ -68,6 +68,21 @@ def _found(facts: Facts) -> tuple[Column, str]:
         if columns[name].kind not in ("nothing", "other", "picture", "pixels"):
             return columns[name], "its name says so"
     return _by_values(facts)
+
+
+def by_name(facts: Facts, label: Label) -> Label:
+    """The column that says the same in words, where the classes are numbers that nothing else names."""
+    column, table = label.column, facts.sample
+    named = any(len(names) > column.high for _, names in facts.class_files) or column.name in facts.features
+    if label.target != "class" or column.kind != "number" or named:
+        return label
+    for other in facts.columns.values():
+        if not (other.kind == "text" and other.repeated and other.distinct == column.distinct):
+            continue
+        everywhere = all(other.name in names for names in facts.names.values() if column.name in names)
+        if everywhere and same_partition(single(table[other.name]), single(table[column.name])):
+            return Label(other, "class", f"{column.name!r} by name")
+    return label
 
 
 def _by_values(facts: Facts) -> tuple[Column, str]:

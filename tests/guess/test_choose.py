@@ -44,7 +44,10 @@ def refusal(path: Path, **said: Any) -> str:
 def test_texts_and_their_label_by_name(tmp_path: Path) -> None:
     rows = [(f"r{7 * i}", text(i), "ab"[i % 2], i % 2) for i in range(ROWS)]
     data = found(table(tmp_path / "a.csv", ["uid", "query", "label_name", "label"], rows))
-    assert data["kind"] == "text" and data["columns"] == {"input": "query", "label": "label"}
+    assert data["kind"] == "text" and data["columns"] == {"input": "query", "label": "label_name"}
+    (tmp_path / "labels.txt").write_text("first\nsecond\n")
+    data = found(tmp_path)
+    assert data["columns"]["label"] == "label" and data["class_names"] == "labels.txt"
 
 
 def test_the_only_column_of_few_repeated_values_is_the_label(tmp_path: Path) -> None:
@@ -72,7 +75,8 @@ def test_a_title_is_read_with_what_stands_below(tmp_path: Path) -> None:
 
 def test_a_table_of_numbers_leaves_out_ids_labels_and_gaps(tmp_path: Path) -> None:
     rows = [
-        (i, i % 3, "xyz"[i % 3], i % 7, (i * 37 % 11) / 3, "" if i % 9 == 0 else i % 2) for i in range(ROWS)
+        (i, "pqr"[i % 3], i % 3 + 5, i % 7, (i * 37 % 11) / 3, "" if i % 9 == 0 else i % 2)
+        for i in range(ROWS)
     ]
     path = table(tmp_path / "a.csv", ["number", "species", "kind", "a", "b", "c"], rows)
     choice = chosen(path)
