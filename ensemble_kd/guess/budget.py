@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
-from ensemble_kd.guess.pace import Pace
+from ensemble_kd.guess.pace import Pace, side_of, width_of
 from ensemble_kd.guess.steps import epochs_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -53,7 +54,19 @@ def shorter(value: int) -> int:
     return max(1, int(value * 0.75))
 
 
+def narrower(value: int) -> int:
+    return value - 4
+
+
+def coarser(value: list[int]) -> list[int]:
+    return [side - 8 for side in value]
+
+
+LEAST_STEPS = (300, 150)
+"""Below which no network learns anything, at first and where all else is not enough."""
 LEVERS = (
+    Lever("data.image.resize", coarser, (48, 32), 1.0),
+    Lever("teachers.model.width", narrower, (28, 24), 0.7),
     Lever("teachers.num_members", fewer, (2, 1), 1.0),
     Lever("teachers.training.epochs", shorter, (0.5, 0.2), 1.0),
     Lever("teachers.fraction", lambda value: round(value * 0.75, 3), (0.5, 0.1), 1.0),
@@ -92,21 +105,23 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     labelled, members = max(1, round(rows.labelled * share)), teachers["num_members"]
     views = raw.get("soft_targets", {}).get("views", 1)
     seen = round(labelled * teachers.get("fraction", 1.0))
+    area = (side_of(raw) / speed.side) ** 2 if speed.side else 1.0
+    wide = area * (width_of(raw) / speed.width) ** 2 if speed.width else area
     lines = [Line("data", f"{rows.transfer:,} rows", 3 + rows.transfer / READ)]
     epochs, student_epochs = epochs_of(raw, rows)
     each = epochs * (seen * speed.teacher_train + rows.validation * speed.teacher_predict)
     each += (rows.validation + rows.test) * speed.teacher_predict
     rounds = -(-members // speed.workers)
-    lines.append(Line("teachers", f"{members} x {seen:,} rows x {epochs} epochs", rounds * each))
+    lines.append(Line("teachers", f"{members} x {seen:,} rows x {epochs} epochs", wide * rounds * each))
     answers = rows.transfer * views * members
     said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
-    lines.append(Line("soft-targets", said, answers * speed.teacher_predict / speed.workers))
+    lines.append(Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers))
     roles = roles_of(raw, rows.transfer > labelled, views)
     seeds, epochs = student.get("seeds", 1), student_epochs
     each = epochs * (rows.transfer * speed.student_train + rows.validation * speed.student_predict)
     rounds = -(-seeds * len(roles) // speed.workers)
     said = f"{seeds} x ({', '.join(roles)}) x {rows.transfer:,} rows x {epochs} epochs"
-    lines.append(Line("student", said, rounds * each))
+    lines.append(Line("student", said, area * rounds * each))
     lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
     if pace is None:
         return [Line(line.stage, line.work, 0.0) for line in lines]
@@ -152,6 +167,22 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
             settings.comments[lever.path] = f"{comment} {own}" if own else comment
 
 
+def _least(value: Any) -> float:
+    return float(min(value) if isinstance(value, list) else value)
+
+
+def _steps(settings: Commented, path: str, new: Any, rows: Rows) -> float:
+    """Optimiser steps of the network that a lever is about, once it is pulled; no bound for others."""
+    trial = Commented(deepcopy(settings.raw))
+    trial.set(path, new)
+    block = path.split(".")[0]
+    if path not in (f"{block}.training.epochs", f"{block}.fraction"):
+        return math.inf
+    seen = rows.labelled * (trial.get("teachers.fraction") or 1.0) if block == "teachers" else rows.transfer
+    epochs = epochs_of(trial.raw, rows)[block == "student"]
+    return epochs * seen / trial.get(f"{block}.training.batch_size")
+
+
 def _value(raw: dict[str, Any], path: str, rows: Rows) -> Any:
     """A setting as a number; None where it is not there."""
     if path.endswith(".epochs"):
@@ -164,6 +195,7 @@ def _best(
     settings: Commented, before: dict[str, Any], rows: Rows, pace: Pace, fixed: set[str], last_resort: int
 ) -> tuple[str, Any] | None:
     """The change that saves most time for what it costs in quality."""
+    least = LEAST_STEPS[last_resort]
     now = total(plan(settings.raw, rows, pace))
     found: list[tuple[float, str, Any]] = []
     for lever in LEVERS:
@@ -174,13 +206,13 @@ def _best(
             continue
         floor = lever.floors[last_resort] * (first if lever.floors[0] < 1 else 1)
         new = lever.smaller(value)
-        if new >= value or new < max(floor, 0.01):
+        if new >= value or _least(new) < floor or _steps(settings, lever.path, new, rows) < least:
             continue
         trial = Commented(deepcopy(settings.raw))
         trial.set(lever.path, new)
         saved = now - total(plan(trial.raw, rows, pace))
         if saved > 0:
-            found.append((saved / lever.harm / (1 - new / value), lever.path, new))
+            found.append((saved / lever.harm / (1 - _least(new) / _least(value)), lever.path, new))
     best = max(found, key=lambda each: each[0], default=None)
     return None if best is None else (best[1], best[2])
 

@@ -19,6 +19,9 @@ from ensemble_kd.guess.settings import choose
 from ensemble_kd.guess.told import found_lines
 from ensemble_kd.redact import redacted
 
+BUSY = 1.5
+"""Wall clock over processor time from which on it is told."""
+
 Tell = Callable[[str], None]
 
 
@@ -111,7 +114,13 @@ def _pace(
     if budget is None and run is None:
         return None
     try:
-        return measure(choice, run(name) if run is not None else None)
+        found = measure(choice, run(name) if run is not None else None)
+        if found.busy > BUSY:
+            warn(
+                f"this machine is busy: the timed steps took {found.busy:.1f} times as long as they worked, "
+                "and the plan is for a machine that stays so"
+            )
+        return found
     except EnsembleKDError as error:
         if budget is not None:
             raise InputError(f"--budget: {error}; run without it") from error

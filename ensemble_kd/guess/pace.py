@@ -42,6 +42,12 @@ class Pace:
     student_train: float
     student_predict: float
     workers: int
+    busy: float = 1.0
+    """Wall clock over processor time: above 1 where other work took the cores."""
+    side: int = 0
+    """To which pictures were scaled; 0 where they are taken as they are."""
+    width: int = 0
+    """Of the teacher, where it is a residual network; else 0."""
 
 
 def measure(choice: Choice, folder: Path | None = None) -> Pace:
@@ -63,12 +69,22 @@ def measure(choice: Choice, folder: Path | None = None) -> Pace:
         jobs = [_start(config, Path(name) / str(i), _threads(raw)) for i in range(min(workers, MOST_AT_ONCE))]
         paces = [_answer(job) for job in jobs]
     slowest = {key: max(pace[key] for pace in paces) for key in paces[0]}
-    found = Pace(**slowest, workers=workers)
+    found = Pace(**slowest, workers=workers, side=side_of(raw), width=width_of(raw))
     if folder is not None:
         with suppress(OSError):  # a folder that cannot be written is told by the run
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / FILE, {"key": key, **asdict(found)})
     return found
+
+
+def side_of(raw: dict[str, Any]) -> int:
+    resize = (raw["data"].get("image") or {}).get("resize")
+    return int(min(resize)) if resize else 0
+
+
+def width_of(raw: dict[str, Any]) -> int:
+    model = raw["teachers"]["model"]
+    return int(model.get("width", 16)) if model["name"] == "resnet" else 0
 
 
 def _kept(path: Path, key: str) -> Pace | None:

@@ -39,7 +39,10 @@ def main() -> None:
 
 
 def pace(config: Config, folder: Path) -> dict[str, float]:
-    """Seconds per example, to train and to predict, of teacher and student; rows are prepared in `folder`."""
+    """Seconds per example, to train and to predict, of teacher and student; rows are prepared in `folder`.
+
+    `busy` is the wall clock over the time that the processor worked for this process.
+    """
     prepare(config, folder)
     data = TrainingData(
         load_info(folder).to_dict(),
@@ -54,6 +57,7 @@ def pace(config: Config, folder: Path) -> dict[str, float]:
     changes = config.data.augment if config.data.augment.active else None
     own = changes if config.teachers.augment else None
     found: dict[str, float] = {}
+    began, worked = time.perf_counter(), time.process_time()
     for name, settings, how, augment in (
         ("teacher", teacher, training, own),
         ("student", student, config.student.training, changes),
@@ -62,6 +66,9 @@ def pace(config: Config, folder: Path) -> dict[str, float]:
         network = build(known, data.info).to(device)
         found[f"{name}_predict"] = _predict(network, data, device, how.precision)
         found[f"{name}_train"] = _train(network, data, settings, how, augment)
+    if device.type == "cpu":
+        waited = time.perf_counter() - began
+        found["busy"] = max(1.0, waited / max(time.process_time() - worked, 1e-3))
     return found
 
 

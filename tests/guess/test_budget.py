@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from ensemble_kd.guess.pace import Pace
 
 RAW: dict[str, Any] = {
     "data": {},
-    "teachers": {"num_members": 4, "training": {"epochs": 10}},
+    "teachers": {"num_members": 4, "model": {"name": "mlp"}, "training": {"epochs": 10, "batch_size": 10}},
     "soft_targets": {"views": 20},
-    "student": {"seeds": 3, "training": {"epochs": 40}},
+    "student": {"seeds": 3, "training": {"epochs": 40, "batch_size": 10}},
 }
 ROWS = Rows(train=1000, labelled=1000, validation=0, test=0, unlabelled=0)
 PACE = Pace(0.02, 0.004, 0.002, 0.0, workers=2)
@@ -73,3 +74,28 @@ def test_too_short_for_one_teacher_is_told_with_what_is_enough() -> None:
         fit(Commented(deepcopy(RAW)), ROWS, PACE, 60, set(), "1m")
     enough = str(caught.value).split("Give --budget ")[1].split(",")[0]
     fit(Commented(deepcopy(RAW)), ROWS, PACE, seconds_of(enough), set(), enough)
+
+
+def test_smaller_pictures_and_narrower_teachers_cost_by_area_and_square() -> None:
+    raw = deepcopy(RAW)
+    raw["data"] = {"image": {"resize": [64, 64]}}
+    raw["teachers"]["model"] = {"name": "resnet", "width": 32}
+    pace = replace(PACE, side=64, width=32)
+    before = {line.stage: line.seconds - 10 for line in plan(raw, ROWS, pace)}
+    raw["data"]["image"]["resize"] = [32, 32]
+    raw["teachers"]["model"]["width"] = 16
+    after = {line.stage: line.seconds - 10 for line in plan(raw, ROWS, pace)}
+    assert after["teachers"] == pytest.approx(before["teachers"] / 16)
+    assert after["student"] == pytest.approx(before["student"] / 4)
+
+
+def test_nothing_is_cut_to_so_few_steps_that_it_learns_nothing() -> None:
+    settings = Commented(deepcopy(RAW))
+    least = 0.0
+    for seconds in range(1000, 60, -20):
+        try:
+            fit(settings, ROWS, PACE, seconds, set(), "Xm")
+        except InputError:
+            break
+        least = seconds
+    assert least and settings.get("teachers.training.epochs") * 1000 / 10 >= 150
