@@ -26,6 +26,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     serve,
     soft_targets,
     specialists,
+    static,
     sweep,
     training,
     transformers,

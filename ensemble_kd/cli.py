@@ -390,10 +390,19 @@ def spaces() -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of a configuration, for editors."""
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A page for people: docs/configuration.md.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of a configuration, for editors; or the page of all settings."""
     from ensemble_kd.config import json_schema
 
+    if markdown:
+        from ensemble_kd.config.reference import reference
+
+        print(reference(), end="")
+        return
     print(json.dumps(json_schema(), indent=2))
 
 

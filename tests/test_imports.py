@@ -60,6 +60,7 @@ SHARED_BY_STAGES = {
     "start",
     "training_data",
     "trial_book",
+    "vectors",
 }
 
 

@@ -7,6 +7,7 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 
 from __future__ import annotations
 
+from ensemble_kd.config.class_weights import balanced_weights, class_name_problems, with_class_weights
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
@@ -19,6 +20,7 @@ from ensemble_kd.config.models import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TextCNNConfig,
     TransformerConfig,
 )
 from ensemble_kd.config.overrides import apply_override
@@ -61,11 +63,14 @@ __all__ = [
     "StudentConfig",
     "SweepConfig",
     "TextAugmentConfig",
+    "TextCNNConfig",
     "TextConfig",
     "TrackingConfig",
     "TrainingConfig",
     "TransformerConfig",
     "apply_override",
+    "balanced_weights",
+    "class_name_problems",
     "corner_problems",
     "cross_field_problems",
     "json_schema",
@@ -79,4 +84,5 @@ __all__ = [
     "student_blocks",
     "text_source",
     "validate",
+    "with_class_weights",
 ]

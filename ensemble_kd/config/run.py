@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
@@ -14,6 +15,7 @@ from ensemble_kd.config.models import TransformerConfig, model_problems, transfo
 from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
+from ensemble_kd.config.start import start_problems
 from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks
 from ensemble_kd.config.sweep import SweepConfig, sweep_problems
 from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems
@@ -102,7 +104,7 @@ def _value_problems(config: Config) -> list[str]:
     ]
     wrong += [(f"{path}.label_smoothing", value, value > 0, "set 0") for path, value in trained]
     if sweep is not None:
-        accuracy = sweep.metric == "validation_accuracy"
+        accuracy = sweep.metric != "validation_loss"
         wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
         for name in ("temperature", "mean"):
             path = f"sweep.space.{name}"
@@ -144,6 +146,7 @@ def _problems_between_fields(config: Config) -> list[str]:
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
     problems += _value_problems(config)
+    problems += class_weight_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)
     problems += form_problems(config)
@@ -151,10 +154,13 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += phase_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)
+    problems += start_problems("student.model", student.model, config)
     if config.teachers.source == "train":
         problems += transformer_problems("teachers.model", config.teachers.model, config.data)
+        problems += start_problems("teachers.model", config.teachers.model, config)
         for i, override in enumerate(config.teachers.overrides):
             problems += transformer_problems(f"teachers.overrides.{i}.model", override.model, config.data)
+            problems += start_problems(f"teachers.overrides.{i}.model", override.model, config)
     trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
@@ -201,5 +207,6 @@ def text_source(config: Config) -> str | None:
         *(model.source for model in models if isinstance(model, TransformerConfig)),
         student.online.source,
         *(phase.online.source for phase in student.phases),
+        getattr(getattr(student.model, "start", None), "source", None),
     ]
     return next((source for source in sources if source), None)

@@ -52,8 +52,10 @@ class SweepConfig(Block):
     """Values taken from each range (search: grid)."""
     num_seeds: int = Field(1, ge=1, le=1000)
     """Students trained for each configuration; their mean is what counts."""
-    metric: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
-    """What to choose by."""
+    metric: Literal[
+        "validation_accuracy", "validation_loss", "validation_balanced_accuracy", "validation_macro_f1"
+    ] = "validation_accuracy"
+    """What to choose by. Balanced accuracy and macro-F1 are means over classes, for rare ones."""
     scheduler: Literal["auto", "asha", "none"] = "auto"
     """ASHA (arXiv 1810.05934) stops trials that lag behind; `auto`: with 12 epochs or more."""
     grace_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
 
+ClassWeight = Annotated[float, Field(ge=0, le=1e6)]
+
 
 class TrainingConfig(Block):
     """One training loop serves teachers and students; this is its dial panel."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"class_weights", "focal_gamma"})
 
     epochs: int = Field(20, ge=0)
     """Passes over the training rows; 0 leaves the initial weights as they are."""
@@ -30,6 +34,12 @@ class TrainingConfig(Block):
     """Largest L2 norm of the weights into one unit (arXiv 1207.0580); null for none."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the hard target spread evenly over the classes (arXiv 1512.00567)."""
+    class_weights: Literal["balanced"] | list[ClassWeight] | dict[str, ClassWeight] | None = None
+    """Weight of a label in the hard loss by its class: one number a class in order, numbers by name (1 for
+    the others), or `balanced`: inversely to the class's share of the labels. null: 1 for all."""
+    focal_gamma: float = Field(0.0, ge=0, le=100)
+    """Focal loss (arXiv 1708.02002): the hard loss of a row is multiplied by (1 - p)^focal_gamma, p being
+    what the model gives its label; 0 for cross-entropy."""
     gradient_accumulation: int = Field(1, ge=1)
     """Parts that a batch is cut into to save memory."""
     gradient_clip: float | None = Field(None, gt=0)

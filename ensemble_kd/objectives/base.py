@@ -87,9 +87,9 @@ class Objective(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
-    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One that
-    declares `first_only: ClassVar[bool] = True` reads hidden states at the first position alone, and takes
-    teacher's states (B, 1, D) as well."""
+    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One
+    whose `first_only` is true reads hidden states at the first position alone, and takes teacher's states
+    (B, 1, D) as well."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Losses of the examples (B,). The teacher gets no gradient."""

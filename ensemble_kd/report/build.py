@@ -182,6 +182,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     }
     if target := inputs.info.get("target"):
         report["target"] = target
+    else:
+        seen = np.bincount(inputs.labels)
+        report["class_ratio"] = float(seen.max() / seen[seen > 0].min())
     if constant is not None:
         report["constant"] = constant
     return plain(report)

@@ -23,7 +23,7 @@ from ensemble_kd.report.plots import (
 )
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
-from ensemble_kd.train.measures import Column, measures_of
+from ensemble_kd.train.measures import Column, columns_of, measures_of
 
 MANY_TEACHERS = 10
 MANY_CLASSES = 30
@@ -148,7 +148,7 @@ def _facts(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    columns = measures_of(report.get("target")).columns
+    columns = columns_of(report)
     head = ["", *(column.title for column in columns), "parameters", "size", "ms at 1", "ms at 32"]
     teachers = [s for s in report["systems"] if s["role"] == "teacher"]
     shown = [s for s in report["systems"] if s["role"] != "teacher"]
@@ -203,7 +203,7 @@ def _system_row(system: dict[str, Any], shipped: str, columns: tuple[Column, ...
 def _mean_row(role: str, report: dict[str, Any]) -> tuple[str, list[str]]:
     entry = report["summary"][role]
     name = f"{ROLES[role]}, mean of {entry['n']}" if entry["n"] > 1 else ROLES[role]
-    first, second, *others = measures_of(report.get("target")).columns
+    first, second, *others = columns_of(report)
     digits = 1 if second.key == "errors" else second.places(entry[second.key]["mean"])
     cells = [_dot(role) + _escape(name), _percent(entry[first.key]), _mean(entry[second.key], digits)]
     # The errors of these three are in report.json; here they would push the table off the page.

@@ -51,6 +51,7 @@ from ensemble_kd.stages.training_data import (
     states_fit,
     states_layout,
 )
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
 from ensemble_kd.train.validation import preference
@@ -105,6 +106,23 @@ def _of_values(config: Config, block: Any) -> bool:
     return config.data.target == "value" and getattr(block, "task", "classify") == "classify"
 
 
+def label_problems(config: Config, counts: dict[str, int]) -> list[str]:
+    """What wants labels of train rows where there are none: given teachers alone say what these are."""
+    if counts.get("labelled", 1):
+        return []
+    student = config.student
+    wrong = (
+        (
+            "sweep",
+            config.sweep is not None,
+            "its trials are held against students on hard labels; leave it out",
+        ),
+        ("specialists", config.specialists is not None, "they learn from labels; leave them out"),
+        ("student.alpha", student.alpha == 0, "0 learns from labels alone; raise it"),
+    )
+    return [f"{path}: no train row has a label, and {why}" for path, bad, why in wrong if bad]
+
+
 def bias_problems(config: Config, info: dict[str, Any]) -> list[str]:
     """Whether `student.class_bias` has a bias to add to; a custom model is built to see."""
     model = config.student.model
@@ -151,12 +169,13 @@ def tasks(
 
 
 def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
-    """The students of each seed: the distilled one and its baselines."""
+    """The students of each seed: the distilled one and its baselines; none on hard labels without a label."""
     found = ["distilled"]
     if combined:
         found.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
-    found.append("hard")
-    found += ["plain"] if config.soft_targets.views > 1 else []
+    if counts["labelled"]:
+        found.append("hard")
+        found += ["plain"] if config.soft_targets.views > 1 else []
     # Of values the ensemble's answer is the soft target itself: there are no harder ones.
     unlabelled = counts["transfer"] > counts["labelled"]
     return found + (["pseudo"] if unlabelled and config.data.target == "class" else [])
@@ -279,7 +298,7 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
-    if digests := source_digests(config.student):
+    if digests := source_digests(config):
         settings["sources"] = digests
     if config.sweep is not None and config.sweep.refit != "none":
         settings["refit"] = config.sweep.refit
@@ -337,6 +356,7 @@ def run(
     budget = context.config.compute.memory_budget
     layout = states_layout(info, budget, receipt, combination)
     basis = basis_of(context.config, context.folder, data, teachers, layout)
+    make_vectors(basis.vectors, context.folder, data, context.console)
     sources = (plan.inputs["data"], plan.inputs["soft_targets"])
     wanted = tasks(
         context.config,
@@ -477,7 +497,7 @@ class Student(Stage):
         return objective_problems(config)
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
-        problems = data_problems(config, found)
+        problems = data_problems(config, found) + label_problems(config, found.counts)
         return problems + (corpus_size_problems(config, found.folder) if found.folder else [])
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:

@@ -34,6 +34,7 @@ from ensemble_kd.stages.members import kept_weights
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.member import MemberTask
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def run(
     budget = config.compute.memory_budget
     layout = states_layout(info, budget, receipt, combination) if terms or config.student.phases else None
     basis = basis_of(config, context.folder, data, members, layout)
+    make_vectors(basis.vectors, context.folder, data, context.console)
     student_stage.train_phases(
         context, data, info, (store, receipt), fingerprints, basis, own, config.sweep.num_seeds
     )
@@ -142,6 +144,7 @@ def run(
         found = basis
         if student.model != config.student.model:
             found = basis_of(alone, context.folder, data, members, layout)
+            make_vectors(found.vectors, context.folder, data, context.console)
         return student_stage.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
 
     sweep = TrialBook(context, plan.folder, make)

@@ -27,11 +27,13 @@ from torch import Tensor
 from ensemble_kd.artifacts import canonical, write_json
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.models.build import Network
 from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
 from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer, train_step
@@ -39,11 +41,13 @@ from ensemble_kd.train.member import (
     FAILED,
     MemberTask,
     TrainingData,
+    cut_tables,
     finish_member,
     initial_network,
     loss_of,
     make_batches,
 )
+from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
 from ensemble_kd.train.validation import validation_metrics
@@ -72,7 +76,9 @@ def fuse_key(task: MemberTask) -> str | None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
-    if task.model["name"] == "transformer" or task.initial or task.terms or task.online:
+    if task.model["name"] == "transformer" or task.terms or task.online:
+        return None
+    if task.initial and "vectors" not in task.initial:
         return None
     if training.gradient_accumulation > 1 or training.max_norm is not None:
         return None
@@ -89,6 +95,13 @@ def fusable(task: MemberTask, data: TrainingData) -> bool:
     return fuse_key(task) is not None and deterministic(
         initial_network(task, data), _random_inputs(data.info)
     )
+
+
+def started(task: MemberTask, data: TrainingData) -> Network:
+    """The network that a task's training starts with."""
+    network = initial_network(task, data)
+    cut_tables(task, data, network)
+    return network
 
 
 def _random_inputs(info: dict[str, Any]) -> Tensor:
@@ -135,9 +148,9 @@ class Fleet:
         self.total_steps = self.training.epochs * self.reader.steps_per_epoch
         self.unit = self.training.model_copy(update={"learning_rate": 1.0})
         by_seed = {task.seed: task for task in tasks}
-        networks = {seed: initial_network(task, data).to(device) for seed, task in by_seed.items()}
-        self.network = networks[tasks[0].seed]
-        self.stack = Stack([networks[task.seed] for task in tasks])
+        self.networks = {seed: started(task, data).to(device) for seed, task in by_seed.items()}
+        self.network = self.networks[tasks[0].seed]
+        self.stack = Stack([self.networks[task.seed] for task in tasks])
         self._arrange(None)
         self.validation = as_tensor(data.validation.inputs)
         self.validation_labels = as_tensor(data.validation.labels)
@@ -170,6 +183,9 @@ class Fleet:
         """Train and judge one epoch; the entry of each member, None where there is none."""
         began, count = time.perf_counter(), len(self.stack)
         self.stack.train()
+        self.stack.reseed(
+            [mix(member.task.seed, epoch, 0, 7) for member in self.members]
+        )  # as `train_epochs`
         totals = torch.zeros(count, device=self.device)
         batches = self.reader.epoch(epoch, self.stack.numbers)
         for step, batch in enumerate(batches, start=epoch * self.reader.steps_per_epoch):
@@ -211,9 +227,12 @@ class Fleet:
             return [validation_metrics(row, self.validation_labels, self.target) for row in logits]
         losses = cross_entropy(logits, self.validation_labels).mean(1)
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)
+        truth, classes = self.validation_labels.numpy(), logits.shape[2]
+        means = [class_means(answers.numpy(), truth, classes) for answers in logits.argmax(2)]
         return [
             {"validation_loss": loss, "validation_accuracy": accuracy}
-            for loss, accuracy in zip(losses.tolist(), right.tolist(), strict=True)
+            | {f"validation_{name}": value for name, value in found.items()}
+            for loss, accuracy, found in zip(losses.tolist(), right.tolist(), means, strict=True)
         ]
 
     def weights_of(self, i: int) -> Tensor:
@@ -295,8 +314,10 @@ def fused_epochs(
         yield entries
     for i, member in enumerate(fleet.members):
         if member.reason is None:
-            network = copy.deepcopy(fleet.network)  # what finishing does to one is not for the next
+            # A copy: what finishing does to one is not for the next.
+            network = copy.deepcopy(fleet.networks[member.task.seed])
             fleet.stack.copy_to(network, fleet.weights_of(i), i)
+            restore_tables_(network)
             share = (time.perf_counter() - began) / len(tasks)
             folder = member.task.folder(members)
             finish_member(member.task, data, network, member.progress, folder, device, share)
@@ -363,7 +384,7 @@ def choose_fuse(
     device = device or torch.device("cpu")
     if limit < 2 or not fusable(task, data):
         return 1
-    one_copy = 4 * initial_network(task, data).num_parameters
+    one_copy = 4 * started(task, data).num_parameters
     limit = min(limit, _free_memory(device) // 4 // (COPIES * one_copy))
     alone, shares = math.inf, {1: math.inf}
     n = 2

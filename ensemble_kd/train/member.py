@@ -24,10 +24,12 @@ from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
+from ensemble_kd.models.rows import cut_tables_, restore_tables_, tables
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
+from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.redact import redacted_settings
@@ -63,6 +65,8 @@ from ensemble_kd.train.validation import validation_metrics
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.json"
+BY_LENGTH = ("transformer", "bilstm", "text_cnn")
+"""Models that cost as much as their texts are long: batches are of about one length."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,7 @@ def member_epochs(
     judge: Judge | None = None
     if task.specialist is None:
         network = initial_network(task, data)
+        cut_tables(task, data, network)
     else:
         network, judge = _specialist(task, data)
     network = network.to(device)
@@ -296,6 +301,7 @@ def member_epochs(
         if replicas.rank == 0:
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
+    restore_tables_(network)
     if replicas.rank == 0:
         seconds = time.perf_counter() - began
         if learned is not None and list(learned.parameters()):
@@ -319,6 +325,20 @@ def initial_network(task: MemberTask, data: TrainingData) -> Network:
     return network
 
 
+def cut_tables(task: MemberTask, data: TrainingData, network: Network) -> None:
+    """Leave word pieces out of a network's training, in place, that no text at hand has."""
+    # Others would shrink with weight decay; a quantised table has one step for all of its rows.
+    if task.training["weight_decay"] > 0 or task.quantization is not None or task.corpus is not None:
+        return
+    if data.info["kind"] != "text" or data.transfer is None or not tables(network):
+        return
+    read = np.zeros(data.info["vocabulary_size"], bool)
+    read[0] = True
+    for part in (data.transfer, data.validation, data.test):
+        read[part.inputs.ravel()] = True
+    cut_tables_(network, torch.from_numpy(np.flatnonzero(read)))
+
+
 def loss_of(
     task: MemberTask, training: TrainingConfig, target: dict[str, float] | None = None
 ) -> DistillationLoss:
@@ -326,6 +346,10 @@ def loss_of(
     of_labels: dict[str, Any] = {}
     if target is not None and not task.masked_lm:
         of_labels = {"hard": squared_error, "unit": target["std"]}
+    elif training.class_weights is not None or training.focal_gamma > 0:
+        weights = training.class_weights
+        assert weights is None or isinstance(weights, list), "the data stage puts numbers in place of names"
+        of_labels = {"hard": WeightedCrossEntropy(tuple(weights) if weights else None, training.focal_gamma)}
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
@@ -538,7 +562,7 @@ def make_batches(
         replicas=replicas.size,
         device=device,
         trim_padding=data.info["kind"] == "text",
-        by_length=data.info["kind"] == "text" and task.model["name"] in ("transformer", "bilstm"),
+        by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
         masking=masking,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ensemble_kd.objectives.hard import cross_entropy
-from ensemble_kd.train.metrics import regression_metrics
+from ensemble_kd.train.metrics import class_means, regression_metrics
 
 
 def validation_metrics(outputs: Tensor, labels: Tensor, target: dict[str, float] | None) -> dict[str, float]:
@@ -20,9 +20,12 @@ def validation_metrics(outputs: Tensor, labels: Tensor, target: dict[str, float]
         found = regression_metrics(outputs[:, 0].numpy(), labels.numpy())
         loss = found["mse"] / target["std"] ** 2
         return {"validation_loss": loss, "validation_pearson": found["pearson"]}
+    answers = outputs.argmax(1)
+    means = class_means(answers.numpy(), labels.numpy(), outputs.shape[1])
     return {
         "validation_loss": float(cross_entropy(outputs, labels).mean()),
-        "validation_accuracy": float((outputs.argmax(1) == labels).float().mean()),
+        "validation_accuracy": float((answers == labels).float().mean()),
+        **{f"validation_{name}": value for name, value in means.items()},
     }
 
 

