@@ -20,6 +20,8 @@ START = 10.0
 """Seconds until the workers of a stage run."""
 READ = 20_000
 """Rows a second that are read and prepared."""
+TABLE = 0.1
+"""A word piece by itself, against a text: each of a vocabulary goes through the teacher once."""
 MARGIN = 1.15
 """What a run takes beyond its steps: checkpoints, tracking, a machine that is not always free."""
 
@@ -101,10 +103,8 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     """The stages of a run with these settings; without a pace no seconds are known (0)."""
     speed = pace or Pace(0, 0, 0, 0, 1)
     teachers, student = raw["teachers"], raw["student"]
-    share = raw["data"].get("label_fraction", 1.0)
-    labelled, members = max(1, round(rows.labelled * share)), teachers["num_members"]
-    views = raw.get("soft_targets", {}).get("views", 1)
-    seen = round(labelled * teachers.get("fraction", 1.0))
+    members, views = teachers["num_members"], raw.get("soft_targets", {}).get("views", 1)
+    seen = round(rows.labelled * teachers.get("fraction", 1.0))
     area = (side_of(raw) / speed.side) ** 2 if speed.side else 1.0
     wide = area * (width_of(raw) / speed.width) ** 2 if speed.width else area
     lines = [Line("data", f"{rows.transfer:,} rows", 3 + rows.transfer / READ)]
@@ -116,12 +116,13 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     answers = rows.transfer * views * members
     said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
     lines.append(Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers))
-    roles = roles_of(raw, rows.transfer > labelled, views)
+    roles = roles_of(raw, rows.transfer > rows.labelled, views)
     seeds, epochs = student.get("seeds", 1), student_epochs
     each = epochs * (rows.transfer * speed.student_train + rows.validation * speed.student_predict)
     rounds = -(-seeds * len(roles) // speed.workers)
     said = f"{seeds} x ({', '.join(roles)}) x {rows.transfer:,} rows x {epochs} epochs"
-    lines.append(Line("student", said, area * rounds * each))
+    table = 30_000 * TABLE * speed.teacher_predict if student["model"].get("start") else 0.0
+    lines.append(Line("student", said, area * rounds * each + table))
     lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
     if pace is None:
         return [Line(line.stage, line.work, 0.0) for line in lines]

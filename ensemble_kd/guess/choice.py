@@ -45,3 +45,6 @@ class Choice:
     notes: list[str] = field(default_factory=list)
     """What is odd, or was left out."""
     compares: bool = False
+    """Whether one text is held against another."""
+    pieces: int = 0
+    """Different word pieces that the texts have, about; 0 where they are not counted."""

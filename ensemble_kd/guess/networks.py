@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -10,7 +11,8 @@ from ensemble_kd.guess.choice import Choice
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.pictures import augment, layout
 from ensemble_kd.guess.steps import AIMS, batch_of, epochs
-from ensemble_kd.pretrained import read_tokenizer
+from ensemble_kd.model_size import WIDTH
+from ensemble_kd.pretrained import read_tokenizer, source_file
 
 LONGEST = {False: 128, True: 256}
 """Tokens kept of a text, without and with a GPU: time grows with the length, and most is said early."""
@@ -65,6 +67,7 @@ def _text(choice: Choice, source: str | None) -> None:
     longest, reached = _length(choice, source)
     settings.set("data.text.max_length", longest)
     settings.comments["data.text"] = f"Word pieces of the pretrained model; {reached}."
+    _fit_table(choice.settings, source)
     if choice.compares:
         settings.set(
             "student.model",
@@ -83,6 +86,17 @@ def _text(choice: Choice, source: str | None) -> None:
     )
 
 
+def _fit_table(settings: Commented, source: str) -> None:
+    """A table that starts from a model is at most as wide as that."""
+    if not settings.get("student.model.start"):
+        return
+    file, width = source_file(source, "config.json", "--source"), settings.get("student.model.embedding")
+    known = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+    widest = next((known[name] for name in WIDTH if isinstance(known.get(name), int)), width)
+    if widest < width:
+        settings.set("student.model.embedding", widest)
+
+
 def _length(choice: Choice, source: str) -> tuple[int, str]:
     """Tokens to keep of a text, and why."""
     names = choice.inputs.names
@@ -91,7 +105,11 @@ def _length(choice: Choice, source: str) -> tuple[int, str]:
     tokenizer = read_tokenizer(source, "--source")
     texts = [[text or "" for text in single(table[name]).to_pylist()] for name in columns]
     batch: Any = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-    lengths = sorted(len(encoding.ids) for encoding in tokenizer.encode_batch(batch))
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(batch)]
+    lengths = sorted(map(len, ids))
+    # Further texts bring ever fewer new words: about as the square root of their number (Heaps' law).
+    more = max(1.0, choice.rows.transfer / max(1, len(ids)))
+    choice.pieces = round(len({number for text in ids for number in text}) * more**0.5)
     wanted = lengths[int(COVERED * (len(lengths) - 1))]
     most = LONGEST[has_gpu()]
     kept = min(most, max(16, -(-wanted // 8) * 8))

@@ -66,7 +66,8 @@ def measure(choice: Choice, folder: Path | None = None) -> Pace:
         _write_rows(choice, rows)
         config = {**raw, "data": _data(choice, rows)}
         workers = _workers(raw)
-        jobs = [_start(config, Path(name) / str(i), _threads(raw)) for i in range(min(workers, MOST_AT_ONCE))]
+        job = {"config": config, "threads": _threads(raw), "pieces": choice.pieces}
+        jobs = [_start({**job, "folder": f"{name}/{i}"}) for i in range(min(workers, MOST_AT_ONCE))]
         paces = [_answer(job) for job in jobs]
     slowest = {key: max(pace[key] for pace in paces) for key in paces[0]}
     found = Pace(**slowest, workers=workers, side=side_of(raw), width=width_of(raw))
@@ -110,8 +111,8 @@ def _workers(raw: dict[str, Any]) -> int:
     return max(1, (os.cpu_count() or 1) // _threads(raw))
 
 
-def _start(config: dict[str, Any], folder: Path, threads: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "ensemble_kd.guess.timing"],
         stdin=subprocess.PIPE,
@@ -121,7 +122,7 @@ def _start(config: dict[str, Any], folder: Path, threads: int) -> subprocess.Pop
         env=environment,
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps({"config": config, "folder": str(folder), "threads": threads}))
+    process.stdin.write(json.dumps(job))
     process.stdin.close()
     process.stdin = None
     return process

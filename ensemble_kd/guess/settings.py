@@ -68,7 +68,9 @@ def _rows(settings: Commented) -> Rows:
         return count({key: value for key, value in block.items() if value is not None}, seed)
 
     rows, again = counted(), False
-    whole = rows.labelled + (rows.validation if "validation" in rows.held else 0)
+    whole = rows.labelled / block.get("label_fraction", 1.0) + (
+        rows.validation if "validation" in rows.held else 0
+    )
     whole += rows.test if "test" in rows.held else 0
     for split in rows.held:
         name = f"{split}_fraction"

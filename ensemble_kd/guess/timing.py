@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from ensemble_kd.config import AugmentConfig, Config, ModelConfig, TrainingConfig, member_settings, validate
 from ensemble_kd.data.prepared import load_info, load_split, prepare
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.rows import cut_tables_, tables
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.train.batches import as_tensor
 from ensemble_kd.train.loop import make_optimizer, predict, train_step
@@ -35,13 +36,14 @@ PREDICTED = 256
 def main() -> None:
     job = json.load(sys.stdin)
     torch.set_num_threads(max(1, int(job["threads"])))
-    print(json.dumps(pace(validate(job["config"]), Path(job["folder"]))))
+    print(json.dumps(pace(validate(job["config"]), Path(job["folder"]), int(job["pieces"]))))
 
 
-def pace(config: Config, folder: Path) -> dict[str, float]:
+def pace(config: Config, folder: Path, pieces: int = 0) -> dict[str, float]:
     """Seconds per example, to train and to predict, of teacher and student; rows are prepared in `folder`.
 
-    `busy` is the wall clock over the time that the processor worked for this process.
+    `busy` is the wall clock over the time that the processor worked for this process. `pieces` are the word
+    pieces that all texts have, of which a student's table keeps its rows while it is trained.
     """
     prepare(config, folder)
     data = TrainingData(
@@ -65,11 +67,24 @@ def pace(config: Config, folder: Path) -> dict[str, float]:
         known: Any = TypeAdapter(ModelConfig).validate_python(settings)
         network = build(known, data.info).to(device)
         found[f"{name}_predict"] = _predict(network, data, device, how.precision)
+        if pieces and not how.weight_decay:
+            _cut(network, data, pieces)
         found[f"{name}_train"] = _train(network, data, settings, how, augment)
     if device.type == "cpu":
         waited = time.perf_counter() - began
         found["busy"] = max(1.0, waited / max(time.process_time() - worked, 1e-3))
     return found
+
+
+def _cut(network: Network, data: TrainingData, pieces: int) -> None:
+    """As training does it: rows of a table that no text reads are left out."""
+    if not tables(network):
+        return
+    assert data.transfer is not None
+    read = np.zeros(data.info["vocabulary_size"], bool)
+    read[data.transfer.inputs.ravel()] = True
+    read[: max(1, min(pieces, len(read)))] = True
+    cut_tables_(network, torch.from_numpy(np.flatnonzero(read)))
 
 
 def _predict(network: Network, data: TrainingData, device: torch.device, precision: str) -> float:

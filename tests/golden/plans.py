@@ -83,10 +83,11 @@ OVERRIDES = [
 ]
 
 OF_GENERIC = {
+    "text": ["student.model.embedding=16"],
     "image": ["data.image.shape=[28,28,1]"],
     "numeric": ["data.columns={input: image, label: label}"],
 }
-"""What these recipes leave to be said of the data."""
+"""What these recipes leave to be said of the data; and a table as narrow as the stand-in."""
 
 
 @contextmanager

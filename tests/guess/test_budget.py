@@ -18,7 +18,7 @@ RAW: dict[str, Any] = {
     "data": {},
     "teachers": {"num_members": 4, "model": {"name": "mlp"}, "training": {"epochs": 10, "batch_size": 10}},
     "soft_targets": {"views": 20},
-    "student": {"seeds": 3, "training": {"epochs": 40, "batch_size": 10}},
+    "student": {"seeds": 3, "model": {"name": "mlp"}, "training": {"epochs": 40, "batch_size": 10}},
 }
 ROWS = Rows(train=1000, labelled=1000, validation=0, test=0, unlabelled=0)
 PACE = Pace(0.02, 0.004, 0.002, 0.0, workers=2)
