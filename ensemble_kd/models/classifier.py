@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.foreign import class_names, classifier_problems, order_by_name
-from ensemble_kd.models.transformer import pretrained_config
+from ensemble_kd.models.transformer_config import pretrained_config
 from ensemble_kd.pretrained import VOCABULARIES, resolve_source
 
 ROWS_AT_ONCE = 64
