@@ -46,6 +46,9 @@ from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.measures import measures_of
 
+RECIPE = "recipe.yaml"
+"""In the run folder: the configuration that was chosen for the data, with comments; `run` takes it."""
+
 
 def stage(name: str) -> Stage:
     """The stage of that name."""
@@ -63,12 +66,14 @@ def run(
     require_gap: bool = False,
     verbose: bool = False,
     console: Console | None = None,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
 
     `folder` is one that all nodes see, or a URL in a store (s3://...): see `ensemble_kd.mirror`.
     Stages named in `fresh` are redone even so. With `require_gap` the run ends before the soft targets, with
-    NoGapError, where the ensemble is not shown to know more than the student on hard labels.
+    NoGapError, where the ensemble is not shown to know more than the student on hard labels. `recipe` is the
+    configuration as text, kept in the folder.
     Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then,
     and ExportError at the very end: the report is there then, without the forms.
     """
@@ -91,6 +96,8 @@ def run(
     termination = Termination()
     with termination.handled(), opened(config, folder, console, termination) as folder:
         write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
+        if recipe is not None:
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning, folder)
         runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
         context = Context(config, folder, runtime, tracker, console)

@@ -17,6 +17,8 @@ PACKAGE = ROOT / "ensemble_kd"
 LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli"},
+    {"cli_data"},
+    {"guess"},
     {"serving"},
     {"predict_files"},
     {"pipeline", "predict"},

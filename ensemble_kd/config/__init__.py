@@ -14,7 +14,7 @@ from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
 from ensemble_kd.config.epochs import specialist_training, unresolved, with_epochs
 from ensemble_kd.config.export import ExportConfig, ExportForm
-from ensemble_kd.config.load import json_schema, load_config, validate
+from ensemble_kd.config.load import json_schema, load_config, read_config, validate
 from ensemble_kd.config.models import (
     BagConfig,
     BiLSTMConfig,
@@ -82,6 +82,7 @@ __all__ = [
     "num_teachers",
     "numbers_only_problems",
     "points",
+    "read_config",
     "recipe_paths",
     "settled",
     "space_paths",
