@@ -36,6 +36,7 @@ from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stage_list import STAGES, entry_of, stages_of
+from ensemble_kd.stages import gap as gap_stage
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
@@ -44,6 +45,9 @@ from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.measures import measures_of
+
+RECIPE = "recipe.yaml"
+"""In the run folder: the configuration that was chosen for the data, with comments; `run` takes it."""
 
 
 def stage(name: str) -> Stage:
@@ -59,13 +63,17 @@ def run(
     until: str = "report",
     address: str | None = None,
     fresh: Collection[str] = (),
+    require_gap: bool = False,
     verbose: bool = False,
     console: Console | None = None,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
 
     `folder` is one that all nodes see, or a URL in a store (s3://...): see `ensemble_kd.mirror`.
-    Stages named in `fresh` are redone even so.
+    Stages named in `fresh` are redone even so. With `require_gap` the run ends before the soft targets, with
+    NoGapError, where the ensemble is not shown to know more than the student on hard labels. `recipe` is the
+    configuration as text, kept in the folder.
     Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then,
     and ExportError at the very end: the report is there then, without the forms.
     """
@@ -81,9 +89,15 @@ def run(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"
         )
+    order = stages_of(config)
+    if require_gap and ("gap" not in order or order.index(until) < order.index("gap")):
+        why = f"this run ends with {until}" if "gap" in order else "no teacher has outputs on validation rows"
+        raise ConfigError(f"--require-gap: nothing is compared, since {why}; leave it out")
     termination = Termination()
     with termination.handled(), opened(config, folder, console, termination) as folder:
         write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
+        if recipe is not None:
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning, folder)
         runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
         context = Context(config, folder, runtime, tracker, console)
@@ -91,7 +105,7 @@ def run(
         good = False
         try:
             with runtime:
-                manifests = walk(context, until, fresh)
+                manifests = walk(context, until, fresh, require_gap)
             good = True
             return manifests
         finally:
@@ -137,7 +151,9 @@ def opened(config: Config, folder: Path | str, console: Console, termination: Te
             attach(None)
 
 
-def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Manifest]:
+def walk(
+    context: Context, until: str, fresh: Collection[str], require_gap: bool = False
+) -> dict[str, Manifest]:
     """Bring every stage up to `until` to its end, in order; returns their manifests by name."""
     context = replace(context, config=with_models(context.config, context.folder))
     done, failure = Done(), None
@@ -157,6 +173,8 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
         done.add(artifact)
         for line in artifact.summary.get("warnings", []) if step.skipped else ():
             context.console.warning(line)  # told again: what is odd about it has not gone away
+        if require_gap and current.name == "gap":
+            gap_stage.require(artifact.summary)
         if until == current.name:
             break
         _verify(current, context.config, artifact, done, context.runtime.address)

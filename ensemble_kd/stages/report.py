@@ -42,6 +42,7 @@ def plan(
     student: str,
     sweep: str | None = None,
     forms: str | None = None,
+    gap: str | None = None,
     chosen: str | None = None,
 ) -> StagePlan:
     settings = {"name": config.name, "mean": config.mean, **config.report.model_dump(mode="json")}
@@ -49,6 +50,7 @@ def plan(
     inputs = {"teachers": teachers, "student": student}
     inputs |= {"sweep": sweep} if sweep else {}
     inputs |= {"export": forms} if forms else {}
+    inputs |= {"gap": gap} if gap else {}
     inputs |= {"choose": chosen} if chosen else {}
     return StagePlan.of(run, "report", settings, inputs)
 
@@ -85,10 +87,11 @@ def run(
     special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
     sweep: Manifest | None = None,
     forms: tuple[Path, Manifest] | None = None,
+    gap: dict[str, Any] | None = None,
     chosen: Manifest | None = None,
 ) -> Manifest:
     """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest;
-    `forms` the exported forms' folder and manifest.
+    `forms` the exported forms' folder and manifest; `gap` the summary of that stage.
 
     Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +145,7 @@ def run(
             specialised=_specialised(config, info, systems, *special) if special else None,
             sweep=sweep.summary if sweep else None,
             ships=forms[1].summary if forms else None,
+            gap=gap,
         )
         report = build_report(inputs)
         if "constant" in report:
@@ -326,9 +330,10 @@ class Report(Stage):
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         swept = result_of(done["sweep"].manifest) if "sweep" in done else None
         forms = done["export"].fingerprint if "export" in done else None
+        gap = done["gap"].fingerprint if "gap" in done else None
         chosen = done["choose"].fingerprint if "choose" in done else None
         above = (done["teachers"].fingerprint, done["student"].fingerprint)
-        return plan(config, run, *above, swept, forms, chosen)
+        return plan(config, run, *above, swept, forms, gap, chosen)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         teachers, special, forms = done["teachers"], None, None
@@ -340,8 +345,9 @@ class Report(Stage):
             forms = (done["export"].folder, done["export"].manifest)
         sweep = done["sweep"].manifest if "sweep" in done else None
         above = (teachers.manifest, teachers.folder, done["student"].manifest, done.lineage())
+        gap = done["gap"].summary if "gap" in done else None
         chosen = done["choose"].manifest if "choose" in done else None
-        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms, chosen)
+        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms, gap, chosen)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return intact(plan, context)

@@ -82,6 +82,13 @@ OVERRIDES = [
     "compute.num_workers=2",
 ]
 
+OF_GENERIC = {
+    "text": ["student.model.embedding=16"],
+    "image": ["data.image.shape=[28,28,1]"],
+    "numeric": ["data.columns={input: image, label: label}"],
+}
+"""What these recipes leave to be said of the data; and a table as narrow as the stand-in."""
+
 
 @contextmanager
 def stand_ins() -> Iterator[Path]:
@@ -109,7 +116,8 @@ def settings_of(recipe: str, folder: Path) -> list[str]:
     text = path.read_text()
     found = []
     if "source: digits" not in text:
-        found.append(f"data.path={folder / ('images' if 'kind: image' in text else 'texts')}")
+        found.append(f"data.path={folder / ('texts' if 'kind: text' in text else 'images')}")
+    found += OF_GENERIC.get(recipe, [])
     if "corpus:" in text:
         found.append("student.phases.0.corpus.path=corpus.csv")
     return found
@@ -133,7 +141,7 @@ def plans_of(config: Config, run: Path) -> dict[str, str]:
                 found[f"{name} members"] = f"{len(tasks)}: {digest}"
             manifest = Manifest(name, plan.fingerprint, plan.config, plan.inputs, {}, summary, 0.0)
         done.add(Artifact(name, plan, manifest))
-        if name == "augment":
+        if name in ("augment", "data"):
             config = stage.rewrite(config, done[name])
     return found
 

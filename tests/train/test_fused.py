@@ -171,9 +171,10 @@ def test_specialists_targets_beside_the_ensembles(tmp_path: Path) -> None:
     check([student(targets=t) for t in ("ensemble", "specialists", "both")] + [student(0.0)], held, tmp_path)
 
 
-def test_early_stopping_is_each_ones_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["loss", "calibrated_loss"])
+def test_early_stopping_is_each_ones_own(tmp_path: Path, by: str) -> None:
     rates = (0.003, 0.1, 0.2, 0.3)
-    training = {"epochs": 9, "early_stopping": 2, "schedule": "constant"}
+    training = {"epochs": 9, "early_stopping": 2, "early_stopping_by": by, "schedule": "constant"}
     tasks = [student(0.0, 7, {**training, "learning_rate": rate}) for rate in rates]
     check(tasks, data(), tmp_path)
     epochs = {manifest.summary["epochs"] for one in tasks if (manifest := finished(one, tmp_path / "alone"))}
