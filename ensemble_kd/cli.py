@@ -72,6 +72,13 @@ Trust = Annotated[
         help="Module whose code a custom model in the folder may run; may be repeated.",
     ),
 ]
+RequireGap = Annotated[
+    bool,
+    typer.Option(
+        "--require-gap",
+        help="Stop before the soft targets, exit code 3, unless the ensemble is shown to know more.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
 
 
@@ -122,6 +129,8 @@ def _pipeline(
     address: str | None,
     fresh: set[str],
     verbose: bool,
+    *,
+    require_gap: bool = False,
     recipe: str | None = None,
 ) -> Path:
     """Run it; returns the run folder, or this node's copy of it. `recipe` is kept there."""
@@ -136,6 +145,7 @@ def _pipeline(
         until=until,
         address=address,
         fresh=fresh,
+        require_gap=require_gap,
         verbose=verbose,
         console=Console(screen.line, screen.warning, screen.progress),
         recipe=recipe,
@@ -153,13 +163,15 @@ def _stage_command(name: str, until: str, text: str) -> None:
         run_dir: RunDir = None,
         address: Address = None,
         fresh: Fresh = False,
+        require_gap: RequireGap = False,
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
             from ensemble_kd.config import load_config
 
             redo = {until} if fresh else set[str]()
-            folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
+            settings = load_config(config, set_)
+            folder = _pipeline(until, settings, run_dir, address, redo, verbose, require_gap=require_gap)
             if until == "report":
                 _print_results(folder, run_dir)
 
@@ -179,6 +191,7 @@ def run(
     run_dir: RunDir = None,
     address: Address = None,
     fresh: Fresh = False,
+    require_gap: RequireGap = False,
     verbose: Verbose = False,
 ) -> None:
     """Run all stages, skipping what is done, and print the results. --data PATH chooses a recipe."""
@@ -195,8 +208,9 @@ def run(
             settings, recipe = made.config, made.text
         else:
             settings = load_config(str(config), set_)
+        redo = set(STAGES) if fresh else set[str]()
         folder = _pipeline(
-            STAGES[-1], settings, run_dir, address, set(STAGES) if fresh else set(), verbose, recipe
+            STAGES[-1], settings, run_dir, address, redo, verbose, require_gap=require_gap, recipe=recipe
         )
         _print_results(folder, run_dir)
 

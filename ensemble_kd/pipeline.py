@@ -35,6 +35,7 @@ from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stage_list import STAGES, entry_of, stages_of
+from ensemble_kd.stages import gap as gap_stage
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
@@ -61,6 +62,7 @@ def run(
     until: str = "report",
     address: str | None = None,
     fresh: Collection[str] = (),
+    require_gap: bool = False,
     verbose: bool = False,
     console: Console | None = None,
     recipe: str | None = None,
@@ -68,7 +70,9 @@ def run(
     """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
 
     `folder` is one that all nodes see, or a URL in a store (s3://...): see `ensemble_kd.mirror`.
-    Stages named in `fresh` are redone even so. `recipe` is the configuration as text, kept in the folder.
+    Stages named in `fresh` are redone even so. With `require_gap` the run ends before the soft targets, with
+    NoGapError, where the ensemble is not shown to know more than the student on hard labels. `recipe` is the
+    configuration as text, kept in the folder.
     Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then,
     and ExportError at the very end: the report is there then, without the forms.
     """
@@ -82,6 +86,10 @@ def run(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"
         )
+    order = stages_of(config)
+    if require_gap and ("gap" not in order or order.index(until) < order.index("gap")):
+        why = f"this run ends with {until}" if "gap" in order else "no teacher has outputs on validation rows"
+        raise ConfigError(f"--require-gap: nothing is compared, since {why}; leave it out")
     termination = Termination()
     with termination.handled(), opened(config, folder, console, termination) as folder:
         write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
@@ -94,7 +102,7 @@ def run(
         good = False
         try:
             with runtime:
-                manifests = walk(context, until, fresh)
+                manifests = walk(context, until, fresh, require_gap)
             good = True
             return manifests
         finally:
@@ -140,7 +148,9 @@ def opened(config: Config, folder: Path | str, console: Console, termination: Te
             attach(None)
 
 
-def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Manifest]:
+def walk(
+    context: Context, until: str, fresh: Collection[str], require_gap: bool = False
+) -> dict[str, Manifest]:
     """Bring every stage up to `until` to its end, in order; returns their manifests by name."""
     context = replace(context, config=with_models(context.config, context.folder))
     done, failure = Done(), None
@@ -160,6 +170,8 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
         done.add(artifact)
         for line in artifact.summary.get("warnings", []) if step.skipped else ():
             context.console.warning(line)  # told again: what is odd about it has not gone away
+        if require_gap and current.name == "gap":
+            gap_stage.require(artifact.summary)
         if until == current.name:
             break
         _verify(current, context.config, artifact, done, context.runtime.address)

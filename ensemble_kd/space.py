@@ -40,6 +40,7 @@ MOST_CHOICES = 1000
 NOT_SEARCHED = {
     "seeds": "sweep.num_seeds says how many seeds each configuration gets; leave it out",
     "replicas_per_member": "it does not change the student, only how it is trained; leave it out",
+    "training.min_steps": "all trials have one number of epochs; search training.epochs",
     "model.name": "each architecture has fields of its own; run one sweep for each",
 }
 """Fields of the student that no space may name, and why."""

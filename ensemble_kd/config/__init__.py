@@ -11,6 +11,7 @@ from ensemble_kd.config.class_weights import balanced_weights, class_name_proble
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
+from ensemble_kd.config.epochs import specialist_training, unresolved, with_epochs
 from ensemble_kd.config.export import ExportConfig, ExportForm
 from ensemble_kd.config.load import json_schema, load_config, read_config, validate
 from ensemble_kd.config.models import (
@@ -81,8 +82,11 @@ __all__ = [
     "read_config",
     "recipe_paths",
     "space_paths",
+    "specialist_training",
     "student_blocks",
     "text_source",
+    "unresolved",
     "validate",
     "with_class_weights",
+    "with_epochs",
 ]

@@ -10,6 +10,7 @@ from ensemble_kd.config.base import RUN_NAME, Block
 from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
+from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
 from ensemble_kd.config.models import TransformerConfig, model_problems, transformer_problems
 from ensemble_kd.config.phases import phase_problems
@@ -24,8 +25,8 @@ from ensemble_kd.stage_list import stages_of
 
 
 class Config(Block):
-    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, (export,)
-    report."""
+    """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) student,
+    (export,) report."""
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
@@ -152,6 +153,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
+    problems += epochs_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)
     problems += start_problems("student.model", student.model, config)

@@ -137,7 +137,12 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
         )
     epochs, grace = config.student.training.epochs, sweep.grace_epochs
     fixed = "training.epochs" not in dimensions
-    if sweep.scheduler == "asha" and fixed and grace != "auto" and grace >= epochs:
+    if "auto" in (dimensions["training.epochs"].points(2) if not fixed else []):
+        problems.append(
+            "sweep.space.training.epochs: 'auto' is one number for all trials; give numbers, or leave it out "
+            "of the space"
+        )
+    if sweep.scheduler == "asha" and fixed and grace != "auto" and epochs != "auto" and grace >= epochs:
         problems.append(
             f"sweep.grace_epochs: {grace}, but a trial has {epochs} epochs, so ASHA could stop "
             "none; lower it, or use scheduler: none"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.report.build import ROLES
+from ensemble_kd.report.gap import gap_html
 from ensemble_kd.report.pieces import dot, plain, rounded, table, text_of, titled_plot
 from ensemble_kd.report.plots import (
     COLOURS,
@@ -98,6 +99,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         f"<h1>{title}</h1><p class=quiet>{_escape(_subtitle(report))}</p>",
         f'<section class="verdict {css_class}"><p>{_escape(verdict["text"])}</p></section>',
         _facts(report),
+        gap_html(report.get("gap_check")),
         _results(report),
         ships_html(report.get("ships")),
         _reference(report),

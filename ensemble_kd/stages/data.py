@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, CsvConfig, class_name_problems, text_source, with_class_weights
+from ensemble_kd.config import (
+    Config,
+    CsvConfig,
+    class_name_problems,
+    text_source,
+    with_class_weights,
+    with_epochs,
+)
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.prepared import load_labels, prepare, source_fingerprint
 from ensemble_kd.redact import redacted
@@ -73,7 +80,8 @@ class Data(Stage):
         return class_name_problems(config, found.info.get("class_names", []))
 
     def rewrite(self, config: Config, artifact: Artifact) -> Config:
-        """Weights of classes as numbers: only the labels tell what `balanced` comes to."""
+        """Epochs and weights of classes as numbers: only the rows tell what `auto` and `balanced` come to."""
+        config = with_epochs(config, artifact.known("info")["counts"])
         names = artifact.known("info")["class_names"]
         labels = load_labels(artifact.folder, "transfer")
         if config.data.target == "value":

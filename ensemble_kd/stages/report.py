@@ -40,12 +40,14 @@ def plan(
     student: str,
     sweep: str | None = None,
     forms: str | None = None,
+    gap: str | None = None,
 ) -> StagePlan:
     settings = {"name": config.name, "mean": config.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
     inputs = {"teachers": teachers, "student": student}
     inputs |= {"sweep": sweep} if sweep else {}
     inputs |= {"export": forms} if forms else {}
+    inputs |= {"gap": gap} if gap else {}
     return StagePlan.of(run, "report", settings, inputs)
 
 
@@ -81,9 +83,10 @@ def run(
     special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
     sweep: Manifest | None = None,
     forms: tuple[Path, Manifest] | None = None,
+    gap: dict[str, Any] | None = None,
 ) -> Manifest:
     """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest;
-    `forms` the exported forms' folder and manifest.
+    `forms` the exported forms' folder and manifest; `gap` the summary of that stage.
 
     Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,7 @@ def run(
             specialised=_specialised(config, info, systems, *special) if special else None,
             sweep=sweep.summary if sweep else None,
             ships=forms[1].summary if forms else None,
+            gap=gap,
         )
         report = build_report(inputs)
         if "constant" in report:
@@ -314,7 +318,9 @@ class Report(Stage):
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         swept = result_of(done["sweep"].manifest) if "sweep" in done else None
         forms = done["export"].fingerprint if "export" in done else None
-        return plan(config, run, done["teachers"].fingerprint, done["student"].fingerprint, swept, forms)
+        gap = done["gap"].fingerprint if "gap" in done else None
+        above = (done["teachers"].fingerprint, done["student"].fingerprint)
+        return plan(config, run, *above, swept, forms, gap)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         teachers, special, forms = done["teachers"], None, None
@@ -326,7 +332,8 @@ class Report(Stage):
             forms = (done["export"].folder, done["export"].manifest)
         sweep = done["sweep"].manifest if "sweep" in done else None
         above = (teachers.manifest, teachers.folder, done["student"].manifest, done.lineage())
-        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms)
+        gap = done["gap"].summary if "gap" in done else None
+        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms, gap)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return intact(plan, context)

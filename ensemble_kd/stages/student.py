@@ -512,7 +512,7 @@ class Student(Stage):
     def work(self, config: Config, done: Done) -> Work | None:
         counts, student = done.info["counts"], config.student
         found = roles(config, counts, config.specialists is not None)
-        return Work(student.seeds * len(found), counts["transfer"], student.training.epochs)
+        return Work(student.seeds * len(found), counts["transfer"], student.training.num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

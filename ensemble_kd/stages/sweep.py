@@ -30,7 +30,7 @@ from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
-from ensemble_kd.stages.members import kept_weights
+from ensemble_kd.stages.members import adopt, kept_weights, members_folder
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
@@ -148,6 +148,8 @@ def run(
         return student_stage.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
 
     sweep = TrialBook(context, plan.folder, make)
+    for trial in sweep.waiting():  # the stage `gap` may have trained the baseline already
+        adopt(trial.tasks, sweep.members, members_folder(context.folder, "student"), context.console)
     if sweep.unfinished():
         _train(context, sweep, arrays, load)
     sweep.close()
@@ -169,7 +171,7 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
     if fuse == "auto" and (sweep.folder / FUSE).exists():  # stacks go on from common checkpoints
         fuse = int(read_json(sweep.folder / FUSE))
 
-    epochs = max([config.student.training.epochs, *_ends(sweep.space.get("training.epochs"))])
+    epochs = max([config.student.training.num_epochs, *_ends(sweep.space.get("training.epochs"))])
     least = {"asha": 2, "auto": EPOCHS_FOR_ASHA, "none": math.inf}[settings.scheduler]
     grace = max(1, epochs // 4) if settings.grace_epochs == "auto" else settings.grace_epochs
     asha = (grace, settings.reduction_factor) if epochs >= max(least, grace + 1) else None

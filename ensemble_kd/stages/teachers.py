@@ -13,7 +13,14 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish
-from ensemble_kd.config import Config, CustomModelConfig, TrainingConfig, member_settings, num_teachers
+from ensemble_kd.config import (
+    Config,
+    CustomModelConfig,
+    TrainingConfig,
+    member_settings,
+    num_teachers,
+    unresolved,
+)
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
@@ -21,7 +28,7 @@ from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.base import DataFound, Done, Stage, Work
+from ensemble_kd.stages.base import DataFound, Done, NotDone, Stage, Work
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
@@ -224,6 +231,8 @@ class Teachers(Stage):
     has_members = True
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        if unresolved(config):
+            raise NotDone("data")
         return plan(config, run, done["data"].fingerprint)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
@@ -250,7 +259,7 @@ class Teachers(Stage):
         if config.teachers.source != "train":
             return None
         rows = round(done.info["counts"]["labelled"] * config.teachers.fraction)
-        return Work(num_teachers(config), rows, config.teachers.training.epochs)
+        return Work(num_teachers(config), rows, config.teachers.training.num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

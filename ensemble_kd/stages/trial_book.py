@@ -386,8 +386,8 @@ class TrialBook:
             "helped": f"{winner.name} is the best of {configurations}: {change} {told}.",
             "hurt": f"Distillation did not help in {configurations}: the best, {winner.name}, is {change} "
             f"{told}.",
-            "no difference shown": f"Distillation did not help, as far as {configurations} can show: "
-            f"the best, {winner.name}, is {change}, within the noise {told}.",
+            "no difference shown": f"A gain from distillation is not shown in {configurations}: the best, "
+            f"{winner.name}, is {change}, within the noise {told}.",
         }[difference.outcome]
         return {"outcome": difference.outcome, "text": text, "difference": mean, "low": low, "high": high}
 

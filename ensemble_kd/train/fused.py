@@ -50,7 +50,7 @@ from ensemble_kd.train.member import (
 from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
-from ensemble_kd.train.validation import validation_metrics
+from ensemble_kd.train.validation import calibrated_loss, validation_metrics
 
 Entry = dict[str, float]
 
@@ -145,7 +145,7 @@ class Fleet:
         self.members = [Member(task, TrainingConfig.model_validate(task.training)) for task in tasks]
         self.training = self.members[0].training
         self.reader = Reader(tasks, data, self.training, device, brief)
-        self.total_steps = self.training.epochs * self.reader.steps_per_epoch
+        self.total_steps = self.training.num_epochs * self.reader.steps_per_epoch
         self.unit = self.training.model_copy(update={"learning_rate": 1.0})
         by_seed = {task.seed: task for task in tasks}
         self.networks = {seed: started(task, data).to(device) for seed, task in by_seed.items()}
@@ -229,11 +229,15 @@ class Fleet:
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)
         truth, classes = self.validation_labels.numpy(), logits.shape[2]
         means = [class_means(answers.numpy(), truth, classes) for answers in logits.argmax(2)]
-        return [
+        entries = [
             {"validation_loss": loss, "validation_accuracy": accuracy}
             | {f"validation_{name}": value for name, value in found.items()}
             for loss, accuracy, found in zip(losses.tolist(), right.tolist(), means, strict=True)
         ]
+        if self.training.early_stopping_by == "calibrated_loss":
+            for entry, row in zip(entries, logits, strict=True):
+                entry["calibrated_loss"] = calibrated_loss(row, self.validation_labels)
+        return entries
 
     def weights_of(self, i: int) -> Tensor:
         """(P,) the weights to keep of a member."""
@@ -301,7 +305,7 @@ def fused_epochs(
             on_warning(f"{error}; these members start again")
             fleet = Fleet(tasks, data, device)
     epoch = max(member.progress.epoch for member in fleet.members)
-    while epoch < fleet.training.epochs and any(member.active for member in fleet.members):
+    while epoch < fleet.training.num_epochs and any(member.active for member in fleet.members):
         with quiet():
             entries = fleet.epoch(epoch)
         epoch += 1

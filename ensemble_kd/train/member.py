@@ -279,7 +279,8 @@ def member_epochs(
         logits = predict(network, validation, device, precision=training.precision)
         if judge is not None:
             return judge(judge.specialty.logits(logits))
-        return validation_metrics(logits, validation_labels, data.info.get("target"))
+        by = training.early_stopping_by
+        return validation_metrics(logits, validation_labels, data.info.get("target"), by)
 
     try:
         progress = yield from train_epochs(

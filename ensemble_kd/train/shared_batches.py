@@ -97,7 +97,9 @@ class Reader:
                 each = list(ways[task.targets].values())
                 if task.targets not in kept:
                     most = 0 if brief else KEPT_BYTES // len(ways)
-                    kept[task.targets] = _kept(batches, each, data.info["num_classes"], training.epochs, most)
+                    kept[task.targets] = _kept(
+                        batches, each, data.info["num_classes"], training.num_epochs, most
+                    )
                 one_batch = 4 * len(each) * batches.batch_size * data.info["num_classes"]
                 batches.at_once = 1 if brief else max(1, AT_ONCE_BYTES // one_batch)
                 averages = kept[task.targets]

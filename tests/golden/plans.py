@@ -141,7 +141,7 @@ def plans_of(config: Config, run: Path) -> dict[str, str]:
                 found[f"{name} members"] = f"{len(tasks)}: {digest}"
             manifest = Manifest(name, plan.fingerprint, plan.config, plan.inputs, {}, summary, 0.0)
         done.add(Artifact(name, plan, manifest))
-        if name == "augment":
+        if name in ("augment", "data"):
             config = stage.rewrite(config, done[name])
     return found
 
