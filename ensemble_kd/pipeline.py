@@ -1,8 +1,9 @@
 """The way from a data set to a student, stage by stage.
 
-(augment,) data, teachers, soft targets, (clusters, specialists, combined targets,) (sweep,) student,
-(export,) report. A stage whose result stands already under the fingerprint of its settings and inputs is
-skipped; of another it is said why it runs. Stages hand over manifests and folders, never live objects.
+(augment,) data, teachers, soft targets, (clusters, specialists, combined targets,) (sweep,) (choose,)
+student, (export,) report. A stage whose result stands already under the fingerprint of its settings and
+inputs is skipped; of another it is said why it runs. Stages hand over manifests and folders, never live
+objects.
 
 `run` and `check` walk over the same stages; `ensemble_kd.stage_list` has their order.
 """
@@ -81,7 +82,9 @@ def run(
     check_early(config, address)
     check_objective(config)
     if until not in config.stages:
-        needed = entry_of(until).block
+        needed, remedy = entry_of(until).block, entry_of(until).remedy
+        if remedy is not None:
+            raise ConfigError(f"{remedy.split('=')[0]}: nothing is to be done by {until}; --set {remedy}")
         raise ConfigError(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"

@@ -241,6 +241,11 @@ def _parsed(space: dict[str, str | list[Any]]) -> tuple[dict[str, Dimension], li
     return dimensions, problems
 
 
+def searched(space: dict[str, str | list[Any]]) -> set[str]:
+    """The paths of a space, whether its dimensions can be read or not."""
+    return {str(path).removeprefix("student.") for path in space}
+
+
 def parse_space(space: dict[str, str | list[Any]]) -> dict[str, Dimension]:
     """The dimensions of a space by path, in its order; a leading `student.` is dropped.
 

@@ -22,6 +22,8 @@ class StageEntry:
     """Block of the configuration without which a run leaves the stage out."""
     without: Callable[[Any], bool] = lambda config: False
     """Whether a run of a configuration leaves it out for another reason."""
+    remedy: str | None = None
+    """What to set for a run to have the stage, where a block with defaults is not it."""
 
     @property
     def module(self) -> str:
@@ -52,6 +54,12 @@ ENTRIES = (
     StageEntry("specialists", "Train a specialist for every cluster.", "specialists"),
     StageEntry("combined-targets", "Combine the ensemble with its specialists, once.", "specialists"),
     StageEntry("sweep", "Search the student's settings on validation rows.", "sweep"),
+    StageEntry(
+        "choose",
+        "Choose what is `auto`: T, alpha, pseudo-labels.",
+        "choosing",
+        remedy="student.temperature=auto",
+    ),
     StageEntry("student", "Train the students: distilled, and on hard labels alone."),
     StageEntry("export", "Hand the student over as ONNX, int8 and others.", "export"),
     StageEntry("report", "Write the report and the model folder."),

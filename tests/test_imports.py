@@ -48,6 +48,7 @@ BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {
     "base",
+    "calibrated",
     "class_order",
     "context",
     "given_teachers",

@@ -126,11 +126,16 @@ def test_the_store_holds_each_teacher_combined_with_its_own_specialists(finished
     assert teachers is not None and specialists is not None
     entries = teachers.summary["members"]
     order = [entry["name"] for entry in entries]
-    own = torch.stack([logits("teachers", entry["fingerprint"]) for entry in entries], 1)
+    scale = teachers.summary["calibration"]["temperatures"]
+    assert all(t != 1 for t in scale), "fitted on the validation rows"
+    own = torch.stack(
+        [logits("teachers", e["fingerprint"]) / t for e, t in zip(entries, scale, strict=True)], 1
+    )
     clusters: dict[int, tuple[list[int], dict[int, torch.Tensor]]] = {}
     for entry in specialists.summary["members"]:
         group = clusters.setdefault(entry["cluster"], (entry["classes"], {}))
-        group[1][order.index(entry["generalist"])] = logits("specialists", entry["fingerprint"])
+        i = order.index(entry["generalist"])
+        group[1][i] = logits("specialists", entry["fingerprint"]) / scale[i]
     weights = manifest.summary["choice"]["weights"]
     expected = with_specialists(own, [clusters[k] for k in sorted(clusters)], weights)
     found = torch.from_numpy(stored).float().log_softmax(2)
@@ -162,7 +167,11 @@ def test_specialists_at_weight_0_leave_the_ensemble_and_its_students(copy: Path)
         load_file(copy / "teachers" / "members" / m["fingerprint"] / "predictions.safetensors")["test"]
         for m in teachers
     ]
-    torch.testing.assert_close(log_q, mean_logits(torch.stack(logits, 1), 1.0), atol=1e-5, rtol=1e-5)
+    scale = manifests["teachers"].summary["calibration"]["temperatures"]
+    expected = mean_logits(torch.stack(logits, 1), 1.0, calibration=scale)
+    torch.testing.assert_close(log_q, expected, atol=1e-5, rtol=1e-5)
+    report = json.loads((copy / "report.json").read_text())["calibration"]
+    assert [m["temperature"] for m in report["members"]] == scale and report["ensemble"]["after"]["ece"] < 0.2
 
 
 def only_with(folder: Path, fingerprint: str) -> Path:

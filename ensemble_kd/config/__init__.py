@@ -7,6 +7,7 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 
 from __future__ import annotations
 
+from ensemble_kd.config.auto import Point, points, settled
 from ensemble_kd.config.class_weights import balanced_weights, class_name_problems, with_class_weights
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
@@ -57,6 +58,7 @@ __all__ = [
     "ModelConfig",
     "OnlineConfig",
     "PhaseConfig",
+    "Point",
     "PredictionsConfig",
     "QuantizationConfig",
     "ResNetConfig",
@@ -79,8 +81,10 @@ __all__ = [
     "member_settings",
     "num_teachers",
     "numbers_only_problems",
+    "points",
     "read_config",
     "recipe_paths",
+    "settled",
     "space_paths",
     "specialist_training",
     "student_blocks",

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
 from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
@@ -25,8 +26,8 @@ from ensemble_kd.stage_list import stages_of
 
 
 class Config(Block):
-    """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) student,
-    (export,) report."""
+    """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) (choose,)
+    student, (export,) report."""
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
@@ -61,6 +62,11 @@ class Config(Block):
         return stages_of(self)
 
     @property
+    def choosing(self) -> tuple[str, ...] | None:
+        """Fields of the student that are chosen on validation rows; None for none."""
+        return to_choose(self) or None
+
+    @property
     def mean(self) -> str:
         """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
         return "value" if self.data.target == "value" else self.student.mean
@@ -87,6 +93,7 @@ def _value_problems(config: Config) -> list[str]:
         # Its forms are held against the student by accuracy, and calibrated by likelihood.
         ("export", "a block", config.export is not None, "leave it out"),
         ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
+        ("student.pseudo", student.pseudo, student.pseudo not in (0, "auto"), "set 0"),
         ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
         ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
@@ -107,7 +114,7 @@ def _value_problems(config: Config) -> list[str]:
     if sweep is not None:
         accuracy = sweep.metric != "validation_loss"
         wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
-        for name in ("temperature", "mean"):
+        for name in ("temperature", "mean", "pseudo"):
             path = f"sweep.space.{name}"
             wrong.append((path, sweep.space.get(name), name in sweep.space, "leave it out"))
     return [
@@ -122,7 +129,7 @@ def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     singles = single_problems(config) + compute_problems(config.compute)
     told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
-    others = _problems_between_fields(config)
+    others = auto_problems(config) + _value_problems(config) + _problems_between_fields(settled(config))
     return singles + [line for line in others if line.split(":", 1)[0] not in told]
 
 
@@ -146,7 +153,6 @@ def _problems_between_fields(config: Config) -> list[str]:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
-    problems += _value_problems(config)
     problems += class_weight_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)

@@ -129,8 +129,9 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
             for path in dimensions
             if path.split(".")[0] in fixed_by_phases
         ]
-    alphas = dimensions["alpha"].points(2) if "alpha" in dimensions else [config.student.alpha]
-    if not any(alphas) and not config.student.terms:
+    own = config.student.numbers._asdict()
+    ends = [dimensions[n].points(2) if n in dimensions else [own[n]] for n in ("alpha", "pseudo")]
+    if not any(map(any, ends)) and not config.student.terms:
         problems.append(
             "sweep.space.alpha: always 0, so that nothing is distilled; raise it (a baseline on hard labels "
             "is among the trials anyway)"

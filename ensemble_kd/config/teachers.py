@@ -79,6 +79,8 @@ class TeachersConfig(Block):
     """Share of the training rows each member sees, drawn by its seed."""
     augment: bool = True
     """Apply `data.augment` anew in every epoch."""
+    calibrate: bool = True
+    """Divide each member's logits by a temperature fitted on validation rows before any mean is made."""
     replicas_per_member: int = Field(1, ge=1)
     """Workers that train one member together (DDP)."""
     on_failure: Literal["stop", "exclude"] = "stop"

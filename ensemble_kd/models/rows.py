@@ -7,6 +7,8 @@ optimiser moves them; yet every step would read and write them all, which is mos
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ def cut_tables_(network: Network, read: Tensor) -> None:
     """Keep the rows `read` (K,), numbers in order with padding's 0 among them; tokens stay as they are."""
     if not tables(network) or len(read) * WORTH > len(getattr(*tables(network)[0])):
         return
-    body = network.body
+    body: Any = network.body
     whole = [getattr(module, name) for module, name in tables(network)]
     row_of = torch.zeros(len(whole[0]), dtype=torch.int64, device=whole[0].device)
     row_of[read] = torch.arange(len(read), device=read.device)
@@ -40,7 +42,7 @@ def cut_tables_(network: Network, read: Tensor) -> None:
 @torch.no_grad()
 def restore_tables_(network: Network) -> None:
     """Put the rows back among those that were left out."""
-    body = network.body
+    body: Any = network.body
     if getattr(body, "cut", None) is None:
         return
     read, whole = body.cut

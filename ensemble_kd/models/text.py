@@ -20,8 +20,10 @@ from ensemble_kd.models.outputs import Outputs
 class Bag(nn.Module):
     """Mean of the embeddings of all tokens that are not padding, then an MLP (arXiv 1607.01759).
 
-    With `piece_weights` each is multiplied by its token's learned weight before the mean. A text without
-    tokens has the mean 0. Hidden states: `pooled` (B, embedding) and the MLP's `layer_1`, ... (B, units).
+    With `piece_weights` the mean is weighted, sum_i e^s_i v_i / sum_i e^s_i with one learned s per token, at
+    first 0. (A factor before a plain mean would add nothing that the vectors cannot learn themselves.) A text
+    without tokens has the mean 0. Hidden states: `pooled` (B, embedding) and the MLP's `layer_1`, ...
+    (B, units).
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Bag(nn.Module):
         with torch.no_grad():
             self.embedding.weight.normal_(std=0.1)
             self.embedding.weight[0].zero_()
-        self.piece_weight = nn.Parameter(torch.ones(vocabulary_size)) if piece_weights else None
+        self.piece_weight = nn.Parameter(torch.zeros(vocabulary_size)) if piece_weights else None
         self.mlp = MLP(embedding, num_outputs, hidden, dropout, input_dropout=dropout)
         self.register_buffer("row_of", None, persistent=False)
 
@@ -74,8 +76,12 @@ class Bag(nn.Module):
 def shares(tokens: Tensor, weight: Tensor | None) -> Tensor:
     """(B, L) by which a Bag's vectors are multiplied before they are added up."""
     present = (tokens != 0).to(torch.float32)
-    share = present / present.sum(1, keepdim=True).clamp(min=1)
-    return share if weight is None else share * weight[tokens.to(torch.int64)]
+    if weight is not None:
+        # Without the largest, as in a softmax: e^s of a weight that has grown would overflow.
+        logits = weight[tokens.to(torch.int64)].masked_fill(tokens == 0, float("-inf"))
+        largest = logits.amax(1, keepdim=True).clamp(min=-1e4).detach()
+        present = (logits - largest).exp()
+    return present / present.sum(1, keepdim=True).clamp(min=1)
 
 
 def build_bag(model: BagConfig, info: dict[str, Any], num_outputs: int) -> Bag:

@@ -12,6 +12,7 @@ from ensemble_kd.report.constant import constant_answer
 from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
+from ensemble_kd.report.teachers_calibration import calibration_section
 from ensemble_kd.train.causes import FALLING, still_falling
 from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.metrics import confusion_matrix
@@ -100,6 +101,13 @@ class ReportInputs:
     alpha: float
     objective: str
     mean: str
+    pseudo: float = 0.0
+    temperatures: list[float] | None = None
+    """Of the teachers' own, by which their logits were divided for the ensemble; None where they were not."""
+    choose: dict[str, Any] | None = None
+    """What was chosen on validation rows (`report.choose`)."""
+    plain_ensemble: np.ndarray | None = None  # (N, C)
+    """Log-probabilities of the mean of logits as they are, where temperatures were fitted."""
     settings: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
@@ -172,10 +180,13 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "shipped": inputs.shipped,
         "confused": _confused(inputs),
         "specialists": specialists_section(inputs),
+        "calibration": calibration_section(inputs),
+        "choose": inputs.choose,
         "sweep": sweep_section(inputs.sweep) if inputs.sweep else None,
         "ships": plain(inputs.ships) if inputs.ships else None,
         "temperature": inputs.temperature,
         "alpha": inputs.alpha,
+        "pseudo": inputs.pseudo,
         "objective": inputs.objective,
         "mean": inputs.mean,
         "reference": inputs.reference,

@@ -126,7 +126,8 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
     lines = [
         f"- Student: `{json.dumps(student.get('model', {}))}`",
         f"- Soft loss: `{report['objective']}`, temperature {report['temperature']:g}, "
-        f"weight of the soft loss {report['alpha']:g}",
+        f"weight of the soft loss {report['alpha']:g}"
+        + (f", of pseudo-labels {report['pseudo']:g}" if report.get("pseudo") else ""),
         f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
     if report.get("target"):

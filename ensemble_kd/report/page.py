@@ -11,6 +11,7 @@ from typing import Any
 
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.report.build import ROLES
+from ensemble_kd.report.choose import choose_html
 from ensemble_kd.report.gap import gap_html
 from ensemble_kd.report.pieces import dot, plain, rounded, table, text_of, titled_plot
 from ensemble_kd.report.plots import (
@@ -24,6 +25,7 @@ from ensemble_kd.report.plots import (
 )
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
+from ensemble_kd.report.teachers_calibration import teachers_calibration_html
 from ensemble_kd.train.measures import Column, columns_of, measures_of
 
 MANY_TEACHERS = 10
@@ -103,7 +105,9 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         _results(report),
         ships_html(report.get("ships")),
         _reference(report),
+        teachers_calibration_html(report.get("calibration")),
         _specialists(report, arrays),
+        choose_html(report.get("choose")),
         sweep_html(report.get("sweep"), arrays.get("sweep")),
         titled_plot("Training", training_curves(histories), "wide"),
         _calibration_and_mistakes(report, arrays),

@@ -97,7 +97,7 @@ class Done:
         return found
 
 
-COMES_FROM = ("clusters", "specialists", "combined-targets", "sweep")
+COMES_FROM = ("clusters", "specialists", "combined-targets", "sweep", "choose")
 """Stages that a student comes from in some runs only."""
 
 

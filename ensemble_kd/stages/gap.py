@@ -23,11 +23,13 @@ from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import NoGapError, TrainingError
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Done, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import kept_weights, members_folder, train_and_follow, trained
 from ensemble_kd.stages.start import basis_of, corpora, phase_tasks
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import as_tensor
 from ensemble_kd.train.causes import (
     Cause,
@@ -75,6 +77,7 @@ def hard_students(
         )
         if phase.shared
     ]
+    make_vectors(basis.vectors, context.folder, data, context.console)
     # What the student stage holds in memory beside the rows counts here too: the same students stream.
     layout = layout_of(config, info, num_teachers(config)).logits_alone
     copies = 1 if config.specialists is None else 2
@@ -105,14 +108,17 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
     names = [entry["name"] for entry in teachers.summary["members"]]
     labels, rows = validation_labels(data, info)
     logits = validation_logits(context.folder, teachers.folder, teachers.manifest)
-    if logits is None or not len(labels):
+    if logits is None or not len(labels) or not info["counts"]["labelled"]:
         what = "validation rows" if logits is not None else "outputs of the teachers on validation rows"
+        what = what if info["counts"]["labelled"] else "labels of training rows"
         text = f"whether the ensemble knows more than the student was not measured: there are no {what}"
         found: dict[str, Any] = {"outcome": "not measured", "finding": text, "text": text, "causes": []}
     else:
         weights = kept_weights(context.config.student.weights, names)
         members = logits[rows]  # (N, M, C)
-        ensemble = mean_logits(torch.from_numpy(members), 1.0, context.config.mean, weights).numpy()
+        own = calibration_of(context.config, context.folder, data, teachers.manifest)
+        mean = mean_logits(torch.from_numpy(members), 1.0, context.config.mean, weights, own)
+        ensemble = mean.numpy()
         hard = hard_students(context, data, info, teachers.manifest, weights)
         folder = members_folder(context.folder, "student")
         students = [load_logits(task.folder(folder), "validation").numpy()[rows] for task in hard]
@@ -291,6 +297,7 @@ class Gap(Stage):
             phase.model_dump(mode="json") for phase in config.student.phases if phase.shared
         ]
         settings |= {"seeds": seeds_of(config), "mean": config.mean}
+        settings |= {"calibrate": True} if calibrates(config) else {}
         return StagePlan.of(run, "gap", settings, {"data": data, "teachers": done["teachers"].fingerprint})
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:

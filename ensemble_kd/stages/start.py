@@ -51,6 +51,7 @@ from ensemble_kd.pretrained import (
     weights_digest,
 )
 from ensemble_kd.redact import redacted
+from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
 from ensemble_kd.stages.vectors import VectorsPlan, table_problems, vectors_plan
@@ -77,6 +78,8 @@ class Basis:
     """Layout of the teachers' store, where what it keeps beside logits is held for the students."""
     info: dict[str, Any] = field(default_factory=dict)
     """Of the data."""
+    calibration: list[float] | None = None
+    """Temperature of each member in the store; None where means are made of logits as they are."""
     vectors: VectorsPlan | None = None
     """The table that `initial` names, to be made before members are trained."""
 
@@ -112,10 +115,11 @@ def basis_of(
         pieces = used_pieces(texts, _special(data), vocabulary if isinstance(vocabulary, int) else None)
     model, initial = resolve(config.student.model, teacher, pieces, "student.model")
     names = {phase.name: _corpus_name(phase.corpus) for phase in config.student.phases if phase.corpus}
+    calibration = calibration_of(config, run, data, teachers)
     vectors = vectors_plan(config, data, found)
     if vectors is not None:
         initial = vectors.place
-    return Basis(found, model, initial, names, store, load_info(data).to_dict(), vectors)
+    return Basis(found, model, initial, names, store, load_info(data).to_dict(), calibration, vectors)
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -143,10 +147,12 @@ def online_of(
     weights: list[float] | None,
     path: str,
     terms: Sequence[dict[str, Any]] = (),
+    averaged: bool = False,
 ) -> dict[str, Any]:
     """The teachers beside a student, as a task names them. Raises ConfigError where there are none.
 
     With `terms`, losses on rows of the transfer set: `stored` where the store holds all that these read.
+    `averaged`: their logits are, whatever the settings say.
     """
     if online.source is not None:
         wanted: Any = TypeAdapter(ModelConfig).validate_python(
@@ -179,6 +185,8 @@ def online_of(
     total = sum(shares)
     places = [_place(teacher) for teacher in chosen]
     found = {"teachers": places, "shares": [share / total for share in shares], "logits": online.logits}
+    if basis.calibration is not None and (online.logits or averaged):
+        found["calibration"] = [basis.calibration[names.index(teacher["name"])] for teacher in chosen]
     return {**found, "stored": True} if not online.logits and stored(basis, terms) else found
 
 
@@ -259,9 +267,10 @@ def _phase(
     soft = phase.objective is not None and phase.alpha > 0
     beside = bool(phase.terms) or (soft and (phase.corpus is not None or phase.online.logits))
     terms = phase.terms if phase.corpus is None else []
-    online = online_of(phase.online, basis, weights, path, terms) if beside else None
-    if online is not None and soft and phase.corpus is not None:
-        online["logits"] = True  # a corpus has no stored ones
+    computed = soft and phase.corpus is not None  # a corpus has no stored logits
+    online = online_of(phase.online, basis, weights, path, terms, averaged=computed) if beside else None
+    if online is not None and computed:
+        online["logits"] = True
     reads = soft and not (online is not None and online["logits"])
     states = online is not None and bool(online.get("stored"))
     inputs = {"data": data, **({"soft_targets": store} if reads or states else {})}
@@ -290,6 +299,7 @@ def _phase(
         temperature=phase.temperature,
         mean=(config if phase.task == "classify" else config.student).mean if soft else "arithmetic",
         weights=weights if reads else None,
+        calibration=basis.calibration if reads else None,
         initial=initial,
         terms=phase.terms,
         online=online,

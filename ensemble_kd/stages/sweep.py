@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from ensemble_kd.config import (
     corner_problems,
     cross_field_problems,
     num_teachers,
+    settled,
 )
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student as student_stage
@@ -45,7 +47,7 @@ FUSED_AT_MOST = 64
 EPOCHS_FOR_ASHA = 12
 ROUNDS = 2
 """Packets of each process that TPE's trials are spread over, at first: from one packet it learns nothing."""
-SOFT = {"temperature", "alpha", "objective", "mean", "weights", "targets"}
+SOFT = {"temperature", "alpha", "pseudo", "objective", "mean", "weights", "targets"}
 """Fields that a student on hard labels does not read."""
 FUSE = "fuse.json"
 NOT_IN_FINGERPRINT = {"trials", "concurrent_trials", "fuse", "max_failed", "refit"}
@@ -88,7 +90,8 @@ def with_winner(config: Config, manifest: Manifest) -> Config:
         "seeds": max(config.student.seeds, config.sweep.num_seeds),
         "replicas_per_member": config.student.replicas_per_member,
     }
-    student = StudentConfig.model_validate({**manifest.summary["student"], **own})
+    later = dict.fromkeys(config.choosing or (), "auto")  # what it did not search is chosen next
+    student = StudentConfig.model_validate({**manifest.summary["student"], **own, **later})
     return config.model_copy(update={"student": student})
 
 
@@ -106,6 +109,7 @@ def run(
     trials failed or none finished."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    context = replace(context, config=settled(context.config))
     config = context.config
     assert config.sweep is not None
     own, combination = student_stage.usable(context, receipt, combination, info)
@@ -237,7 +241,7 @@ class Sweep(Stage):
     decides = True
 
     def settings_problems(self, config: Config) -> list[str]:
-        student = student_stage.objective_problems
+        student, config = student_stage.objective_problems, settled(config)
         return [] if student(config) else corner_problems(config, student)
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
@@ -253,7 +257,8 @@ class Sweep(Stage):
                 "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which "
                 "leaves the validation rows out; raise the budget, or set refit to none"
             )
-        return problems + corner_problems(config, lambda corner: student_stage.data_problems(corner, found))
+        corners = settled(config)
+        return problems + corner_problems(corners, lambda c: student_stage.data_problems(c, found))
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         return plan(config, run, *student_stage.inputs_of(config, done))

@@ -29,6 +29,7 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.base import DataFound, Done, NotDone, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, fit_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
@@ -44,6 +45,7 @@ from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
+from ensemble_kd.train.teacher_calibration import FEWEST
 
 
 def tasks(
@@ -132,13 +134,26 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
     _judge(context, plan, good, members, data, info)
     if lost:
         context.console.warning(f"teachers: {', '.join(lost)} left out: the loss became NaN or infinite")
+    entries = [member_summary(task, members) for task in good]
     summary = {
         "source": "train",
-        "members": [member_summary(task, members) for task in good],
+        "members": entries,
+        **_calibrated(context, data, entries, plan.folder),
         "excluded": lost,
         "seconds": time.perf_counter() - began,
     }
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """`calibration` for the manifest, where labels are classes; fitted whether it is used or not."""
+    found = fit_teachers(context.config, context.folder, data, entries, folder)
+    if found is not None and found["rows"] < FEWEST and calibrates(context.config):
+        context.console.line(
+            f"teachers.calibrate: {found['rows']} validation rows with a label, fewer than {FEWEST}: the "
+            "members' logits are taken as they are"
+        )
+    return {} if found is None else {"calibration": found}
 
 
 def _judge(
@@ -202,6 +217,7 @@ def _from_predictions(
         entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
     panel.tell(given=True)
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
+    summary |= _calibrated(context, data, entries, plan.folder)
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
 
 

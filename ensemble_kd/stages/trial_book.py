@@ -275,11 +275,11 @@ class TrialBook:
 
     def winner(self) -> Trial | None:
         """The best finished trial that learned from soft targets."""
-        return self._best([t for t in self.trials.values() if t.kind == "searched" and t.tasks[0].alpha > 0])
+        return self._best([t for t in self.trials.values() if t.kind == "searched" and _distils(t.tasks[0])])
 
     def baseline(self) -> Trial | None:
         """The best finished trial on hard labels."""
-        return self._best([t for t in self.trials.values() if t.tasks[0].alpha == 0])
+        return self._best([t for t in self.trials.values() if not _distils(t.tasks[0])])
 
     def _best(self, trials: list[Trial]) -> Trial | None:
         judged = [trial for trial in trials if trial.state == "finished"]
@@ -393,7 +393,12 @@ class TrialBook:
 
 
 def _role(student: StudentConfig) -> str:
-    return "distilled" if student.alpha > 0 or student.terms else "hard"
+    numbers = student.numbers
+    return "distilled" if numbers.alpha > 0 or numbers.pseudo > 0 or student.terms else "hard"
+
+
+def _distils(task: MemberTask) -> bool:
+    return task.alpha > 0 or task.guess_weight > 0
 
 
 def result_of(manifest: Manifest) -> str:

@@ -22,7 +22,7 @@ from ensemble_kd.data.tokenize import TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.mirror import attached
 from ensemble_kd.models.init.static_embedding import piece_states, piece_vectors, too_wide
-from ensemble_kd.models.transformer import config_of
+from ensemble_kd.models.transformer_config import config_of
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.context import Console

@@ -54,7 +54,17 @@ from ensemble_kd.train.validation import calibrated_loss, validation_metrics
 
 Entry = dict[str, float]
 
-OWN_SETTINGS = ("seed", "alpha", "objective", "temperature", "mean", "weights", "targets")
+OWN_SETTINGS = (
+    "seed",
+    "alpha",
+    "objective",
+    "temperature",
+    "mean",
+    "weights",
+    "targets",
+    "pseudo",
+    "calibration",
+)
 """Fields of a MemberTask in which members of one stack may differ."""
 OWN_TRAINING = {"learning_rate", "weight_decay", "label_smoothing"}
 """Fields of their TrainingConfig in which they may."""
@@ -72,7 +82,7 @@ def fuse_key(task: MemberTask) -> str | None:
     """
     training = TrainingConfig.model_validate(task.training)
     # A specialist starts from its generalist; the others ask for more than one pass and one step per batch.
-    if task.specialist is not None or task.pseudo_labels:
+    if task.specialist is not None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
@@ -83,6 +93,7 @@ def fuse_key(task: MemberTask) -> str | None:
     if training.gradient_accumulation > 1 or training.max_norm is not None:
         return None
     kept = {name: value for name, value in task.settings.items() if name not in OWN_SETTINGS}
+    kept.pop("pseudo_labels")  # a weight of `pseudo`, as any other
     kept["training"] = training.model_dump(mode="json", exclude=OWN_TRAINING)
     # Members that see other rows get batches of their own, and a baseline reads no soft targets.
     kept["rows"] = {name: value for name, value in task.rows.items() if name != "labelled"}
@@ -92,9 +103,7 @@ def fuse_key(task: MemberTask) -> str | None:
 
 def fusable(task: MemberTask, data: TrainingData) -> bool:
     """Whether students like this one can be trained together at all."""
-    return fuse_key(task) is not None and deterministic(
-        initial_network(task, data), _random_inputs(data.info)
-    )
+    return fuse_key(task) is not None and deterministic(initial_network(task, data), random_inputs(data.info))
 
 
 def started(task: MemberTask, data: TrainingData) -> Network:
@@ -104,7 +113,7 @@ def started(task: MemberTask, data: TrainingData) -> Network:
     return network
 
 
-def _random_inputs(info: dict[str, Any]) -> Tensor:
+def random_inputs(info: dict[str, Any]) -> Tensor:
     """(4, ...) raw inputs of the data's kind."""
     generator = torch.Generator().manual_seed(0)
     shape = (4, *info["input_shape"])

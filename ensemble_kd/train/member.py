@@ -99,7 +99,12 @@ class MemberTask:
     temperature: float = 1.0
     mean: str = "arithmetic"
     weights: list[float] | None = None
+    calibration: list[float] | None = None
+    """Temperature of each member's own, by which its logits are divided; None for logits as they are."""
     pseudo_labels: bool = False
+    """A baseline: as alpha = 0, pseudo = 1."""
+    pseudo: float = 0.0
+    """Weight of the loss on the ensemble's most probable class, of rows without a label."""
     targets: str = "ensemble"
     """What it learns from: the `ensemble`'s members, the combination with `specialists`, or `both`."""
     specialist: dict[str, Any] | None = None
@@ -127,7 +132,11 @@ class MemberTask:
     def reads_teacher(self) -> bool:
         """Whether it reads the stored soft targets."""
         online = self.online is not None and self.online["logits"]
-        return (self.alpha > 0 and self.objective is not None and not online) or self.pseudo_labels
+        return (self.alpha > 0 and self.objective is not None and not online) or self.guess_weight > 0
+
+    @property
+    def guess_weight(self) -> float:
+        return 1.0 if self.pseudo_labels else self.pseudo
 
     @property
     def masked_lm(self) -> bool:
@@ -139,8 +148,11 @@ class MemberTask:
         if not self.reads_teacher and self.online is None:  # so that a baseline outlives a change of T
             for key in ("objective", "temperature", "mean", "weights"):
                 kept.pop(key)
+            kept["calibration"] = None
         for key, usual in (
             ("specialist", None),
+            ("pseudo", 0.0),
+            ("calibration", None),
             ("targets", "ensemble"),
             ("class_bias", False),
             ("initial", None),
@@ -354,6 +366,7 @@ def loss_of(
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
+    of_labels["pseudo"] = task.guess_weight
     return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares, **of_labels)
 
 
@@ -377,7 +390,8 @@ def beside(
         networks = online_networks(task.online["teachers"], data.run, data.info, task.masked_lm)
         targets = None
         if task.online["logits"]:
-            targets = Targets(task.temperature, task.mean, task.online["shares"])
+            own = task.online.get("calibration")
+            targets = Targets(task.temperature, task.mean, task.online["shares"], calibration=own)
         pieces = getattr(network.body, "pieces", None) if task.masked_lm else None
         online = Online(networks, loss.wants, precision, batches.device, targets, pieces)
     torch.manual_seed(mix(task.seed, 37))
@@ -513,7 +527,9 @@ def make_batches(
     augment = AugmentConfig.model_validate(task.augment)
     num_classes = data.info["num_classes"]
     specialty = Specialty(**task.specialist) if task.specialist else None
-    targets = Targets(task.temperature, task.mean, task.weights, task.pseudo_labels, task.alpha > 0)
+    guesses, soft = task.guess_weight > 0, task.alpha > 0
+    targets = Targets(task.temperature, task.mean, task.weights, guesses, soft)
+    targets.calibration = task.calibration
     if specialty is not None and specialty.output == "full":
         targets.certain = specialty.inside(num_classes)
     elif specialty is not None:

@@ -159,7 +159,9 @@ def made_up(
             finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
             loss = {"validation_loss": 1 - i / 100}
             entries.append({"name": task.name, "fingerprint": task.fingerprint, **loss})
-        return tasks, {"source": "train", "members": entries}
+        temperatures = [1 + i / 10 for i in range(len(entries))]
+        calibration = {"rows": 60, "temperatures": temperatures}
+        return tasks, {"source": "train", "members": entries, "calibration": calibration}
     if name == "specialists":
         labels = load_labels(done["data"].folder, "transfer")
         clusters = [{"classes": [0, 1]}, {"classes": [2, 3]}]

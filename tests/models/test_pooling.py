@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from test_transplant import BERT, INFO, PIECES, SINGLE, save, started
 from transformers import AutoConfig, AutoModel
 
-from ensemble_kd.config import ModelConfig, StudentConfig, TransformerConfig, validate
+from ensemble_kd.config import Config, DataConfig, ModelConfig, StudentConfig, TransformerConfig, validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.export import without_us
 from ensemble_kd.export.huggingface import huggingface_inputs, load_huggingface, write_huggingface
@@ -153,7 +153,9 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_students_fingerprint_changes_with_what_its_source_says(bert: str, sentences: str) -> None:
     def digests(**fields: Any) -> list[str]:
-        return source_digests(StudentConfig(model=TransformerConfig(**fields)))
+        student = StudentConfig(model=TransformerConfig(**fields))
+        data = DataConfig(path="texts", kind="text")
+        return source_digests(Config(name="t", data=data, student=student))
 
     assert len(digests(source=bert)) == 1
     assert digests(source=sentences) == [*digests(source=sentences, pooling="cls"), "mean"]

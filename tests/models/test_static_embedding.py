@@ -70,7 +70,7 @@ def test_a_table_fits_or_is_refused() -> None:
     table = piece_vectors(states, counts, 4, 1e-3)
     for model in (BagConfig(embedding=4), TextCNNConfig(embedding=4)):
         network = start_table_(build(model, INFO), table)
-        assert torch.equal(network.body.embedding.weight, table)
+        assert torch.equal(network.state_dict()["body.embedding.weight"], table)
     with pytest.raises(ConfigError, match=r"start: a table of \(31, 4\), but the model's is \(31, 5\)"):
         start_table_(build(BagConfig(embedding=5), INFO), table)
     with pytest.raises(ConfigError, match="embedding: 9, but the transformer .* is 8 wide; lower it to 8"):

@@ -171,9 +171,10 @@ def test_specialists_targets_beside_the_ensembles(tmp_path: Path) -> None:
     check([student(targets=t) for t in ("ensemble", "specialists", "both")] + [student(0.0)], held, tmp_path)
 
 
-def test_early_stopping_is_each_ones_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["loss", "calibrated_loss"])
+def test_early_stopping_is_each_ones_own(tmp_path: Path, by: str) -> None:
     rates = (0.003, 0.1, 0.2, 0.3)
-    training = {"epochs": 9, "early_stopping": 2, "schedule": "constant"}
+    training = {"epochs": 9, "early_stopping": 2, "early_stopping_by": by, "schedule": "constant"}
     tasks = [student(0.0, 7, {**training, "learning_rate": rate}) for rate in rates]
     check(tasks, data(), tmp_path)
     epochs = {manifest.summary["epochs"] for one in tasks if (manifest := finished(one, tmp_path / "alone"))}
@@ -443,6 +444,8 @@ def test_a_damaged_checkpoint_is_named_and_all_start_again(tmp_path: Path, how: 
         {"seed": 8},
         {"temperature": 9.0},
         {"alpha": 1.0},
+        {"pseudo": 0.3},
+        {"pseudo_labels": True},
         {"objective": {"name": "mse"}},
         {"training": {"learning_rate": 0.5, "weight_decay": 0.5, "label_smoothing": 0.5}},
     ],
@@ -479,7 +482,6 @@ def test_anything_else_does(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pseudo_labels": True},
         {"specialist": {"generalist": "0123"}},
         {"quantization": {"bits": 8}},
         {"training": {"gradient_accumulation": 2}},
@@ -531,7 +533,7 @@ class Odd(Unused):
 
 def test_which_networks_can_be_stacked() -> None:
     def can(model: ModelConfig, held: TrainingData) -> bool:
-        return deterministic(build(model, held.info), fused._random_inputs(held.info))
+        return deterministic(build(model, held.info), fused.random_inputs(held.info))
 
     state = torch.get_rng_state()
     assert can(MLPConfig(hidden=[8, 8]), data()) and can(MLPConfig(hidden=[]), images())
@@ -558,7 +560,6 @@ def test_probing_leaves_network_and_generator_as_they_were() -> None:
 def test_what_cannot_be_stacked_is_refused(tmp_path: Path) -> None:
     for tasks in (
         [student(), student(training={"batch_size": 8})],
-        [student(pseudo_labels=True)] * 2,
         [student(model={"name": "custom", "callable": f"{__name__}:Drawn"})] * 2,
     ):
         with pytest.raises(ValueError, match="cannot be trained together"):
