@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ensemble_kd.config.student import AUTO_FIELDS
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
@@ -18,6 +19,8 @@ from ensemble_kd.guess.steps import epochs_of
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 START = 10.0
 """Seconds until the workers of a stage run."""
+CHOOSING = 0.9
+"""Of the students' own time, at most, for what is `auto`."""
 STARTED = ("teachers", "gap", "soft-targets", "student")
 READ = 20_000
 """Rows a second that are read and prepared."""
@@ -126,6 +129,10 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
         said = f"{seeds} x ({', '.join(some)}) x {rows.transfer:,} rows x {student_epochs} epochs"
         lines.append(Line(stage, said, area * rounds * each + (table if stage == "gap" else 0)))
         lines += [answered] if stage == "gap" else []
+    if "auto" in (student.get(name) for name in AUTO_FIELDS):
+        trained = sum(line.seconds for line in lines if line.stage in ("gap", "student")) - table
+        line = Line("choose", "T, alpha and pseudo-labels, on validation rows", CHOOSING * trained)
+        lines.insert(-1, line)
     lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
     if pace is None:
         return [Line(line.stage, line.work, 0.0) for line in lines]

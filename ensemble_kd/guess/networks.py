@@ -33,7 +33,7 @@ MOST_STEPS = 4_000
 """Of fine-tuning a transformer on labels; with more rows each member sees a share of them."""
 LEAST_EPOCHS = 3
 """That `auto` gives a transformer that starts from trained weights."""
-OF_CLASSES = ("student.temperature", "student.pseudo", "teachers.calibrate")
+OF_CLASSES = ("student.temperature", "student.pseudo")
 """Settings of the recipes that mean nothing where values are predicted."""
 
 
@@ -50,8 +50,6 @@ def fit_networks(choice: Choice, source: str | None) -> None:
     if choice.label is not None and choice.label.target == "value":
         for setting in OF_CLASSES:
             choice.settings.drop(setting)
-        if choice.settings.get("student.alpha") == "auto":
-            choice.settings.drop("student.alpha")
 
 
 def _text(choice: Choice, source: str | None) -> None:

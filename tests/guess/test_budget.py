@@ -107,6 +107,11 @@ def test_epochs_that_are_auto_are_planned_and_cut_only_where_need_be() -> None:
     raw = deepcopy(RAW)
     raw["teachers"]["training"]["epochs"] = raw["student"]["training"]["epochs"] = "auto"
     assert epochs_of(raw, ROWS) == (20, 20), "2,000 steps of 100 an epoch"
+    before = total(plan(raw, ROWS, PACE))
+    raw["student"]["temperature"] = "auto"
+    stages = [line.stage for line in plan(raw, ROWS, PACE)]
+    assert stages == ["data", "teachers", "gap", "soft-targets", "choose", "student", "report"]
+    assert total(plan(raw, ROWS, PACE)) > before
     settings = Commented(deepcopy(raw))
     fit(settings, ROWS, PACE, 1e6, set(), "Xm")
     assert settings.raw == raw
