@@ -15,6 +15,7 @@ from ensemble_kd.config.load import json_schema, load_config, validate
 from ensemble_kd.config.models import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     CustomModelConfig,
     MLPConfig,
     ModelConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "AugmentConfig",
     "BagConfig",
     "BiLSTMConfig",
+    "CNNConfig",
     "ClustersConfig",
     "ColumnsConfig",
     "ComputeConfig",

@@ -37,6 +37,17 @@ class ResNetConfig(Block):
     """Probability of dropping a feature before the classifier."""
 
 
+class CNNConfig(Block):
+    """Plain convolutional network for images: a few 3x3 convolutions with batch norm, ReLU and max pooling."""
+
+    name: Literal["cnn"] = "cnn"
+    """`cnn`"""
+    channels: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 64], min_length=1)
+    """Channels of each convolution; each but the last halves the resolution."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the classifier."""
+
+
 class BagConfig(Block):
     """Mean of token embeddings, then fully connected layers."""
 
@@ -128,13 +139,14 @@ class CustomModelConfig(Block):
 
 
 ModelConfig = Annotated[
-    MLPConfig | ResNetConfig | BagConfig | BiLSTMConfig | TransformerConfig | CustomModelConfig,
+    MLPConfig | CNNConfig | ResNetConfig | BagConfig | BiLSTMConfig | TransformerConfig | CustomModelConfig,
     Field(discriminator="name"),
 ]
 
 
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
-    takes = {"resnet": {"image"}, "bag": {"text"}, "bilstm": {"text"}, "mlp": {"image", "numeric"}}
+    image, text = {"image"}, {"text"}
+    takes = {"cnn": image, "resnet": image, "bag": text, "bilstm": text, "mlp": {"image", "numeric"}}
     if model.name in takes and kind not in takes[model.name]:
         good = sorted(name for name, kinds in takes.items() if kind in kinds)
         return [

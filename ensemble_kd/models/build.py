@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ensemble_kd.config import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     CustomModelConfig,
     MLPConfig,
     ModelConfig,
@@ -21,6 +22,7 @@ from ensemble_kd.config import (
     TransformerConfig,
 )
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.cnn import CNN
 from ensemble_kd.models.mlp import MLP
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.resnet import ResNet
@@ -206,13 +208,16 @@ def build(
 
         body = build_transformer(model, info, num_outputs, masked_lm)
         return Network(body, kind, shape, mean, std, target)
-    fits = {"mlp": ("image", "numeric"), "resnet": ("image",), "bag": ("text",), "bilstm": ("text",)}
+    images, texts = ("image",), ("text",)
+    fits = {"mlp": ("image", "numeric"), "cnn": images, "resnet": images, "bag": texts, "bilstm": texts}
     if kind not in fits[model.name]:
         raise ConfigError(
             f"model {model.name!r} takes {' or '.join(fits[model.name])} inputs, the data is {kind}"
         )
     if isinstance(model, MLPConfig):
         body = MLP(math.prod(shape), num_outputs, model.hidden, model.dropout, model.input_dropout)
+    elif isinstance(model, CNNConfig):
+        body = CNN(shape[2], num_outputs, model.channels, model.dropout)
     elif isinstance(model, ResNetConfig):
         body = ResNet(shape[2], num_outputs, model.width, model.blocks, model.dropout)
     elif isinstance(model, BagConfig):
