@@ -241,6 +241,8 @@ def architecture(**fields: Any) -> dict[str, Any]:
         ("numbers", {"info": {"input_shape": [HUGE]}}),
         ("numbers", {"info": {"input_shape": [1 << 24], "mean": [], "std": []}}),
         ("mlp", {"info": {"input_shape": [4096, 4096, 3]}}),
+        ("cnn", {"model": {"channels": [8] * 100_000}}),
+        ("cnn", {"model": {"channels": [HUGE]}}),
         ("resnet", {"model": {"blocks": 100_000}}),
         ("resnet", {"model": {"width": HUGE}}),
         ("resnet", {"info": {"input_shape": [HUGE, 4, 3]}}),
