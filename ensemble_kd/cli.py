@@ -210,14 +210,7 @@ def run(
             settings = load_config(str(config), set_)
         redo = set(STAGES) if fresh else set[str]()
         folder = _pipeline(
-            STAGES[-1],
-            settings,
-            run_dir,
-            address,
-            redo,
-            verbose,
-            recipe=recipe,
-            require_gap=require_gap,
+            STAGES[-1], settings, run_dir, address, redo, verbose, require_gap=require_gap, recipe=recipe
         )
         _print_results(folder, run_dir)
 

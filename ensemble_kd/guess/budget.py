@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ensemble_kd.config.student import AUTO_FIELDS
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
@@ -18,6 +19,9 @@ from ensemble_kd.guess.steps import epochs_of
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 START = 10.0
 """Seconds until the workers of a stage run."""
+CHOOSING = 0.9
+"""Of the students' own time, at most, for what is `auto`."""
+STARTED = ("teachers", "gap", "soft-targets", "student")
 READ = 20_000
 """Rows a second that are read and prepared."""
 TABLE = 0.1
@@ -115,20 +119,26 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     lines.append(Line("teachers", f"{members} x {seen:,} rows x {epochs} epochs", wide * rounds * each))
     answers = rows.transfer * views * members
     said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
-    lines.append(Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers))
+    answered = Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers)
     roles = roles_of(raw, rows.transfer > rows.labelled, views)
-    seeds, epochs = student.get("seeds", 1), student_epochs
-    each = epochs * (rows.transfer * speed.student_train + rows.validation * speed.student_predict)
-    rounds = -(-seeds * len(roles) // speed.workers)
-    said = f"{seeds} x ({', '.join(roles)}) x {rows.transfer:,} rows x {epochs} epochs"
+    seeds = student.get("seeds", 1)
+    each = student_epochs * (rows.transfer * speed.student_train + rows.validation * speed.student_predict)
     table = 30_000 * TABLE * speed.teacher_predict if student["model"].get("start") else 0.0
-    lines.append(Line("student", said, area * rounds * each + table))
+    for stage, some in (("gap", ["hard"]), ("student", [role for role in roles if role != "hard"])):
+        rounds = -(-seeds * len(some) // speed.workers)
+        said = f"{seeds} x ({', '.join(some)}) x {rows.transfer:,} rows x {student_epochs} epochs"
+        lines.append(Line(stage, said, area * rounds * each + (table if stage == "gap" else 0)))
+        lines += [answered] if stage == "gap" else []
+    if "auto" in (student.get(name) for name in AUTO_FIELDS):
+        trained = sum(line.seconds for line in lines if line.stage in ("gap", "student")) - table
+        line = Line("choose", "T, alpha and pseudo-labels, on validation rows", CHOOSING * trained)
+        lines.insert(-1, line)
     lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
     if pace is None:
         return [Line(line.stage, line.work, 0.0) for line in lines]
-    starts = {"teachers": START, "soft-targets": START, "student": START}
     return [
-        Line(line.stage, line.work, MARGIN * line.seconds + starts.get(line.stage, 0.0)) for line in lines
+        replace(line, seconds=MARGIN * line.seconds + (START if line.stage in STARTED else 0))
+        for line in lines
     ]
 
 
@@ -157,6 +167,8 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
             if (step := _best(settings, before, rows, pace, fixed, last_resort)) is None:
                 break
             settings.set(*step)
+            if step[0].endswith(".epochs"):  # a number now, which min_steps has no part in
+                settings.drop(step[0].replace("epochs", "min_steps"))
     lines = plan(settings.raw, rows, pace)
     if total(lines) > budget:
         raise InputError(_too_short(settings.raw, rows, pace, lines, said))

@@ -10,7 +10,7 @@ from ensemble_kd.data.decode import single
 from ensemble_kd.guess.choice import Choice
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.pictures import augment, layout
-from ensemble_kd.guess.steps import AIMS, batch_of, epochs
+from ensemble_kd.guess.steps import batch_of, epochs_of
 from ensemble_kd.model_size import WIDTH
 from ensemble_kd.pretrained import read_tokenizer, source_file
 
@@ -22,7 +22,7 @@ MANY_LABELS = 5000
 """Labelled rows from which on pretrained weights are tuned at a lower rate."""
 PAIR_STUDENT = {"name": "transformer", "weights": "teacher", "layers": "every_second"}
 PAIR_TRAINING = {
-    "epochs": 4,
+    "epochs": "auto",
     "batch_size": 32,
     "learning_rate": 2e-4,
     "schedule": "linear",
@@ -32,8 +32,8 @@ PAIR_TRAINING = {
 MOST_STEPS = 4_000
 """Of fine-tuning a transformer on labels; with more rows each member sees a share of them."""
 LEAST_EPOCHS = 3
-"""Of a transformer whose recipe says `auto`."""
-OF_CLASSES = ("student.temperature", "student.pseudo", "teachers.calibrate")
+"""That `auto` gives a transformer that starts from trained weights."""
+OF_CLASSES = ("student.temperature", "student.pseudo")
 """Settings of the recipes that mean nothing where values are predicted."""
 
 
@@ -50,8 +50,6 @@ def fit_networks(choice: Choice, source: str | None) -> None:
     if choice.label is not None and choice.label.target == "value":
         for setting in OF_CLASSES:
             choice.settings.drop(setting)
-        if choice.settings.get("student.alpha") == "auto":
-            choice.settings.drop("student.alpha")
 
 
 def _text(choice: Choice, source: str | None) -> None:
@@ -133,34 +131,31 @@ def _image(choice: Choice) -> None:
 
 
 def _training(choice: Choice) -> None:
-    """Batches that the rows fill, and epochs from steps where the recipe gives a number."""
+    """Batches that the rows fill, and what `auto` epochs come to."""
     settings, rows = choice.settings, choice.rows
-    for i, (block, count_) in enumerate((("teachers", rows.labelled), ("student", rows.transfer))):
+    for block, count in (("teachers", rows.labelled), ("student", rows.transfer)):
         wanted = settings.get(f"{block}.training.batch_size")
-        size = batch_of(wanted, count_)
+        size = batch_of(wanted, count)
         if size != wanted:
-            settings.set(f"{block}.training.batch_size", size, f"Smaller, since there are {count_:,} rows.")
-        number = settings.get(f"{block}.training.epochs")
+            settings.set(f"{block}.training.batch_size", size, f"Smaller, since there are {count:,} rows.")
         if block == "teachers" and choice.recipe == "text":
-            count_ = _share(settings, count_, size, LEAST_EPOCHS if number == "auto" else 1)
-        if not isinstance(number, int):
-            continue
-        aim = AIMS[choice.recipe][0 if choice.compares else i]
-        number = epochs(aim, count_, size)
-        settings.set(f"{block}.training.epochs", number)
-        said = f"{number:,} epochs of {count_:,} rows are {number * max(1, count_ // size):,} steps."
-        before = settings.comments.get(f"{block}.training", "")
-        settings.comments[f"{block}.training"] = f"{said} {before}".strip()
+            _share(settings, count, size)
+    for i, block in enumerate(("teachers", "student")):
+        if settings.get(f"{block}.training.epochs") == "auto":
+            number = epochs_of(settings.raw, rows)[i]
+            seen = rows.transfer if i else round(rows.labelled * (settings.get("teachers.fraction") or 1))
+            steps = number * max(1, seen // settings.get(f"{block}.training.batch_size"))
+            said = f"auto: {number:,} epochs of {seen:,} rows, {steps:,} steps, or until nothing improves."
+            before = settings.comments.get(f"{block}.training", "")
+            settings.comments[f"{block}.training"] = f"{said} {before}".strip()
 
 
-def _share(settings: Commented, rows: int, batch_size: int, times: int) -> int:
-    """Rows that each fine-tuned member sees, `times` at least: all, or a share that is drawn by its seed."""
-    share = MOST_STEPS * batch_size / (times * rows)
-    if share >= 1:
-        return rows
-    settings.set(
-        "teachers.fraction",
-        round(share, 3),
-        f"Each member sees another share of the {rows:,} rows: {MOST_STEPS:,} steps are enough to fine-tune.",
-    )
-    return round(rows * share)
+def _share(settings: Commented, rows: int, batch_size: int) -> None:
+    """Where there are many rows, each fine-tuned member sees a share of them, drawn by its seed."""
+    share = MOST_STEPS * batch_size / (LEAST_EPOCHS * rows)
+    if share < 1:
+        settings.set(
+            "teachers.fraction",
+            round(share, 3),
+            f"Each member sees another share of the {rows:,} rows: {MOST_STEPS:,} steps tune it.",
+        )

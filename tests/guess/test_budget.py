@@ -13,6 +13,7 @@ from ensemble_kd.guess.budget import fit, plan, seconds_of, total
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
 from ensemble_kd.guess.pace import Pace
+from ensemble_kd.guess.steps import epochs_of
 
 RAW: dict[str, Any] = {
     "data": {},
@@ -40,8 +41,9 @@ def test_a_plan_counts_rounds_of_workers() -> None:
     lines = {line.stage: line for line in plan(RAW, ROWS, PACE)}
     assert lines["teachers"].seconds == pytest.approx(1.15 * 2 * 10 * 1000 * 0.02 + 10)
     assert lines["soft-targets"].seconds == pytest.approx(1.15 * 1000 * 20 * 4 * 0.004 / 2 + 10)
-    # Three seeds of distilled, hard, plain on 2 workers: 5 rounds.
-    assert lines["student"].seconds == pytest.approx(1.15 * 5 * 40 * 1000 * 0.002 + 10)
+    # Three seeds on hard labels on 2 workers: 2 rounds; three of distilled and plain: 3.
+    assert lines["gap"].seconds == pytest.approx(1.15 * 2 * 40 * 1000 * 0.002 + 10)
+    assert lines["student"].seconds == pytest.approx(1.15 * 3 * 40 * 1000 * 0.002 + 10)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
@@ -99,3 +101,19 @@ def test_nothing_is_cut_to_so_few_steps_that_it_learns_nothing() -> None:
             break
         least = seconds
     assert least and settings.get("teachers.training.epochs") * 1000 / 10 >= 150
+
+
+def test_epochs_that_are_auto_are_planned_and_cut_only_where_need_be() -> None:
+    raw = deepcopy(RAW)
+    raw["teachers"]["training"]["epochs"] = raw["student"]["training"]["epochs"] = "auto"
+    assert epochs_of(raw, ROWS) == (20, 20), "2,000 steps of 100 an epoch"
+    before = total(plan(raw, ROWS, PACE))
+    raw["student"]["temperature"] = "auto"
+    stages = [line.stage for line in plan(raw, ROWS, PACE)]
+    assert stages == ["data", "teachers", "gap", "soft-targets", "choose", "student", "report"]
+    assert total(plan(raw, ROWS, PACE)) > before
+    settings = Commented(deepcopy(raw))
+    fit(settings, ROWS, PACE, 1e6, set(), "Xm")
+    assert settings.raw == raw
+    fit(settings, ROWS, PACE, 0.3 * total(plan(raw, ROWS, PACE)), set(), "Xm")
+    assert settings.get("teachers.training.epochs") < 20
