@@ -172,7 +172,7 @@ def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path, ray_ses
     assert "Chosen on validation rows" in (tmp_path / "run" / "report.html").read_text()
     said.clear()
     pipeline.run(config, tmp_path / "run", console=Console(line=said.append))
-    assert sum("(kept)" in line for line in said) == len(config.stages) == 6
+    assert sum("(kept)" in line for line in said) == len(config.stages)
     # Without its result, but with its members, it comes to the same choice at once.
     before = read_manifest(tmp_path / "run" / "choose" / manifests["choose"].fingerprint)
     assert before is not None
@@ -180,4 +180,4 @@ def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path, ray_ses
     again = pipeline.run(config, tmp_path / "run", until="choose")["choose"]
     drop = {"seconds": 0}
     assert again.summary | drop == before.summary | drop
-    assert [line.state[:4] for line in pipeline.check(config, tmp_path / "run")][:5] == ["done"] * 5
+    assert [line.state[:4] for line in pipeline.check(config, tmp_path / "run")][:-1] == ["done"] * (len(config.stages) - 1)
