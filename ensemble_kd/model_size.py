@@ -16,6 +16,7 @@ from typing import Any
 from ensemble_kd.config import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     Config,
     MLPConfig,
     ResNetConfig,
@@ -77,6 +78,8 @@ def parameters(model: Any, features: int, classes: int, vocabulary: int) -> int 
         others = 8 * model.hidden * (3 * model.hidden + 2) * (model.layers - 1)
         head = _linear([2 * model.hidden, model.classifier_hidden, classes])
         return vocabulary * model.embedding + first + others + head
+    if isinstance(model, CNNConfig):
+        return _cnn(model, classes)
     if isinstance(model, ResNetConfig):
         return _resnet(model, classes)
     if isinstance(model, TransformerConfig) and model.source is None:
@@ -88,6 +91,13 @@ def parameters(model: Any, features: int, classes: int, vocabulary: int) -> int 
 
 def _linear(widths: list[int]) -> int:
     return sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def _cnn(model: CNNConfig, classes: int) -> int:
+    """All but the first convolution, whose size depends on the channels of the images."""
+    widths = model.channels
+    inner = sum(9 * a * b for a, b in zip(widths, widths[1:], strict=False))
+    return inner + 2 * sum(widths) + (widths[-1] + 1) * classes
 
 
 def _resnet(model: ResNetConfig, classes: int) -> int:
@@ -115,7 +125,7 @@ def layers(model: Any) -> int:
     for name, each in (("blocks", 6), ("layers", 1)):
         if isinstance(count := getattr(model, name, None), int):
             return count * each
-    return len(getattr(model, "hidden", None) or [])
+    return len(getattr(model, "channels", None) or getattr(model, "hidden", None) or [])
 
 
 def memory_at_hand() -> int:

@@ -359,6 +359,7 @@ def _value_problems(student: BaseModel, path: str, dimension: Dimension) -> list
     lines = []
     for place, value in tried:
         if items := _refused(student, path, value):
+            items = [item for item in items if item["type"] != "literal_error"] or items  # `auto`
             # A union reports each branch.
             said = "; or ".join(dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in items))
             part = items[0]["input"]

@@ -22,6 +22,7 @@ SIZES = {"initializer_range": 0.5, "vocab_size": len(VOCABULARY), "max_position_
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("image", {"name": "mlp", "hidden": [8]}),
     "numbers": ("numeric", {"name": "mlp", "hidden": [8]}),
+    "cnn": ("image", {"name": "cnn", "channels": [8, 8]}),
     "resnet": ("image", {"name": "resnet", "width": 4, "blocks": 1}),
     "bag": ("text", {"name": "bag", "embedding": 8}),
     "bag_of_pieces": ("pieces", {"name": "bag", "embedding": 8, "hidden": [8], "piece_weights": True}),

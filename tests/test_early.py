@@ -14,6 +14,7 @@ from ensemble_kd import early, model_size
 from ensemble_kd.config import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     MLPConfig,
     ModelConfig,
     ResNetConfig,
@@ -59,6 +60,17 @@ def test_parameters_of_a_resnet_are_all_but_its_first_convolution(width: int, bl
     assert layers(model) == 6 * blocks
 
 
+@pytest.mark.parametrize("channels", [[6], [4, 3, 5]])
+def test_parameters_of_a_cnn_are_all_but_its_first_convolution(channels: list[int]) -> None:
+    from ensemble_kd.models.build import build
+
+    info: dict[str, Any] = {"kind": "image", "num_classes": 10, "input_shape": [8, 8, 3]}
+    model = CNNConfig(channels=channels)
+    first = 3 * 9 * channels[0]
+    assert parameters(model, 192, 10, 1) == build(model, info).num_parameters - first
+    assert layers(model) == len(channels)
+
+
 def told(*overrides: str, memory: int = 16 * GB, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(early, "memory_at_hand", lambda: memory)
     monkeypatch.setattr(model_size, "GPUS", ())
@@ -81,17 +93,17 @@ def told(*overrides: str, memory: int = 16 * GB, monkeypatch: pytest.MonkeyPatch
             "student.model: 10,007,600,010 parameters, which take 120.1 GB",
         ),
         (
-            ["teachers.model.hidden=[9007199254740992, 9007199254740992]"],
+            ["teachers.model={name: mlp, hidden: [9007199254740992, 9007199254740992]}"],
             "teachers.model: 8.1e+31 parameters",
         ),
         (["teachers.overrides=[{model: {name: mlp, hidden: [1000000000]}}]"], "teachers.overrides.0.model: "),
         (
-            ["teachers.num_members=10000", "teachers.model.hidden=[1000, 1000]"],
+            ["teachers.num_members=10000", "teachers.model={name: mlp, hidden: [1000, 1000]}"],
             "teachers.model: 10,000 teachers of 10,760,100,000 parameters in all, which are all held while",
         ),
         (
             [
-                "teachers.model.hidden=[20000, 20000]",
+                "teachers.model={name: mlp, hidden: [20000, 20000]}",
                 "compute.num_workers=3",
                 "compute.cpus_per_worker=0.001",
             ],
@@ -340,7 +352,8 @@ def test_networks_are_counted_again_with_the_data(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(early, "memory_at_hand", lambda: GB)
     monkeypatch.setattr(model_size, "GPUS", ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config = load_config("digits", ["sweep=null", "specialists=null", "student.model.hidden=[1000]"])
+    wide = ["student.model.hidden=[1000]", "teachers.model={name: mlp, hidden: [256, 256]}"]
+    config = load_config("digits", ["sweep=null", "specialists=null", *wide])
     early.check_early(config)
     with pytest.raises(ConfigError, match=r"teachers.model: 256,068,618 parameters, which take 4.1 GB"):
         pipeline.check_sizes(config, {**INFO, "input_shape": [1000, 1000, 1]})

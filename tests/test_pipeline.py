@@ -24,7 +24,7 @@ from ensemble_kd.tracking import Tracker
 TINY = [
     "teachers.num_members=3",
     "teachers.training.epochs=4",
-    "teachers.model.hidden=[16]",
+    "teachers.model={name: mlp, hidden: [16]}",
     "student.training.epochs=3",
     "student.seeds=2",
     "student.model.hidden=[8]",

@@ -200,6 +200,7 @@ def test_the_last_dimension_of_a_grid_changes_fastest() -> None:
 MODELS: list[tuple[dict[str, Any], str, Any]] = [
     ({"name": "mlp", "hidden": [32, 16]}, "hidden.1", 64),
     ({"name": "mlp"}, "hidden", [8, 8]),
+    ({"name": "cnn"}, "channels.0", 8),
     ({"name": "resnet"}, "width", 4),
     ({"name": "bag", "hidden": [8]}, "hidden.0", 16),
     ({"name": "bilstm"}, "hidden", 20),

@@ -31,7 +31,7 @@ from ensemble_kd.train.member import load_network
 TINY = [
     "teachers.num_members=2",
     "teachers.training.epochs=6",
-    "teachers.model.hidden=[16]",
+    "teachers.model={name: mlp, hidden: [16]}",
     "specialists.training={epochs: 3, batch_size: 16}",
     "specialists.weight=1",
     "student.training.epochs=3",
@@ -256,7 +256,7 @@ def test_a_streamed_transfer_set_reads_ensemble_and_combination(copy: Path) -> N
 def test_every_form_ends_in_combined_targets(tmp_path: Path, ray_session: None, overrides: list[str]) -> None:
     manifests, _ = run(tmp_path / "run", *overrides, until="combined-targets")
     combined = manifests["combined-targets"]
-    assert combined.summary["on"] and combined.summary["rows"] == 1258
+    assert combined.summary["on"] and combined.summary["rows"] == 718
     best = "specialists.generalists=best" in overrides
     generalists = {m["generalist"] for m in manifests["specialists"].summary["members"]}
     assert len(generalists) == (1 if best else 2)

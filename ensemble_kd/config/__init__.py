@@ -18,6 +18,7 @@ from ensemble_kd.config.load import json_schema, load_config, read_config, valid
 from ensemble_kd.config.models import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     CustomModelConfig,
     MLPConfig,
     ModelConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "AugmentConfig",
     "BagConfig",
     "BiLSTMConfig",
+    "CNNConfig",
     "ClustersConfig",
     "ColumnsConfig",
     "ComputeConfig",

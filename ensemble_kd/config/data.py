@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig, ImageConfig, missing_note
@@ -43,9 +43,20 @@ class AugmentConfig(Block):
     horizontal_flip: bool = False
     """Mirror every example with probability one half."""
 
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability of erasing a rectangle of 2 to 40% of the pixels (arXiv 1708.04896), after the others."""
+
     @property
     def active(self) -> bool:
-        return self.shift > 0 or self.horizontal_flip
+        return self.shift > 0 or self.horizontal_flip or self.erase > 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `erase` where it is 0: fingerprints stay as they were without it."""
+        found: dict[str, Any] = handler(self)
+        if not self.erase:
+            found.pop("erase", None)
+        return found
 
 
 class TextAugmentConfig(Block):

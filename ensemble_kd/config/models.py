@@ -46,6 +46,18 @@ class ResNetConfig(Block):
     """Probability of dropping a feature before the classifier."""
 
 
+class CNNConfig(Block):
+    """Plain convolutional network for images: 3x3 convolutions with batch norm, ReLU and max pooling."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+    name: Literal["cnn"] = "cnn"
+    """`cnn`"""
+    channels: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 64], min_length=1)
+    """Channels of each convolution; each but the last halves the resolution."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the classifier."""
+
+
 class TableConfig(Block):
     """What networks with a table of vectors have in common."""
 
@@ -190,6 +202,7 @@ class CustomModelConfig(Block):
 
 ModelConfig = Annotated[
     MLPConfig
+    | CNNConfig
     | ResNetConfig
     | BagConfig
     | TextCNNConfig
@@ -200,7 +213,7 @@ ModelConfig = Annotated[
 ]
 
 
-OURS: tuple[Any, ...] = (MLPConfig, ResNetConfig, BagConfig, TextCNNConfig, BiLSTMConfig)
+OURS: tuple[Any, ...] = (MLPConfig, CNNConfig, ResNetConfig, BagConfig, TextCNNConfig, BiLSTMConfig)
 """Those that say which `kinds` of inputs they take; of the others only building them tells."""
 
 

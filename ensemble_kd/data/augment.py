@@ -1,4 +1,4 @@
-"""Random changes of images that keep their class: shifts filled with 0, mirror images.
+"""Random changes of images that keep their class: shifts filled with 0, mirror images, erasing.
 
 `view` numbers the augmented versions of an example: version v of row r is a pure function of (r, v, seed),
 so the soft-target store and the student agree on it without the images being stored.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.config import AugmentConfig
+from ensemble_kd.data.erasing import NUMBERS, erase
 
 
 def random_augment(inputs: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -69,6 +70,12 @@ def draws(bits: Tensor, config: AugmentConfig) -> tuple[Tensor, Tensor, Tensor]:
     return down, right, mirror
 
 
+def uniform(bits: Tensor, count: int) -> Tensor:
+    """(count, B) float64 in [0, 1), from random bits (B,): 53 of each hash, as many as a float64 holds."""
+    hashes = [hash_numbers(bits, torch.full_like(bits, k), 0) for k in range(count)]
+    return (torch.stack(hashes) >> 9).double() / 2**53
+
+
 def _apply(inputs: Tensor, bits: Tensor, config: AugmentConfig, identity: Tensor | None = None) -> Tensor:
     down, right, mirror = draws(bits, config)
     if identity is not None:
@@ -76,7 +83,14 @@ def _apply(inputs: Tensor, bits: Tensor, config: AugmentConfig, identity: Tensor
         mirror = mirror & ~identity
     if config.horizontal_flip:
         inputs = torch.where(mirror[:, None, None, None], inputs.flip(2), inputs)
-    return shift_images(inputs, down, right, config.shift) if config.shift else inputs
+    if config.shift:
+        inputs = shift_images(inputs, down, right, config.shift)
+    if config.erase:
+        numbers = uniform(bits, NUMBERS + inputs.shape[3])
+        if identity is not None:
+            numbers[0].masked_fill_(identity, 1.0)
+        inputs = erase(inputs, numbers, config.erase)
+    return inputs
 
 
 def shift_images(images: Tensor, down: Tensor, right: Tensor, limit: int) -> Tensor:

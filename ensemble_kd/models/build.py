@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.config import CustomModelConfig, ModelConfig, TransformerConfig
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.cnn import build_cnn
 from ensemble_kd.models.mlp import build_mlp
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.resnet import build_resnet
@@ -23,6 +24,7 @@ from ensemble_kd.secret_options import revealed
 
 BODIES: dict[str, Callable[[Any, dict[str, Any], int], nn.Module]] = {
     "mlp": build_mlp,
+    "cnn": build_cnn,
     "resnet": build_resnet,
     "bag": build_bag,
     "text_cnn": build_text_cnn,

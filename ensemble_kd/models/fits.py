@@ -24,6 +24,7 @@ from torch.nn.modules.module import (
 from ensemble_kd.config import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     CustomModelConfig,
     MLPConfig,
     ModelConfig,
@@ -90,6 +91,8 @@ def _too_large(model: ModelConfig, shapes: Shapes) -> str | None:
     widths: Sequence[int]
     if isinstance(model, MLPConfig):
         layers, widths = len(model.hidden), model.hidden
+    elif isinstance(model, CNNConfig):
+        layers, widths = len(model.channels), model.channels
     elif isinstance(model, ResNetConfig):
         layers, widths = model.blocks, [model.width]
     elif isinstance(model, BagConfig):

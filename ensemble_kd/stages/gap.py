@@ -124,7 +124,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
         students = [load_logits(task.folder(folder), "validation").numpy()[rows] for task in hard]
         found = compare(ensemble, students, labels, measures_of(info.get("target")))
         if found["outcome"] != "helped":
-            causes = likely_causes(context, done, hard[0], members, ensemble, labels)
+            causes = likely_causes(context, done, hard[0], members, ensemble, labels, calibration=own)
             found["causes"] = [cause.to_dict() for cause in causes]
             found["text"] += f". {told(found['causes'])}"
             found["warnings"] = [f"gap: {found['text']}"]
@@ -218,8 +218,13 @@ def likely_causes(
     members: np.ndarray,
     ensemble: np.ndarray,
     labels: np.ndarray,
+    *,
+    calibration: list[float] | None = None,
 ) -> list[Cause]:
-    """What the numbers say; `members` (N, M, C) and `ensemble` (N, C) on validation rows."""
+    """What the numbers say; `members` (N, M, C) and `ensemble` (N, C) on validation rows.
+
+    `calibration`: each member's temperature, None for 1.
+    """
     teachers, of_classes = done["teachers"].manifest, not done.info.get("target")
     manifest = finished(hard, members_folder(context.folder, "student"))
     assert manifest is not None, "it has just been trained"
@@ -238,8 +243,9 @@ def likely_causes(
         if own:
             seen, theirs = training_answers(context, done)
             accuracy = float(np.mean([(logits.argmax(1) == seen).mean() for logits in theirs]))
-            weights = None  # of so few teachers as are asked
-            mean = mean_logits(torch.from_numpy(np.stack(theirs, 1)), 1.0, context.config.mean, weights)
+            asked = torch.from_numpy(np.stack(theirs, 1))  # (N, few, C)
+            few = None if calibration is None else calibration[: len(theirs)]
+            mean = mean_logits(asked, 1.0, context.config.mean, calibration=few)
             others = float(np.mean([(a == labels).mean() for a in answers]))
             found.append(few_labels(accuracy, others, done.info["counts"]["labelled"]))
             found.append(label_noise(mean.numpy(), seen))
@@ -287,6 +293,7 @@ def training_answers(context: Context, done: Done) -> tuple[np.ndarray, list[np.
 
 class Gap(Stage):
     name = "gap"
+    serves = "student"  # whoever wants the soft targets alone need not train a student for them
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         data = done["data"].fingerprint

@@ -152,7 +152,7 @@ def confidence(ensemble: np.ndarray, labels: np.ndarray) -> Cause | None:
         f"the ensemble is {word}: mean confidence {100 * sure:.1f}%, right on {100 * right:.1f}% (ECE "
         f"{error:.3f})"
     )
-    return Cause("confidence", found, f"{remedy}, or labels calibrated by a fitted temperature")
+    return Cause("confidence", found, f"{remedy}; teachers.calibrate=true fits a temperature to each")
 
 
 def few_labels(train: float, validation: float, labels: int) -> Cause | None:

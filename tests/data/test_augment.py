@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.config import AugmentConfig
-from ensemble_kd.data.augment import draws, hash_numbers, random_augment, view
+from ensemble_kd.data.augment import draws, hash_numbers, random_augment, uniform, view
 
 
 def naive(image: np.ndarray, down: int, right: int, mirror: bool) -> np.ndarray:
@@ -86,6 +86,58 @@ def test_draws_are_even() -> None:
     assert torch.corrcoef(pairs).fill_diagonal_(0).abs().max() < 0.02
     next_view, _, _ = draws(hash_numbers(rows, torch.full_like(rows, 2), 0), config)
     assert (down == next_view).double().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def naive_erasing(image: np.ndarray, u: np.ndarray, probability: float) -> np.ndarray:
+    """The paper's algorithm for one image; the uniform numbers `u` (6 + C,) stand for its generator."""
+    height, width, channels = image.shape
+    if u[0] >= probability:
+        return image
+    area = (0.02 + (0.4 - 0.02) * u[1]) * height * width
+    ratio = 0.3 + 0.7 * u[2]
+    ratio = ratio if u[3] < 0.5 else 1 / ratio
+    h = min(height, max(1, int(np.rint(np.sqrt(area * ratio)))))
+    w = min(width, max(1, int(np.rint(np.sqrt(area / ratio)))))
+    top, left = int(u[4] * (height - h + 1)), int(u[5] * (width - w + 1))
+    erased = image.copy()
+    erased[top : top + h, left : left + w] = [int(u[6 + c] * 256) for c in range(channels)]
+    return erased
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 9, 3), (1, 1, 3)])
+def test_erasing_equals_the_paper_image_by_image(shape: tuple[int, int, int]) -> None:
+    images, rows = torch.from_numpy(make_images(200, shape)), torch.arange(200)
+    config = AugmentConfig(erase=0.6)
+    found = view(images, rows, 3, 5, config)
+    numbers = uniform(hash_numbers(rows, torch.full_like(rows, 3), 5), 6 + shape[2]).numpy()
+    for i in range(200):
+        np.testing.assert_array_equal(found[i].numpy(), naive_erasing(images[i].numpy(), numbers[:, i], 0.6))
+    assert found.dtype == torch.uint8
+
+
+def test_erasing_comes_after_the_shift_and_leaves_view_0_alone() -> None:
+    images, rows = torch.from_numpy(make_images(64, (8, 8, 1))), torch.arange(64)
+    views = torch.arange(64) % 3
+    shifted = view(images, rows, views, 0, AugmentConfig(shift=2))
+    erased = view(images, rows, views, 0, AugmentConfig(shift=2, erase=1))
+    assert torch.equal(erased[views == 0], images[views == 0])
+    share = (erased != shifted)[views > 0].float().mean((1, 2, 3))
+    assert 0.1 < share.mean() < 0.3 and share.max() <= 0.5
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    again = view(images[order], rows[order], views[order], 0, AugmentConfig(shift=2, erase=1))
+    assert torch.equal(again, erased[order])
+
+
+def test_what_erasing_draws_is_even_and_independent() -> None:
+    rows = torch.arange(20_000)
+    numbers = uniform(hash_numbers(rows, torch.ones_like(rows), 0), 7)
+    assert (numbers.mean(1) - 0.5).abs().max() < 0.01 and (numbers.var(1) - 1 / 12).abs().max() < 0.003
+    assert torch.corrcoef(numbers).fill_diagonal_(0).abs().max() < 0.03
+
+
+def test_settings_without_erasing_are_what_they_were() -> None:
+    assert AugmentConfig(shift=1).model_dump(mode="json") == {"shift": 1, "horizontal_flip": False}
+    assert AugmentConfig.model_validate(AugmentConfig(erase=0.5).model_dump()).erase == 0.5
 
 
 def test_random_augment_follows_its_generator() -> None:

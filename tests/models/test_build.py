@@ -16,6 +16,7 @@ from torch import nn
 from ensemble_kd.config import (
     BagConfig,
     BiLSTMConfig,
+    CNNConfig,
     CustomModelConfig,
     MLPConfig,
     ResNetConfig,
@@ -52,6 +53,7 @@ TEXT = {
 CASES: list[tuple[Any, dict[str, Any], set[str]]] = [
     (MLPConfig(hidden=[7, 6]), IMAGE, {"layer_1", "layer_2"}),
     (MLPConfig(hidden=[]), NUMERIC, set()),
+    (CNNConfig(channels=[8, 9]), IMAGE, {"layer_1", "layer_2", "pooled"}),
     (ResNetConfig(width=8), IMAGE, {"stage_1", "stage_2", "stage_3", "pooled"}),
     (BagConfig(embedding=6, hidden=[5]), TEXT, {"pooled", "layer_1"}),
     (BagConfig(embedding=6, piece_weights=True), TEXT, {"pooled"}),
@@ -118,11 +120,34 @@ def test_numbers_are_normalised_and_left_as_they_were() -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("model", [ResNetConfig(width=4, blocks=2), CNNConfig(channels=[8, 8, 8])])
 @pytest.mark.parametrize("side", [1, 8, 13, 32])
-def test_resnet_takes_any_image_size(side: int) -> None:
+def test_any_image_size_does(side: int, model: Any) -> None:
     info = {**IMAGE, "input_shape": [side, side, 3]}
-    network = build(ResNetConfig(width=4, blocks=2), info)
+    network = build(model, info)
     assert network(raw_inputs(info, 4)).logits.shape == (4, 5)
+
+
+def test_a_cnn_by_hand() -> None:
+    torch.manual_seed(0)
+    network = build(CNNConfig(channels=[6, 7, 8], dropout=0.5), IMAGE).eval()
+    body: Any = network.body
+    inputs = raw_inputs(IMAGE)
+    x = network.normalise(inputs).permute(0, 3, 1, 2)
+    sizes = []
+    for i, (convolution, norm) in enumerate(zip(body.convolutions, body.norms, strict=True)):
+        with torch.no_grad():
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        x = nn.functional.conv2d(x, convolution.weight, padding=1)
+        mean, var = norm.running_mean[:, None, None], norm.running_var[:, None, None]
+        x = ((x - mean) / (var + 1e-5).sqrt()).relu()
+        x = nn.MaxPool2d(2, ceil_mode=True)(x) if i < 2 else x
+        sizes.append(tuple(x.shape[1:]))
+    assert sizes == [(6, 4, 5), (7, 2, 3), (8, 2, 3)], "a side of 5 becomes 3, the last layer is not pooled"
+    assert network.head is not None
+    by_hand = x.mean((2, 3)) @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network(inputs).logits, by_hand, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

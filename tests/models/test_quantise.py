@@ -65,6 +65,7 @@ BERT = {
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     # name: settings, data, number of quantised layers
     "mlp": ({"name": "mlp", "hidden": [16, 8]}, NUMBERS, 3),
+    "cnn": ({"name": "cnn", "channels": [8, 8]}, IMAGES, 3),
     "resnet": ({"name": "resnet", "width": 4}, IMAGES, 10),
     "bag": ({"name": "bag", "embedding": 8, "hidden": [8]}, TEXT, 3),
     "bilstm": ({"name": "bilstm", "embedding": 8, "hidden": 6, "classifier_hidden": 8}, TEXT, 3),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.config import BagConfig, BiLSTMConfig, MLPConfig, ResNetConfig
+from ensemble_kd.config import BagConfig, BiLSTMConfig, CNNConfig, MLPConfig, ResNetConfig
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.models.build import CustomBody, Network, build
 from ensemble_kd.models.specialist import DustbinHead, specialise
@@ -20,6 +20,7 @@ TEXT = {"kind": "text", "input_shape": [5], "num_classes": 6, "mean": [], "std":
 CASES: list[tuple[Any, dict[str, Any]]] = [
     (MLPConfig(hidden=[7], dropout=0.5), IMAGE),
     (MLPConfig(hidden=[]), IMAGE),
+    (CNNConfig(channels=[8, 6]), IMAGE),
     (ResNetConfig(width=2), IMAGE),
     (BagConfig(embedding=5, hidden=[4]), TEXT),
     (BiLSTMConfig(embedding=5, hidden=3), TEXT),
