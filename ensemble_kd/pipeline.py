@@ -158,6 +158,8 @@ def walk(
     context = replace(context, config=with_models(context.config, context.folder))
     done, failure = Done(), None
     for current in map(stage, stages_of(context.config)):
+        if _not_needed(current, until, asked=require_gap):
+            continue
         plan = current.plan(context.config, context.folder, done)
         if plan.done() is None:
             current.prepare(context.config, done)
@@ -184,6 +186,13 @@ def walk(
     if failure is not None:
         raise failure
     return done.manifests
+
+
+def _not_needed(current: Stage, until: str, asked: bool) -> bool:
+    """Whether a run up to `until` ends before the stage that this one serves; `asked`: it is wanted."""
+    if current.serves is None or asked or until == current.name:
+        return False
+    return STAGES.index(until) < STAGES.index(current.serves)
 
 
 def _verify(

@@ -153,6 +153,9 @@ class Stage(ABC):
     postponed: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors after which the later stages run without its result, and which are raised at the end."""
 
+    serves: ClassVar[str | None] = None
+    """Name of a later stage, for one that a run which ends before that does without."""
+
     @abstractmethod
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         """Settings, inputs and so the fingerprint. Raises NotDone where an input is not known yet."""

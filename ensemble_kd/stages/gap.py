@@ -293,6 +293,7 @@ def training_answers(context: Context, done: Done) -> tuple[np.ndarray, list[np.
 
 class Gap(Stage):
     name = "gap"
+    serves = "student"  # whoever wants the soft targets alone need not train a student for them
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         data = done["data"].fingerprint
