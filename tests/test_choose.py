@@ -38,7 +38,7 @@ def config_of(student: dict[str, Any] | None = None, **blocks: Any) -> Config:
 def test_grids_are_small_and_hold_what_stands_beside_soft_targets(unlabelled: bool, few: bool) -> None:
     found = points(config_of().student, unlabelled, few, softened=True)
     assert len(found) == len(set(found)) <= (6 if few else 12)
-    assert found[0] == (Point(1, 1, 0) if unlabelled else Point(2, 1, 0))
+    assert found[0] == (Point(1, 0.5, 0.5) if unlabelled else Point(2, 1, 0))
     assert (Point(1, 0, 1) in found) == unlabelled  # pseudo-labels alone
     assert (Point(1, 0, 0) in found) == (not unlabelled)  # labels alone
     assert all(point.pseudo == 0 for point in found if not unlabelled)

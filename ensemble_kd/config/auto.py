@@ -28,17 +28,19 @@ class Point(NamedTuple):
 
 
 # Where rows lack labels, true labels are few: soft targets at every T, pseudo-labels, and half of each, in
-# which labelled rows then have half their label. The first is what stands unless another is better by more
-# than noise: T = 1, teachers as sure as they are right.
-UNLABELLED = [Point(1, 1, 0), *(Point(t, 1, 0) for t in (0.5, 2, 4, 8)), Point(1, 0, 1)]
-UNLABELLED += [Point(t, 0.5, 0.5) for t in (1, 2, 4, 8)]
+# which labelled rows have half their label. The first is what stands unless another is better by more than
+# noise: half of each at T = 1, teachers as sure as they are right. It lies between two that differ by points,
+# now this way and now that.
+UNLABELLED = [Point(1, 0.5, 0.5), *(Point(t, 1, 0) for t in (0.5, 1, 2, 4, 8)), Point(1, 0, 1)]
+UNLABELLED += [Point(t, 0.5, 0.5) for t in (2, 4, 8)]
 # Where every row has a label there is nothing to guess, and alpha counts. Teachers are surer of rows that
 # they were trained on than calibration on other rows can know, hence T = 2 to begin with. Labels alone are
 # the answer where the ensemble has nothing to give.
 LABELLED = [Point(2, 1, 0), *(Point(t, 1, 0) for t in (0.5, 1, 4, 8))]
 LABELLED += [*(Point(t, 0.5, 0) for t in (1, 2, 4, 8)), Point(1, 0, 0)]
 # Of students that are trained one by one.
-FEW_UNLABELLED = [Point(1, 1, 0), Point(2, 1, 0), Point(4, 1, 0), Point(1, 0, 1), Point(2, 0.5, 0.5)]
+FEW_UNLABELLED = [Point(1, 0.5, 0.5), *(Point(t, 1, 0) for t in (0.5, 1, 2)), Point(1, 0, 1)]
+FEW_UNLABELLED += [Point(2, 0.5, 0.5)]
 FEW_LABELLED = [Point(2, 1, 0), Point(1, 1, 0), Point(4, 1, 0), Point(8, 1, 0), Point(4, 0.5, 0)]
 FEW_LABELLED += [Point(1, 0, 0)]
 

@@ -37,7 +37,7 @@ from ensemble_kd.train.member import MemberTask, finished, load_logits
 from ensemble_kd.train.stack import deterministic
 from ensemble_kd.train.trials import Entry, Trial
 
-GRID = 1
+GRID = 2
 """Number of the grid and the rule, in the fingerprint: raised when either changes."""
 MOST_SEEDS = 3
 """Students of each candidate, where they are stacked and the student stage has as many."""
