@@ -142,7 +142,10 @@ def _sample(found: Facts) -> None:
             f"--data: no rows in {', '.join(piece.name for piece in pieces[:3])}; give a file that has some"
         )
     untyped = any(isinstance(piece, FilePiece) and piece.format == "csv" for piece in pieces)
-    found.sample = pa.concat_tables(tables, promote_options="permissive")
+    try:
+        found.sample = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:  # one column of two types: whoever reads all rows says which
+        found.sample = max(tables, key=lambda table: table.num_rows)
     for name in light:
         found.columns[name] = column_of(name, single(found.sample[name]), untyped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,41 @@ def test_an_offline_machine_is_told_what_it_misses(tmp_path: Path, monkeypatch: 
     rows = [(text(i), text(i + 500), i % 2) for i in range(ROWS)]
     pair = table(tmp_path / "b.csv", ["sentence1", "sentence2", "label"], rows)
     assert "pip install" in refusal(pair, source=None)
+
+
+# ------------------------------------------------------------------------------------------------ odd
+
+
+def odd_column(kind: str, rows: int, draw: random.Random) -> Any:
+    made: dict[str, Any] = {
+        "text": lambda: [text(draw.randint(0, 99), draw.randint(0, 9)) for _ in range(rows)],
+        "word": lambda: [draw.choice("abc") for _ in range(rows)],
+        "number": lambda: [draw.randint(-5, draw.choice([1, 5, 1000])) for _ in range(rows)],
+        "float": lambda: [draw.choice([None, float("nan"), draw.random()]) for _ in range(rows)],
+        "null": lambda: pa.nulls(rows),
+        "flag": lambda: [draw.choice([True, False, None]) for _ in range(rows)],
+        "list": lambda: [[1.5] * draw.randint(0, 3) for _ in range(rows)],
+        "nested": lambda: [[[1, 2], [3, 4]]] * rows,
+        "bytes": lambda: [b"12345"] * rows,
+        "pixels": lambda: pa.array([bytes(12)] * rows, pa.binary(12)),
+        "struct": lambda: [{"bytes": b"x", "path": None}] * rows,
+        "time": lambda: pa.array(range(rows), pa.timestamp("us")),
+        "dictionary": lambda: pa.array([draw.choice("abc") for _ in range(rows)]).dictionary_encode(),
+        "decimal": lambda: pa.array([i % 7 for i in range(rows)]).cast(pa.decimal128(22, 1)),
+    }
+    return made[kind]()
+
+
+KINDS = "text word number float null flag list nested bytes pixels struct time dictionary decimal".split()
+
+
+def test_odd_tables_end_in_a_choice_or_a_refusal(tmp_path: Path) -> None:
+    draw, names = random.Random(0), "text label id x image target a b labels title".split()
+    for i in range(80):
+        rows = draw.choice([1, 2, 30, 150])
+        columns = {n: odd_column(draw.choice(KINDS), rows, draw) for n in draw.sample(names, 3)}
+        pq.write_table(pa.table(columns), tmp_path / f"{i}.parquet")
+        try:
+            chosen(tmp_path / f"{i}.parquet").settings.text([])
+        except (InputError, ConfigError) as error:
+            assert error.problems
