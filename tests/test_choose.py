@@ -180,4 +180,5 @@ def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path, ray_ses
     again = pipeline.run(config, tmp_path / "run", until="choose")["choose"]
     drop = {"seconds": 0}
     assert again.summary | drop == before.summary | drop
-    assert [line.state[:4] for line in pipeline.check(config, tmp_path / "run")][:-1] == ["done"] * (len(config.stages) - 1)
+    states = [line.state[:4] for line in pipeline.check(config, tmp_path / "run")]
+    assert set(states[:-1]) == {"done"}
