@@ -90,7 +90,7 @@ def test_the_report_shows_what_specialists_changed(finished: Path) -> None:
     roles = {system["role"] for system in report["systems"]}
     assert {"generalist_specialists", "ensemble_specialists", "distilled", "from_ensemble"} <= roles
     section = report["specialists"]
-    assert len(section["clusters"]) == 3 and section["targets"] == "specialists"
+    assert len(section["clusters"]) == 2 and section["targets"] == "specialists"
     assert sum(line["rows"] for line in section["coverage"]) == report["counts"]["test"]
     ensemble = next(s for s in report["systems"] if s["role"] == "ensemble")
     assert sum(line["ensemble"] for line in section["coverage"]) == round(
@@ -159,7 +159,7 @@ def test_specialists_at_weight_0_leave_the_ensemble_and_its_students(copy: Path)
     manifests, said = run(copy, "specialists.weight=0")
     combined = manifests["combined-targets"]
     assert not combined.summary["on"] and not [n for n in combined.files if n.endswith(".parquet")]
-    assert kept(said) == ["data", "teachers", "soft-targets", "clusters", "specialists"]
+    assert kept(said) == ["data", "teachers", "gap", "soft-targets", "clusters", "specialists"]
     assert members(copy, "student") == before, "the student from the ensemble is trained already"
     log_q = load_file(only_with(copy, combined.fingerprint) / "combined.safetensors")["ensemble/test"]
     teachers = manifests["teachers"].summary["members"]
