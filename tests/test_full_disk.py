@@ -119,10 +119,10 @@ def test_a_store_that_cannot_fit_is_refused_before_ray_starts(tmp_path: Path) ->
         data = run.begin("data")
         assert data.wait(120) == 0, run.log.read_text()
         for what in ("check", "run"):
-            process = run.begin(what, "soft_targets.views=100")
+            process = run.begin(what, "soft_targets.views=175")
             assert process.wait(120) == 2, run.log.read_text()
             text = run.log.read_text()
-            assert "error: soft_targets: " in text and "rows x 2 members x 10 classes x 100 views" in text
+            assert "error: soft_targets: " in text and "rows x 2 members x 10 classes x 175 views" in text
             assert "5.0 MB are to be written" in text and "free; make room there" in text, text
             assert "teachers: running" not in text
 

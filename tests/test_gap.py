@@ -112,11 +112,11 @@ def test_an_ensemble_that_knows_less_is_told_with_causes(walk: Walk) -> None:
     found = done["gap"].summary
     assert found["outcome"] == "hurt" and trained[2:] == ["hard-seed-0"]  # a sweep may choose another student
     assert {"undertrained", "same_kind"} <= {cause["name"] for cause in found["causes"]}
-    (told,) = warned
+    told = warned[-1]  # before it, of teachers that hardly learned anything
     assert told.startswith("gap: there is nothing to give: the ensemble has") and "Likely causes: " in told
     assert "optimiser steps, the student" in told and "the student's own network" in told
     assert "the sweep may choose another" in found["settings"]
-    assert done["gap"].summary["warnings"] == warned  # told again where the stage is kept
+    assert done["gap"].summary["warnings"] == [told]  # told again where the stage is kept
     with pytest.raises(NoGapError, match="--require-gap: stopped before the soft targets: there is nothing"):
         gap.require(found)
 
@@ -137,7 +137,12 @@ def test_of_labels_that_are_wrong(walk: Walk, tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), path)
     data = f"data={{source: files, kind: numeric, path: {path}, columns: {{input: [x0, x1, x2, x3]}}}}"
     done, _, warned = walk(
-        data, "data.label_fraction=1", "student.model.hidden=[32]", "student.training.epochs=12"
+        data,
+        "data.label_fraction=1",
+        "data.augment={}",
+        "teachers.model={name: mlp, hidden: [64]}",
+        "student.model.hidden=[32]",
+        "student.training.epochs=12",
     )
     found = {cause["name"]: cause["found"] for cause in done["gap"].summary["causes"]}
     assert "labels look wrong" in found["label_noise"] and warned
