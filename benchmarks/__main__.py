@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import (  # noqa: F401 - each enters its benchmarks
+    auto,
     demo,
     export,
     faults,
@@ -26,6 +27,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     serve,
     soft_targets,
     specialists,
+    static,
     sweep,
     training,
     transformers,

@@ -68,6 +68,7 @@ def _write_predictions(folder: Path, classes: int, rows: int, members: int) -> A
 
 def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
     """The stage in this process; what it found, seconds of its parts, and peak memory in bytes."""
+    from ensemble_kd.artifacts import Manifest
     from ensemble_kd.runtime import Runtime
     from ensemble_kd.stages import clusters as stage
     from ensemble_kd.stages.context import Context
@@ -95,11 +96,13 @@ def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
     )
     tracker = Tracker(config.tracking, folder, config.name, say)
     info = {"num_classes": classes, "class_names": [str(c) for c in range(classes)]}
+    even = {"calibration": {"rows": 0, "temperatures": [1.0]}}
+    teachers = Manifest("teachers", "generated", {}, {}, {}, even, 0.0)
     before = _peak()
     with Runtime(config.compute) as runtime:
         context = Context(config, folder / "run", runtime, tracker)
         plan = stage.plan(config, context.folder, "data", "store")
-        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, [])
+        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, teachers)
         spread = runtime.started
     return {
         "sets": [cluster["classes"] for cluster in manifest.summary["clusters"]],

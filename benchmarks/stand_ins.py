@@ -87,6 +87,16 @@ def write_transformer(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def write_pooling(folder: Path) -> None:
+    """Beside a transformer: its states are to be read by their mean, in sentence-transformers' words."""
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    write_json(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir()
+    said = {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True}
+    write_json(folder / "1_Pooling" / "config.json", said)
+
+
 def write_numbers(folder: Path) -> None:
     """Three columns and a value to predict from them."""
     folder.mkdir(parents=True)

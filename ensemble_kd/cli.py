@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ensemble_kd import __version__
+from ensemble_kd import __version__, cli_data
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
@@ -70,6 +70,13 @@ Trust = Annotated[
         "--trust",
         metavar="MODULE",
         help="Module whose code a custom model in the folder may run; may be repeated.",
+    ),
+]
+RequireGap = Annotated[
+    bool,
+    typer.Option(
+        "--require-gap",
+        help="Stop before the soft targets, exit code 3, unless the ensemble is shown to know more.",
     ),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own messages too.")]
@@ -122,8 +129,11 @@ def _pipeline(
     address: str | None,
     fresh: set[str],
     verbose: bool,
+    *,
+    require_gap: bool = False,
+    recipe: str | None = None,
 ) -> Path:
-    """Run it; returns the run folder, or this node's copy of it."""
+    """Run it; returns the run folder, or this node's copy of it. `recipe` is kept there."""
     from ensemble_kd import pipeline
     from ensemble_kd.stages.context import Console
 
@@ -135,8 +145,10 @@ def _pipeline(
         until=until,
         address=address,
         fresh=fresh,
+        require_gap=require_gap,
         verbose=verbose,
         console=Console(screen.line, screen.warning, screen.progress),
+        recipe=recipe,
     )
     return Mirror.of(str(folder), settings.compute.scratch).root if is_remote(folder) else Path(folder)
 
@@ -151,18 +163,80 @@ def _stage_command(name: str, until: str, text: str) -> None:
         run_dir: RunDir = None,
         address: Address = None,
         fresh: Fresh = False,
+        require_gap: RequireGap = False,
         verbose: Verbose = False,
     ) -> None:
         with reported(verbose):
             from ensemble_kd.config import load_config
 
-            redo = (set(STAGES) if name == "run" else {until}) if fresh else set()
-            folder = _pipeline(until, load_config(config, set_), run_dir, address, redo, verbose)
+            redo = {until} if fresh else set[str]()
+            settings = load_config(config, set_)
+            folder = _pipeline(until, settings, run_dir, address, redo, verbose, require_gap=require_gap)
             if until == "report":
                 _print_results(folder, run_dir)
 
 
-_stage_command("run", STAGES[-1], "Run all stages, skipping what is done, and print the results.")
+@app.command()
+def run(
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="YAML file, or the name of a shipped recipe."),
+    ] = None,
+    data: cli_data.Data = None,
+    label: cli_data.Label = None,
+    input_: cli_data.Input = None,
+    budget: cli_data.Budget = None,
+    source: cli_data.Source = None,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    require_gap: RequireGap = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run all stages, skipping what is done, and print the results. --data PATH chooses a recipe."""
+    with reported(verbose):
+        from ensemble_kd.config import load_config
+
+        others = {"--label": label, "--input": input_, "--budget": budget, "--source": source}
+        cli_data.one_of(config, data, others)
+        recipe = None
+        if data is not None:
+            made = cli_data.made_for(
+                data, label, input_, budget, source, set_, screen=out, run=lambda name: _kept(run_dir, name)
+            )
+            settings, recipe = made.config, made.text
+        else:
+            settings = load_config(str(config), set_)
+        redo = set(STAGES) if fresh else set[str]()
+        folder = _pipeline(
+            STAGES[-1], settings, run_dir, address, redo, verbose, require_gap=require_gap, recipe=recipe
+        )
+        _print_results(folder, run_dir)
+
+
+def _kept(run_dir: str | None, name: str) -> Path:
+    """The folder of a run on this machine, of one in a store that of its copy."""
+    if run_dir is not None and is_remote(run_dir):
+        return Mirror.of(run_dir).root
+    return Path(run_dir or Path("runs") / name)
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="File, folder, glob or URL of the data.")],
+    label: cli_data.Label = None,
+    input_: cli_data.Input = None,
+    budget: cli_data.Budget = None,
+    source: cli_data.Source = None,
+    set_: Set = None,
+) -> None:
+    """Print the configuration that run --data PATH would choose, with the reason for each choice."""
+    with reported(False):
+        made = cli_data.made_for(path, label, input_, budget, source, set_, screen=err)
+        sys.stdout.write(made.text)
+
+
 for entry in ENTRIES:
     if entry.name not in ("sweep", "export"):  # these have options of their own
         _stage_command(entry.name, entry.name, entry.text)
@@ -330,10 +404,19 @@ def spaces() -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of a configuration, for editors."""
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A page for people: docs/configuration.md.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of a configuration, for editors; or the page of all settings."""
     from ensemble_kd.config import json_schema
 
+    if markdown:
+        from ensemble_kd.config.reference import reference
+
+        print(reference(), end="")
+        return
     print(json.dumps(json_schema(), indent=2))
 
 

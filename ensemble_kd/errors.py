@@ -44,6 +44,12 @@ class TrainingError(EnsembleKDError):
     """A member could not be trained: a loss that is not finite, or workers that keep dying."""
 
 
+class NoGapError(EnsembleKDError):
+    """The ensemble is not shown to know more than the student, and the run asks for that. Exit code 3."""
+
+    exit_code = 3
+
+
 class ExportError(ProblemsError):
     """A form of the model could not be made, or does not give what the student gives."""
 

@@ -20,6 +20,7 @@ from ensemble_kd.config import (
     Config,
     MLPConfig,
     ResNetConfig,
+    TextCNNConfig,
     TrainingConfig,
     TransformerConfig,
     member_settings,
@@ -65,7 +66,12 @@ def parameters(model: Any, features: int, classes: int, vocabulary: int) -> int 
     if isinstance(model, MLPConfig):
         return _linear([features, *model.hidden, classes])
     if isinstance(model, BagConfig):
-        return vocabulary * model.embedding + _linear([model.embedding, *model.hidden, classes])
+        table = vocabulary * (model.embedding + model.piece_weights)
+        return table + _linear([model.embedding, *model.hidden, classes])
+    if isinstance(model, TextCNNConfig):
+        groups = sum(model.filters * (width * model.embedding + 1) for width in model.widths)
+        features = model.filters * len(model.widths)
+        return vocabulary * model.embedding + groups + _linear([features, *model.hidden, classes])
     if isinstance(model, BiLSTMConfig):
         widths = [model.embedding] + [2 * model.hidden] * (model.layers - 1 if model.layers > 1 else 0)
         first = 8 * model.hidden * (widths[0] + model.hidden + 2)

@@ -1,8 +1,9 @@
 """The way from a data set to a student, stage by stage.
 
-(augment,) data, teachers, soft targets, (clusters, specialists, combined targets,) (sweep,) student,
-(export,) report. A stage whose result stands already under the fingerprint of its settings and inputs is
-skipped; of another it is said why it runs. Stages hand over manifests and folders, never live objects.
+(augment,) data, teachers, soft targets, (clusters, specialists, combined targets,) (sweep,) (choose,)
+student, (export,) report. A stage whose result stands already under the fingerprint of its settings and
+inputs is skipped; of another it is said why it runs. Stages hand over manifests and folders, never live
+objects.
 
 `run` and `check` walk over the same stages; `ensemble_kd.stage_list` has their order.
 """
@@ -35,6 +36,7 @@ from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stage_list import STAGES, entry_of, stages_of
+from ensemble_kd.stages import gap as gap_stage
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
@@ -43,6 +45,9 @@ from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.measures import measures_of
+
+RECIPE = "recipe.yaml"
+"""In the run folder: the configuration that was chosen for the data, with comments; `run` takes it."""
 
 
 def stage(name: str) -> Stage:
@@ -58,13 +63,17 @@ def run(
     until: str = "report",
     address: str | None = None,
     fresh: Collection[str] = (),
+    require_gap: bool = False,
     verbose: bool = False,
     console: Console | None = None,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """Run every stage up to and including `until`, skipping what is done; returns the manifests by stage.
 
     `folder` is one that all nodes see, or a URL in a store (s3://...): see `ensemble_kd.mirror`.
-    Stages named in `fresh` are redone even so.
+    Stages named in `fresh` are redone even so. With `require_gap` the run ends before the soft targets, with
+    NoGapError, where the ensemble is not shown to know more than the student on hard labels. `recipe` is the
+    configuration as text, kept in the folder.
     Raises ConfigError or InputError before any Ray process starts, as far as they can be known by then,
     and ExportError at the very end: the report is there then, without the forms.
     """
@@ -73,14 +82,22 @@ def run(
     check_early(config, address)
     check_objective(config)
     if until not in config.stages:
-        needed = entry_of(until).block
+        needed, remedy = entry_of(until).block, entry_of(until).remedy
+        if remedy is not None:
+            raise ConfigError(f"{remedy.split('=')[0]}: nothing is to be done by {until}; --set {remedy}")
         raise ConfigError(
             f"{needed}: this configuration has none; add a `{needed}` block, "
             f"--set {needed}={{}} for the defaults"
         )
+    order = stages_of(config)
+    if require_gap and ("gap" not in order or order.index(until) < order.index("gap")):
+        why = f"this run ends with {until}" if "gap" in order else "no teacher has outputs on validation rows"
+        raise ConfigError(f"--require-gap: nothing is compared, since {why}; leave it out")
     termination = Termination()
     with termination.handled(), opened(config, folder, console, termination) as folder:
         write_json(folder / "resolved.json", redacted(config.model_dump(mode="json")))
+        if recipe is not None:
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning, folder)
         runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
         context = Context(config, folder, runtime, tracker, console)
@@ -88,7 +105,7 @@ def run(
         good = False
         try:
             with runtime:
-                manifests = walk(context, until, fresh)
+                manifests = walk(context, until, fresh, require_gap)
             good = True
             return manifests
         finally:
@@ -134,11 +151,15 @@ def opened(config: Config, folder: Path | str, console: Console, termination: Te
             attach(None)
 
 
-def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Manifest]:
+def walk(
+    context: Context, until: str, fresh: Collection[str], require_gap: bool = False
+) -> dict[str, Manifest]:
     """Bring every stage up to `until` to its end, in order; returns their manifests by name."""
     context = replace(context, config=with_models(context.config, context.folder))
     done, failure = Done(), None
     for current in map(stage, stages_of(context.config)):
+        if _not_needed(current, until, asked=require_gap):
+            continue
         plan = current.plan(context.config, context.folder, done)
         if plan.done() is None:
             current.prepare(context.config, done)
@@ -154,6 +175,8 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
         done.add(artifact)
         for line in artifact.summary.get("warnings", []) if step.skipped else ():
             context.console.warning(line)  # told again: what is odd about it has not gone away
+        if require_gap and current.name == "gap":
+            gap_stage.require(artifact.summary)
         if until == current.name:
             break
         _verify(current, context.config, artifact, done, context.runtime.address)
@@ -163,6 +186,13 @@ def walk(context: Context, until: str, fresh: Collection[str]) -> dict[str, Mani
     if failure is not None:
         raise failure
     return done.manifests
+
+
+def _not_needed(current: Stage, until: str, asked: bool) -> bool:
+    """Whether a run up to `until` ends before the stage that this one serves; `asked`: it is wanted."""
+    if current.serves is None or asked or until == current.name:
+        return False
+    return STAGES.index(until) < STAGES.index(current.serves)
 
 
 def _verify(

@@ -40,6 +40,7 @@ MOST_CHOICES = 1000
 NOT_SEARCHED = {
     "seeds": "sweep.num_seeds says how many seeds each configuration gets; leave it out",
     "replicas_per_member": "it does not change the student, only how it is trained; leave it out",
+    "training.min_steps": "all trials have one number of epochs; search training.epochs",
     "model.name": "each architecture has fields of its own; run one sweep for each",
 }
 """Fields of the student that no space may name, and why."""
@@ -240,6 +241,11 @@ def _parsed(space: dict[str, str | list[Any]]) -> tuple[dict[str, Dimension], li
     return dimensions, problems
 
 
+def searched(space: dict[str, str | list[Any]]) -> set[str]:
+    """The paths of a space, whether its dimensions can be read or not."""
+    return {str(path).removeprefix("student.") for path in space}
+
+
 def parse_space(space: dict[str, str | list[Any]]) -> dict[str, Dimension]:
     """The dimensions of a space by path, in its order; a leading `student.` is dropped.
 
@@ -353,6 +359,7 @@ def _value_problems(student: BaseModel, path: str, dimension: Dimension) -> list
     lines = []
     for place, value in tried:
         if items := _refused(student, path, value):
+            items = [item for item in items if item["type"] != "literal_error"] or items  # `auto`
             # A union reports each branch.
             said = "; or ".join(dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in items))
             part = items[0]["input"]

@@ -6,6 +6,7 @@ The command line, `--until`, `check` and `run` follow from this list. It imports
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ class StageEntry:
     """What the sub-command of this name does."""
     block: str | None = None
     """Block of the configuration without which a run leaves the stage out."""
+    without: Callable[[Any], bool] = lambda config: False
+    """Whether a run of a configuration leaves it out for another reason."""
+    remedy: str | None = None
+    """What to set for a run to have the stage, where a block with defaults is not it."""
 
     @property
     def module(self) -> str:
@@ -30,18 +35,31 @@ class StageEntry:
         value = config
         for part in (self.block or "").split("."):
             value = getattr(value, part) if part else value
-        return value is not None
+        return value is not None and not self.without(config)
+
+
+def _no_validation(config: Any) -> bool:
+    """Teachers that are files of predictions, and none of validation rows."""
+    given = config.teachers.predictions
+    return config.teachers.source == "predictions" and not (given and given.validation)
 
 
 ENTRIES = (
     StageEntry("augment", "Make further texts for the transfer set.", "data.text_augment"),
     StageEntry("data", "Prepare the data set."),
     StageEntry("teachers", "Train the ensemble."),
+    StageEntry("gap", "Hold the ensemble against the student on hard labels.", without=_no_validation),
     StageEntry("soft-targets", "Run the teachers over the transfer set, once."),
     StageEntry("clusters", "Find the classes that the teachers confuse.", "specialists"),
     StageEntry("specialists", "Train a specialist for every cluster.", "specialists"),
     StageEntry("combined-targets", "Combine the ensemble with its specialists, once.", "specialists"),
     StageEntry("sweep", "Search the student's settings on validation rows.", "sweep"),
+    StageEntry(
+        "choose",
+        "Choose what is `auto`: T, alpha, pseudo-labels.",
+        "choosing",
+        remedy="student.temperature=auto",
+    ),
     StageEntry("student", "Train the students: distilled, and on hard labels alone."),
     StageEntry("export", "Hand the student over as ONNX, int8 and others.", "export"),
     StageEntry("report", "Write the report and the model folder."),

@@ -41,6 +41,12 @@ def lengths(texts: list[Any]) -> np.ndarray:
     return np.array([[0.0, len(text) - 12.0] for text in joined])
 
 
+def of_money(texts: list[str]) -> np.ndarray:
+    """Texts to logits of two classes: whether a word of money is in it."""
+    money = {"card", "stolen", "pay", "payment", "bank"}
+    return np.array([[0.0, 4.0 if money & set(text.split()) else -4.0] for text in texts])
+
+
 def fragile(images: np.ndarray) -> torch.Tensor:
     if FAILING is not None and FAILING.exists():
         raise RuntimeError("the server is down")

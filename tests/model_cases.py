@@ -25,6 +25,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("image", {"name": "cnn", "channels": [8, 8]}),
     "resnet": ("image", {"name": "resnet", "width": 4, "blocks": 1}),
     "bag": ("text", {"name": "bag", "embedding": 8}),
+    "bag_of_pieces": ("pieces", {"name": "bag", "embedding": 8, "hidden": [8], "piece_weights": True}),
+    "text_cnn": ("pieces", {"name": "text_cnn", "embedding": 8, "filters": 6, "hidden": [5]}),
     "bilstm": ("text", {"name": "bilstm", "embedding": 8, "hidden": 6, "layers": 2, "classifier_hidden": 5}),
     "bert": ("pieces", {"name": "transformer", "architecture": {"model_type": "bert", **BERT, **SIZES}}),
     "distilbert": (
@@ -59,6 +61,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "name": "transformer",
             "architecture": {"model_type": "bert", **BERT, **SIZES},
+            "pieces": [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, 20],
+        },
+    ),
+    "mean": (
+        "pieces",
+        {
+            "name": "transformer",
+            "architecture": {"model_type": "bert", **BERT, **SIZES},
+            "pooling": "mean",
             "pieces": [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, 20],
         },
     ),

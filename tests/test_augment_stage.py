@@ -113,13 +113,13 @@ def test_a_second_run_keeps_it_and_check_says_so(copy: Path, finished: tuple[Con
     assert [line.split(":")[0] for line in said if line.endswith("(kept)")] == ["augment", "data"]
     assert f"augment: {sum(map(len, texts_in(copy).values()))} texts from 63 rows" in said[0]
     states = {stage.name: stage.state for stage in pipeline.check(config, copy)}
-    assert list(states) == ["augment", "data", "teachers", "soft-targets", "student", "report"]
+    assert list(states) == ["augment", "data", "teachers", "gap", "soft-targets", "student", "report"]
     assert states["augment"].startswith("done") and states["data"].startswith("done")
 
 
 def test_check_before_the_first_run_writes_nothing(finished: tuple[Config, Path], tmp_path: Path) -> None:
     states = [stage.state for stage in pipeline.check(finished[0], tmp_path / "none")]
-    assert states == ["to do: not done yet", *["to do: follows augment"] * 5]
+    assert states == ["to do: not done yet", *["to do: follows augment"] * 6]
     assert not (tmp_path / "none").exists()
 
 

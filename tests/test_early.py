@@ -18,6 +18,7 @@ from ensemble_kd.config import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TextCNNConfig,
     load_config,
 )
 from ensemble_kd.errors import ConfigError
@@ -33,6 +34,8 @@ GB = 10**9
         MLPConfig(hidden=[]),
         BagConfig(embedding=5, hidden=[3]),
         BagConfig(embedding=4),
+        BagConfig(embedding=4, piece_weights=True),
+        TextCNNConfig(embedding=5, widths=[1, 3], filters=7, hidden=[4]),
         BiLSTMConfig(embedding=5, hidden=7, layers=1),
         BiLSTMConfig(embedding=5, hidden=7, layers=3, classifier_hidden=11),
     ],
@@ -40,7 +43,7 @@ GB = 10**9
 def test_parameters_are_those_of_the_network(model: ModelConfig) -> None:
     from ensemble_kd.models.build import build
 
-    text = model.name in ("bag", "bilstm")
+    text = model.name in ("bag", "text_cnn", "bilstm")
     info: dict[str, Any] = {"kind": "text" if text else "image", "num_classes": 10, "vocabulary_size": 50}
     info["input_shape"] = [8] if text else [8, 8, 3]
     assert parameters(model, *model_size.size_of(info)) == build(model, info).num_parameters

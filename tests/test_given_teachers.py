@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_roberta import write_roberta
 
 from ensemble_kd import pipeline
 from ensemble_kd.config import Config, TextConfig, load_config, validate
-from ensemble_kd.data.prepared import load_split, prepare, raw_rows
+from ensemble_kd.data.prepared import load_info, load_split, prepare, raw_rows
 from ensemble_kd.data.raw import as_frame, ask, load_callable
 from ensemble_kd.errors import ConfigError, InputError
+from ensemble_kd.models.classifier import load_classifier
 from ensemble_kd.models.foreign import class_problems, classifier_problems, taken_over
 from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.stages.start import fit_problems
@@ -82,11 +84,12 @@ def write_texts(folder: Path, rows: int = 120) -> Path:
 
 
 def texts_config(tmp_path: Path, teachers: dict[str, Any], **student: Any) -> Config:
+    own = teachers["source"] in ("callable", "transformers")
     data = {
         "source": "files",
         "path": str(write_texts(tmp_path / "data")),
         "kind": "text",
-        "text": {"tokenizer": "pretrained" if teachers["source"] != "callable" else "hashed"},
+        "text": {"tokenizer": "hashed" if own else "pretrained"},
     }
     training = {"epochs": 1, "batch_size": 16}
     student = {"model": {"name": "bag"}, "training": training, "seeds": 1, **student}
@@ -302,7 +305,9 @@ def test_only_members_that_are_not_done_are_asked_again(
     asked_teachers.CALLS.clear()
     pipeline.run(config, tmp_path / "run", until="soft-targets")
     assert asked_teachers.CALLS == []
-    assert all(stage.state.startswith("done") for stage in pipeline.check(config, tmp_path / "run")[:3])
+    states = {stage.name: stage.state for stage in pipeline.check(config, tmp_path / "run")}
+    assert all(states[name].startswith("done") for name in ("data", "teachers", "soft-targets"))
+    assert states["gap"].startswith("to do"), "whoever wants soft targets alone trains no student for them"
 
 
 def test_texts_and_pairs_are_handed_over_as_they_are(tmp_path: Path) -> None:
@@ -520,3 +525,26 @@ def test_a_model_folder_of_ours_teaches_others(tmp_path: Path, ray_session: None
     assert float((found == labels).mean()) == pytest.approx(student["accuracy"]["mean"])
     with pytest.raises(ConfigError, match="neither MLmodel nor config.json"):
         with_models(digits(*in_mlflow(str(tmp_path))), None)
+
+
+def test_a_bert_and_a_roberta_each_read_their_own_word_pieces(tmp_path: Path) -> None:
+    """One ensemble of two tokenizers, beside a student that reads words."""
+    given = [
+        str(write_classifier(tmp_path / "bert", CLASSES)),
+        str(write_roberta(tmp_path / "roberta", [" ".join(WORDS)])),
+    ]
+    config = texts_config(tmp_path, {"source": "transformers", "given": given, "on_mismatch": "warn"})
+    manifests = pipeline.run(config, tmp_path / "run", until="soft-targets")
+    assert [m["name"] for m in manifests["teachers"].summary["members"]] == ["teacher-000", "teacher-001"]
+    texts = [text for name, _, values in raw_rows(config) if name == "test" for text in values]
+    info = load_info(next((tmp_path / "run").glob("data/*/manifest.json")).parent).to_dict()
+    for i, folder in enumerate(given):
+        (file,) = (tmp_path / "run").glob(f"teachers/*/teacher-{i:03d}.test.parquet")
+        wanted = load_classifier(folder, info, "given")(texts)
+        found = torch.tensor(pq.read_table(file)["logits"].to_pylist())
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    fingerprint = manifests["teachers"].fingerprint
+    weights = load_file(Path(given[0]) / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, Path(given[0]) / "model.safetensors")
+    changed = [s for s in pipeline.check(config, tmp_path / "run") if s.name == "teachers"]
+    assert not changed[0].state.startswith("done"), fingerprint

@@ -51,10 +51,10 @@ MNIST = [
 CHECKPOINT = "members/*/checkpoint.safetensors"
 BEFORE = {
     "teachers": ["data"],
-    "soft_targets": ["data", "teachers"],
-    "sweep": ["data", "teachers", "soft_targets", "clusters", "specialists", "combined_targets"],
-    "student": ["data", "teachers", "soft_targets", "clusters", "specialists", "combined_targets", "sweep"],
+    "soft_targets": ["data", "teachers", "gap"],
+    "sweep": ["data", "teachers", "gap", "soft_targets", "clusters", "specialists", "combined_targets"],
 }
+BEFORE["student"] = [*BEFORE["sweep"], "sweep"]
 """What lies in the store when a fault's job begins, by the stage of the fault."""
 
 

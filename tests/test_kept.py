@@ -251,6 +251,7 @@ def told(kept: Kept | None, terms: list[dict[str, Any]], top_k: int | None = Non
         (SOME, [{"name": "embedding_mse"}], False),
         (SOME, [{"name": "hidden_mse"}, {"name": "attention_mse"}], False),
         (FIRST, [{"name": "patient"}], True),
+        (FIRST, [{"name": "patient", "states": "mean"}], False),
         (FIRST, [{"name": "patient"}, {"name": "hidden_mse"}], False),
         (replace(FIRST, hidden=(4,)), [{"name": "patient"}], False),
         (replace(FIRST, hidden=(2,)), [{"name": "patient"}], True),

@@ -15,7 +15,7 @@ import torch
 
 from ensemble_kd import pipeline
 from ensemble_kd.config import Config, load_config
-from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
+from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, NoGapError
 from ensemble_kd.models.package import load_package
 from ensemble_kd.models.quantise import quantised_weights
 from ensemble_kd.stages.context import Console
@@ -33,7 +33,7 @@ TINY = [
     "specialists=null",  # tests/test_specialist_stages.py has them, tests/test_sweep.py sweeps
     "sweep=null",
 ]
-STAGES = ("data", "teachers", "soft-targets", "student", "report")
+STAGES = ("data", "teachers", "gap", "soft-targets", "student", "report")
 
 
 def tiny(*overrides: str) -> Config:
@@ -102,10 +102,44 @@ def test_running_again_keeps_everything_and_starts_no_ray(
 def test_another_temperature_trains_only_distilled_students(copy: Path) -> None:
     before = weights(copy)
     _, lines = run(copy, "student.temperature=2")
-    assert lines.kept() == ["data", "teachers", "soft-targets"]
+    assert lines.kept() == ["data", "teachers", "gap", "soft-targets"]
     assert any("temperature: 4.0 -> 2.0" in line for line in lines.said)
     after = weights(copy)
     assert len(after) == len(before) + 2 and all(after[name] == before[name] for name in before)
+
+
+@pytest.mark.slow
+def test_the_baselines_are_trained_before_the_soft_targets(finished: Path) -> None:
+    check = json.loads(next(finished.glob("gap/*/manifest.json")).read_text())
+    student = json.loads(next(finished.glob("student/*/manifest.json")).read_text())
+    hard = [m for m in student["summary"]["members"] if m["role"] == "hard"]
+    assert [m["validation_accuracy"] for m in hard] == pytest.approx(check["summary"]["hard"])
+    for member in hard:
+        folder = finished / "student" / "members" / member["fingerprint"]
+        assert json.loads((folder / "manifest.json").read_text())["created"] < check["created"]
+    report = json.loads((finished / "report.json").read_text())
+    assert report["gap_check"]["difference"]["points"] == check["summary"]["difference"]["points"]
+
+
+@pytest.mark.slow
+def test_a_gap_that_is_required_and_not_there_ends_the_run(tmp_path: Path, ray_session: None) -> None:
+    """Teachers of the student's own kind, each with less training than it."""
+    weak = ["teachers.model.hidden=[8]", "teachers.training.epochs=1", "student.training.epochs=30"]
+    lines = Lines()
+    with pytest.raises(NoGapError) as caught:
+        pipeline.run(tiny(*weak, "student.seeds=1"), tmp_path, require_gap=True, console=lines)
+    assert caught.value.exit_code == 3 and not (tmp_path / "soft_targets").exists()
+    assert any("gap: there is nothing to give" in line and "Likely cause" in line for line in lines.said)
+    again = Lines()
+    with pytest.raises(NoGapError):  # kept, and told again
+        pipeline.run(tiny(*weak, "student.seeds=1"), tmp_path, require_gap=True, console=again)
+    assert again.kept() == ["data", "teachers", "gap"]
+    assert any("the teachers are no larger than the student" in line for line in again.said)
+
+
+def test_a_gap_cannot_be_required_of_what_is_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing is compared, since this run ends with data"):
+        pipeline.run(tiny(), tmp_path, until="data", require_gap=True)
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_the_report_shows_what_specialists_changed(finished: Path) -> None:
     roles = {system["role"] for system in report["systems"]}
     assert {"generalist_specialists", "ensemble_specialists", "distilled", "from_ensemble"} <= roles
     section = report["specialists"]
-    assert len(section["clusters"]) == 3 and section["targets"] == "specialists"
+    assert len(section["clusters"]) == 2 and section["targets"] == "specialists"
     assert sum(line["rows"] for line in section["coverage"]) == report["counts"]["test"]
     ensemble = next(s for s in report["systems"] if s["role"] == "ensemble")
     assert sum(line["ensemble"] for line in section["coverage"]) == round(
@@ -126,11 +126,16 @@ def test_the_store_holds_each_teacher_combined_with_its_own_specialists(finished
     assert teachers is not None and specialists is not None
     entries = teachers.summary["members"]
     order = [entry["name"] for entry in entries]
-    own = torch.stack([logits("teachers", entry["fingerprint"]) for entry in entries], 1)
+    scale = teachers.summary["calibration"]["temperatures"]
+    assert all(t != 1 for t in scale), "fitted on the validation rows"
+    own = torch.stack(
+        [logits("teachers", e["fingerprint"]) / t for e, t in zip(entries, scale, strict=True)], 1
+    )
     clusters: dict[int, tuple[list[int], dict[int, torch.Tensor]]] = {}
     for entry in specialists.summary["members"]:
         group = clusters.setdefault(entry["cluster"], (entry["classes"], {}))
-        group[1][order.index(entry["generalist"])] = logits("specialists", entry["fingerprint"])
+        i = order.index(entry["generalist"])
+        group[1][i] = logits("specialists", entry["fingerprint"]) / scale[i]
     weights = manifest.summary["choice"]["weights"]
     expected = with_specialists(own, [clusters[k] for k in sorted(clusters)], weights)
     found = torch.from_numpy(stored).float().log_softmax(2)
@@ -154,7 +159,7 @@ def test_specialists_at_weight_0_leave_the_ensemble_and_its_students(copy: Path)
     manifests, said = run(copy, "specialists.weight=0")
     combined = manifests["combined-targets"]
     assert not combined.summary["on"] and not [n for n in combined.files if n.endswith(".parquet")]
-    assert kept(said) == ["data", "teachers", "soft-targets", "clusters", "specialists"]
+    assert kept(said) == ["data", "teachers", "gap", "soft-targets", "clusters", "specialists"]
     assert members(copy, "student") == before, "the student from the ensemble is trained already"
     log_q = load_file(only_with(copy, combined.fingerprint) / "combined.safetensors")["ensemble/test"]
     teachers = manifests["teachers"].summary["members"]
@@ -162,7 +167,11 @@ def test_specialists_at_weight_0_leave_the_ensemble_and_its_students(copy: Path)
         load_file(copy / "teachers" / "members" / m["fingerprint"] / "predictions.safetensors")["test"]
         for m in teachers
     ]
-    torch.testing.assert_close(log_q, mean_logits(torch.stack(logits, 1), 1.0), atol=1e-5, rtol=1e-5)
+    scale = manifests["teachers"].summary["calibration"]["temperatures"]
+    expected = mean_logits(torch.stack(logits, 1), 1.0, calibration=scale)
+    torch.testing.assert_close(log_q, expected, atol=1e-5, rtol=1e-5)
+    report = json.loads((copy / "report.json").read_text())["calibration"]
+    assert [m["temperature"] for m in report["members"]] == scale and report["ensemble"]["after"]["ece"] < 0.2
 
 
 def only_with(folder: Path, fingerprint: str) -> Path:
@@ -183,7 +192,7 @@ def test_other_targets_train_only_what_is_new(copy: Path) -> None:
     before = members(copy, "student")
     _, said = run(copy, "student.targets=ensemble")
     assert members(copy, "student") == before, "both kinds were trained"
-    assert kept(said) == list(STAGES[:6])
+    assert kept(said) == list(STAGES[:7])
     run(copy, "student.targets=both")
     assert len(members(copy, "student") - before) == 1
 
@@ -197,7 +206,7 @@ def test_another_cluster_trains_only_its_specialists(copy: Path) -> None:
     sets = {tuple(m["classes"]) for m in manifests["specialists"].summary["members"]}
     new = len(after - before)
     assert before <= after and new % 2 == 0 and 0 < new <= 2 * len(sets)
-    assert any("num_clusters: 3 -> 4" in line for line in said)
+    assert any("num_clusters: 2 -> 4" in line for line in said)
 
 
 @pytest.mark.slow

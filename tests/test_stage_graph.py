@@ -20,6 +20,7 @@ BLOCKS = {
     "data.text_augment": "augment",
     "specialists": "clusters specialists combined-targets",
     "sweep": "sweep",
+    "student.pseudo": "choose",
     "export": "export",
 }
 TEXTS = "text,label\n" + "".join(f"card {i} lost,a\nmoney {i} sent,b\neuro {i} rate,c\n" for i in range(60))
@@ -28,9 +29,16 @@ TEXTS = "text,label\n" + "".join(f"card {i} lost,a\nmoney {i} sent,b\neuro {i} r
 def config_of(folder: Path, blocks: tuple[str, ...]) -> Config:
     data: dict[str, Any] = {"path": str(folder), "kind": "text", "columns": {"input": "text"}}
     model = {"model": {"name": "bag", "embedding": 4}, "training": {"epochs": 1, "batch_size": 16}}
-    settings = {"name": "graph", "data": data, "teachers": dict(model, num_members=2), "student": dict(model)}
+    settings: dict[str, Any] = {
+        "name": "graph",
+        "data": data,
+        "teachers": dict(model, num_members=2),
+        "student": dict(model),
+    }
     if "data.text_augment" in blocks:
         data["text_augment"] = {"copies": 1}
+    if "student.pseudo" in blocks:
+        settings["student"]["pseudo"] = "auto"  # no sweep searches it
     return validate({**settings, **{name: {} for name in blocks if "." not in name}})
 
 

@@ -251,6 +251,28 @@ def test_a_sweep_over_a_terms_weight_goes_through_the_phases(folder: Path, taugh
         assert read_manifest(taught / "sweep" / "members" / member["fingerprint"]) is not None
 
 
+@pytest.mark.parametrize("weights", ["teacher", pytest.param("pretrained", marks=pytest.mark.long)])
+def test_stacked_students_start_from_one_table_of_word_vectors(
+    folder: Path, taught: Path, weights: str
+) -> None:
+    start = {"name": "static_embedding", "weights": weights}
+    model = {"name": "bag", "embedding": 16, "hidden": [16], "dropout": 0.2, "start": start}
+    plain = {"phases": [], "terms": [], "online": {}, "model": model}
+    space = "sweep={space: {temperature: [1, 2]}, search: grid, scheduler: none, fuse: 4}"
+    manifests = pipeline.run(configuration(folder, space, **plain), taught, until="student")
+    tables = [path.parent for path in taught.glob("vectors/*/table.safetensors")]
+    assert len(tables) == 1 and len(list(taught.glob("vectors/*/states.safetensors"))) == 1
+    members = [read_manifest(path.parent) for path in taught.glob("sweep/members/*/manifest.json")]
+    assert len(members) == 3 and all(
+        m and m.config["initial"] == {"vectors": tables[0].name} for m in members
+    )
+    trials = manifests["sweep"].summary["trials"]
+    assert [trial["fused"] for trial in trials] == [3, 3, 3], trials
+    assert {m["role"] for m in manifests["student"].summary["members"]} == {"distilled", "hard"}
+    pipeline.run(configuration(folder, **plain), taught, until="student")  # another student, the same table
+    assert [path.parent for path in taught.glob("vectors/*/table.safetensors")] == tables
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -7,11 +7,14 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 
 from __future__ import annotations
 
+from ensemble_kd.config.auto import Point, points, settled
+from ensemble_kd.config.class_weights import balanced_weights, class_name_problems, with_class_weights
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
+from ensemble_kd.config.epochs import specialist_training, unresolved, with_epochs
 from ensemble_kd.config.export import ExportConfig, ExportForm
-from ensemble_kd.config.load import json_schema, load_config, validate
+from ensemble_kd.config.load import json_schema, load_config, read_config, validate
 from ensemble_kd.config.models import (
     BagConfig,
     BiLSTMConfig,
@@ -20,6 +23,7 @@ from ensemble_kd.config.models import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TextCNNConfig,
     TransformerConfig,
 )
 from ensemble_kd.config.overrides import apply_override
@@ -56,6 +60,7 @@ __all__ = [
     "ModelConfig",
     "OnlineConfig",
     "PhaseConfig",
+    "Point",
     "PredictionsConfig",
     "QuantizationConfig",
     "ResNetConfig",
@@ -63,11 +68,14 @@ __all__ = [
     "StudentConfig",
     "SweepConfig",
     "TextAugmentConfig",
+    "TextCNNConfig",
     "TextConfig",
     "TrackingConfig",
     "TrainingConfig",
     "TransformerConfig",
     "apply_override",
+    "balanced_weights",
+    "class_name_problems",
     "corner_problems",
     "cross_field_problems",
     "json_schema",
@@ -75,9 +83,16 @@ __all__ = [
     "member_settings",
     "num_teachers",
     "numbers_only_problems",
+    "points",
+    "read_config",
     "recipe_paths",
+    "settled",
     "space_paths",
+    "specialist_training",
     "student_blocks",
     "text_source",
+    "unresolved",
     "validate",
+    "with_class_weights",
+    "with_epochs",
 ]

@@ -13,7 +13,7 @@ from ensemble_kd.config.readable import SHOWN_PROBLEMS, UNTYPED, readable
 from ensemble_kd.config.recipes import file_of, read_space
 from ensemble_kd.config.run import Config, cross_field_problems
 from ensemble_kd.config_checks import read_otherwise, shown
-from ensemble_kd.config_yaml import nothing_unforeseen, one_line, read, with_booleans
+from ensemble_kd.config_yaml import nothing_unforeseen, one_line, parse, read, with_booleans
 from ensemble_kd.errors import ConfigError
 
 
@@ -92,6 +92,14 @@ def load_config(
             raw["sweep"] = {}
         if export is not None:
             block_of(raw, "export").update({"forms": export} if export else {})
+        return validate(with_booleans(raw, UNTYPED))
+
+
+def read_config(text: str, name: str) -> Config:
+    """A configuration from the text of a YAML file; `name` is what messages call it. Raises ConfigError."""
+    with nothing_unforeseen(name):
+        raw = parse(text, name)
+        read_space(raw)
         return validate(with_booleans(raw, UNTYPED))
 
 

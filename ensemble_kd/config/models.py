@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
 from ensemble_kd.config.data import DataConfig
+from ensemble_kd.config.start import StaticEmbeddingConfig, start_of_table
 from ensemble_kd.secret_options import remember
 
 
 class MLPConfig(Block):
     """Fully connected layers with ReLU."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
     name: Literal["mlp"] = "mlp"
     """`mlp`"""
     hidden: list[Annotated[int, Field(ge=1)]] = [128, 128]
@@ -27,6 +35,7 @@ class MLPConfig(Block):
 class ResNetConfig(Block):
     """Small residual network for images (arXiv 1512.03385, CIFAR form)."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["resnet"] = "resnet"
     """`resnet`"""
     width: int = Field(16, ge=1)
@@ -38,8 +47,9 @@ class ResNetConfig(Block):
 
 
 class CNNConfig(Block):
-    """Plain convolutional network for images: a few 3x3 convolutions with batch norm, ReLU and max pooling."""
+    """Plain convolutional network for images: 3x3 convolutions with batch norm, ReLU and max pooling."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["cnn"] = "cnn"
     """`cnn`"""
     channels: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 64], min_length=1)
@@ -48,9 +58,27 @@ class CNNConfig(Block):
     """Probability of dropping a feature before the classifier."""
 
 
-class BagConfig(Block):
+class TableConfig(Block):
+    """What networks with a table of vectors have in common."""
+
+    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of_table)] = None
+    """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
+    null, or `random`, for random numbers."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what version 0.1 did not have, where it is left alone: the fingerprints stay."""
+        found: dict[str, Any] = handler(self)
+        for name in ("start", "piece_weights"):
+            if name in found and not found[name]:
+                found.pop(name)
+        return found
+
+
+class BagConfig(TableConfig):
     """Mean of token embeddings, then fully connected layers."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
     name: Literal["bag"] = "bag"
     """`bag`"""
     embedding: int = Field(64, ge=1)
@@ -59,11 +87,32 @@ class BagConfig(Block):
     """Units of each hidden layer."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature."""
+    piece_weights: bool = False
+    """Whether the mean is weighted, with one learned weight per token of the vocabulary."""
+
+
+class TextCNNConfig(TableConfig):
+    """Convolutions over token embeddings, maximum over time, fully connected layers (arXiv 1408.5882)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
+    name: Literal["text_cnn"] = "text_cnn"
+    """`text_cnn`"""
+    embedding: int = Field(128, ge=1)
+    """Width of a token embedding."""
+    widths: list[Annotated[int, Field(ge=1, le=64)]] = Field([2, 3, 4], min_length=1, max_length=64)
+    """Tokens that a filter reads at once, one entry for each group of filters."""
+    filters: int = Field(100, ge=1)
+    """Filters of each width."""
+    hidden: list[Annotated[int, Field(ge=1)]] = []
+    """Units of each hidden layer before the classifier."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature."""
 
 
 class BiLSTMConfig(Block):
     """Token embeddings, a bidirectional LSTM, max-pooling over time (as in arXiv 1903.12136)."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
     name: Literal["bilstm"] = "bilstm"
     """`bilstm`"""
     embedding: int = Field(100, ge=1)
@@ -98,6 +147,11 @@ class TransformerConfig(Block):
     fold_token_types: bool = False
     """Add the token-type embedding of the first text to the word embeddings and drop the table; single
     texts."""
+    pooling: Literal["auto", "cls", "mean", "max"] = "auto"
+    """What the classifier of a text model reads. `cls`: the library's own one, the first token's state, by
+    way of a pooler where the model has one (the last token's in models of the GPT kind). `mean`, `max`: of
+    all tokens' states, then one linear layer. `auto`: as the teacher that it starts from, or as a source in
+    the layout of sentence-transformers says; else `cls`."""
     pooler: Literal["keep", "fresh"] = "keep"
     """Whether the layer between encoder and classifier is taken over or drawn anew."""
     vocabulary: Literal["all", "used"] | Annotated[int, Field(ge=8)] = "all"
@@ -109,6 +163,14 @@ class TransformerConfig(Block):
     """Probability of dropping a hidden unit or an attention weight; null for what the configuration says."""
     trust_remote_code: bool = False
     """Whether code that comes with `source` may run."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `pooling` where it is left to the source: the fingerprints of such models stay."""
+        found: dict[str, Any] = handler(self)
+        if self.pooling == "auto":
+            found.pop("pooling", None)
+        return found
 
 
 class CustomModelConfig(Block):
@@ -139,20 +201,27 @@ class CustomModelConfig(Block):
 
 
 ModelConfig = Annotated[
-    MLPConfig | CNNConfig | ResNetConfig | BagConfig | BiLSTMConfig | TransformerConfig | CustomModelConfig,
+    MLPConfig
+    | CNNConfig
+    | ResNetConfig
+    | BagConfig
+    | TextCNNConfig
+    | BiLSTMConfig
+    | TransformerConfig
+    | CustomModelConfig,
     Field(discriminator="name"),
 ]
 
 
+OURS: tuple[Any, ...] = (MLPConfig, CNNConfig, ResNetConfig, BagConfig, TextCNNConfig, BiLSTMConfig)
+"""Those that say which `kinds` of inputs they take; of the others only building them tells."""
+
+
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
-    image, text = {"image"}, {"text"}
-    takes = {"cnn": image, "resnet": image, "bag": text, "bilstm": text, "mlp": {"image", "numeric"}}
-    if model.name in takes and kind not in takes[model.name]:
-        good = sorted(name for name, kinds in takes.items() if kind in kinds)
-        return [
-            f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"
-        ]
-    return []
+    if kind in getattr(model, "kinds", (kind,)):
+        return []
+    good = sorted(block.model_fields["name"].default for block in OURS if kind in block.kinds)
+    return [f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"]
 
 
 def transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
@@ -166,6 +235,11 @@ def transformer_problems(path: str, model: Any, data: DataConfig) -> list[str]:
             f"{path}.name: 'transformer' reads the word pieces of its own tokenizer, and "
             f"data.text.tokenizer is "
             f"{data.text.tokenizer!r}; set data.text.tokenizer=pretrained"
+        )
+    if data.kind == "image" and model.pooling != "auto":
+        problems.append(
+            f"{path}.pooling: {model.pooling!r} is for texts; images are read by the library's own "
+            "classifier, leave it out"
         )
     if model.fold_token_types and isinstance(data.columns.input, list):
         problems.append(f"{path}.fold_token_types: pairs of texts need both token types; leave it out")

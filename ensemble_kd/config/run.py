@@ -6,14 +6,18 @@ from typing import Any
 
 from pydantic import Field
 
+from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
+from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
 from ensemble_kd.config.models import TransformerConfig, model_problems, transformer_problems
 from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
+from ensemble_kd.config.start import start_problems
 from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks
 from ensemble_kd.config.sweep import SweepConfig, sweep_problems
 from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems
@@ -22,8 +26,8 @@ from ensemble_kd.stage_list import stages_of
 
 
 class Config(Block):
-    """One run: (augment,) data, teachers, soft targets, (clusters, specialists,) (sweep,) student, (export,)
-    report."""
+    """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) (choose,)
+    student, (export,) report."""
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
@@ -58,6 +62,11 @@ class Config(Block):
         return stages_of(self)
 
     @property
+    def choosing(self) -> tuple[str, ...] | None:
+        """Fields of the student that are chosen on validation rows; None for none."""
+        return to_choose(self) or None
+
+    @property
     def mean(self) -> str:
         """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
         return "value" if self.data.target == "value" else self.student.mean
@@ -84,6 +93,7 @@ def _value_problems(config: Config) -> list[str]:
         # Its forms are held against the student by accuracy, and calibrated by likelihood.
         ("export", "a block", config.export is not None, "leave it out"),
         ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
+        ("student.pseudo", student.pseudo, student.pseudo not in (0, "auto"), "set 0"),
         ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
         ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
         ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
@@ -102,9 +112,9 @@ def _value_problems(config: Config) -> list[str]:
     ]
     wrong += [(f"{path}.label_smoothing", value, value > 0, "set 0") for path, value in trained]
     if sweep is not None:
-        accuracy = sweep.metric == "validation_accuracy"
+        accuracy = sweep.metric != "validation_loss"
         wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
-        for name in ("temperature", "mean"):
+        for name in ("temperature", "mean", "pseudo"):
             path = f"sweep.space.{name}"
             wrong.append((path, sweep.space.get(name), name in sweep.space, "leave it out"))
     return [
@@ -119,7 +129,7 @@ def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     singles = single_problems(config) + compute_problems(config.compute)
     told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
-    others = _problems_between_fields(config)
+    others = auto_problems(config) + _value_problems(config) + _problems_between_fields(settled(config))
     return singles + [line for line in others if line.split(":", 1)[0] not in told]
 
 
@@ -143,18 +153,22 @@ def _problems_between_fields(config: Config) -> list[str]:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
         )
-    problems += _value_problems(config)
+    problems += class_weight_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
+    problems += epochs_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)
+    problems += start_problems("student.model", student.model, config)
     if config.teachers.source == "train":
         problems += transformer_problems("teachers.model", config.teachers.model, config.data)
+        problems += start_problems("teachers.model", config.teachers.model, config)
         for i, override in enumerate(config.teachers.overrides):
             problems += transformer_problems(f"teachers.overrides.{i}.model", override.model, config.data)
+            problems += start_problems(f"teachers.overrides.{i}.model", override.model, config)
     trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
@@ -201,5 +215,6 @@ def text_source(config: Config) -> str | None:
         *(model.source for model in models if isinstance(model, TransformerConfig)),
         student.online.source,
         *(phase.online.source for phase in student.phases),
+        getattr(getattr(student.model, "start", None), "source", None),
     ]
     return next((source for source in sources if source), None)

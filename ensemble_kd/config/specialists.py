@@ -42,8 +42,9 @@ class ClustersConfig(Block):
 class SpecialistTrainingConfig(TrainingConfig):
     """As `TrainingConfig`, but shorter; weight_decay, max_norm, label_smoothing: the teacher's if unset."""
 
-    epochs: int = Field(10, ge=1)
-    """An epoch is the specialist's rows once, and as many others as `special_fraction` asks for."""
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = 10
+    """An epoch is the specialist's rows once, and as many others as `special_fraction` asks for. `auto`: by
+    `min_steps`, each specialist by its own rows."""
     early_stopping: int | None = Field(3, ge=1)
     """Epochs without a better loss on the validation rows on which it is asked; null to run to the end."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -30,6 +30,19 @@ class QuantizationConfig(Block):
     """Decay of the moving average of the largest activation, which is the end of the activations' range."""
 
 
+Auto = Literal["auto"]
+AUTO_FIELDS = ("temperature", "alpha", "pseudo")
+"""Of the student: numbers that may be `auto`."""
+
+
+class Numbers(NamedTuple):
+    """The three weights of a student's loss; where they are still to be chosen, what stands for them."""
+
+    temperature: float = 1.0
+    alpha: float = 1.0
+    pseudo: float = 0.0
+
+
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
@@ -37,10 +50,14 @@ class StudentConfig(Block):
     """Architecture."""
     training: TrainingConfig = TrainingConfig()
     """Training."""
-    temperature: float = Field(4.0, gt=0, le=1000)
-    """T, on both sides of the soft loss; below 1 sharpens underconfident teachers."""
-    alpha: float = Field(0.9, ge=0, le=1)
+    temperature: Annotated[float, Field(gt=0, le=1000)] | Auto = 4.0
+    """T, on both sides of the soft loss; below 1 sharpens underconfident teachers. `auto`: chosen on
+    validation rows before students are trained, as the next two."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | Auto = 0.9
     """Weight of the soft loss; 1 - alpha weighs the hard loss."""
+    pseudo: Annotated[float, Field(ge=0, le=1)] | Auto = 0.0
+    """Weight of a hard loss on the ensemble's most probable class, on rows without a label; alpha = 0 and
+    pseudo = 1 are pseudo-labels alone."""
     objective: str | dict[str, Any] | None = "kl"
     """The soft loss: its name (`kl`, `mse`), or a block with `name` and its fields; null for `terms`
     alone."""
@@ -73,6 +90,16 @@ class StudentConfig(Block):
     """Workers that train one student together (DDP)."""
 
     @property
+    def auto(self) -> tuple[str, ...]:
+        """Fields that are to be chosen."""
+        return tuple(name for name in AUTO_FIELDS if getattr(self, name) == "auto")
+
+    @property
+    def numbers(self) -> Numbers:
+        given = {name: getattr(self, name) for name in AUTO_FIELDS if name not in self.auto}
+        return Numbers(**given)
+
+    @property
     def objective_fields(self) -> dict[str, Any] | None:
         return {"name": self.objective} if isinstance(self.objective, str) else self.objective
 
@@ -95,6 +122,11 @@ def online_problems(config: Config) -> list[str]:
         problems.append(
             f"student.online.logits: those of the teachers alone, but student.targets is {config.targets!r}; "
             "set student.targets=ensemble, or leave the logits to the store"
+        )
+    if student.online.logits and student.numbers.pseudo > 0:
+        problems.append(
+            f"student.pseudo: {student.numbers.pseudo:g} weighs answers that the store holds, but with "
+            "student.online.logits it is not read; set one of them to its default"
         )
     return problems
 

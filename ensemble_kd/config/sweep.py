@@ -52,8 +52,10 @@ class SweepConfig(Block):
     """Values taken from each range (search: grid)."""
     num_seeds: int = Field(1, ge=1, le=1000)
     """Students trained for each configuration; their mean is what counts."""
-    metric: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
-    """What to choose by."""
+    metric: Literal[
+        "validation_accuracy", "validation_loss", "validation_balanced_accuracy", "validation_macro_f1"
+    ] = "validation_accuracy"
+    """What to choose by. Balanced accuracy and macro-F1 are means over classes, for rare ones."""
     scheduler: Literal["auto", "asha", "none"] = "auto"
     """ASHA (arXiv 1810.05934) stops trials that lag behind; `auto`: with 12 epochs or more."""
     grace_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
@@ -127,15 +129,21 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
             for path in dimensions
             if path.split(".")[0] in fixed_by_phases
         ]
-    alphas = dimensions["alpha"].points(2) if "alpha" in dimensions else [config.student.alpha]
-    if not any(alphas) and not config.student.terms:
+    own = config.student.numbers._asdict()
+    ends = [dimensions[n].points(2) if n in dimensions else [own[n]] for n in ("alpha", "pseudo")]
+    if not any(map(any, ends)) and not config.student.terms:
         problems.append(
             "sweep.space.alpha: always 0, so that nothing is distilled; raise it (a baseline on hard labels "
             "is among the trials anyway)"
         )
     epochs, grace = config.student.training.epochs, sweep.grace_epochs
     fixed = "training.epochs" not in dimensions
-    if sweep.scheduler == "asha" and fixed and grace != "auto" and grace >= epochs:
+    if "auto" in (dimensions["training.epochs"].points(2) if not fixed else []):
+        problems.append(
+            "sweep.space.training.epochs: 'auto' is one number for all trials; give numbers, or leave it out "
+            "of the space"
+        )
+    if sweep.scheduler == "asha" and fixed and grace != "auto" and epochs != "auto" and grace >= epochs:
         problems.append(
             f"sweep.grace_epochs: {grace}, but a trial has {epochs} epochs, so ASHA could stop "
             "none; lower it, or use scheduler: none"

@@ -46,13 +46,14 @@ class PredictionsConfig(Block):
 class TeachersConfig(Block):
     """The ensemble."""
 
-    source: Literal["train", "pretrained", "callable", "mlflow", "predictions"] = "train"
-    """`train` the members; take `pretrained` classifiers, a `callable` or an `mlflow` model as they are
-    (`given`); or use `predictions` that exist already."""
+    source: Literal["train", "pretrained", "transformers", "callable", "mlflow", "predictions"] = "train"
+    """`train` the members; take `pretrained` classifiers, whose inputs are the student's, or classifiers of
+    the `transformers` library, each with its own tokenizer or image processor; a `callable` or an `mlflow`
+    model as they are (`given`); or use `predictions` that exist already."""
     given: list[str] = []
-    """One per member. pretrained: hub name, folder or `package:MODULE/FOLDER`. callable: `module:callable`,
-    called with a batch of raw inputs: images (B, H, W, C) uint8, numbers (B, F), a list of texts or of pairs.
-    mlflow: a model URI or folder; nothing pickled is read."""
+    """One per member. pretrained, transformers: hub name, folder or `package:MODULE/FOLDER`. callable:
+    `module:callable`, called with a batch of raw inputs: images (B, H, W, C) uint8, numbers (B, F), a list of
+    texts or of pairs. mlflow: a model URI or folder; nothing pickled is read."""
     values: Literal["logits", "probabilities"] = "logits"
     """What a callable or MLflow model returns."""
     class_order: str | list[str | int] | dict[int, str | list[str | int]] | None = None
@@ -78,6 +79,8 @@ class TeachersConfig(Block):
     """Share of the training rows each member sees, drawn by its seed."""
     augment: bool = True
     """Apply `data.augment` anew in every epoch."""
+    calibrate: bool = True
+    """Divide each member's logits by a temperature fitted on validation rows before any mean is made."""
     replicas_per_member: int = Field(1, ge=1)
     """Workers that train one member together (DDP)."""
     on_failure: Literal["stop", "exclude"] = "stop"
@@ -156,8 +159,15 @@ def _given_problems(config: Config) -> list[str]:
                 f"teachers.given.{i}: {entry!r} is no model URI, and no folder either; give "
                 "models:/NAME/VERSION, runs:/RUN_ID/PATH, or a folder"
             )
-    if teachers.source == "callable":
+    if teachers.source in ("callable", "transformers"):
         problems += numbers_only_problems(config)
+    if teachers.source == "transformers" and data.kind == "numeric":
+        problems.append(
+            "teachers.source: 'transformers' classifiers take images or texts, the data is numeric; use "
+            "callable"
+        )
+    if teachers.source == "transformers" and teachers.values != "logits":
+        problems.append(f"teachers.values: {teachers.values!r}, but classifiers give logits; leave it out")
     if teachers.source != "pretrained":
         return problems
     if teachers.values != "logits":

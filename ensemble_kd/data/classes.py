@@ -98,10 +98,11 @@ def _spelt(array: pa.Array) -> pa.Array:
 
 
 def found_in(columns: dict[str, pa.Array], whole: bool, problems: Problems) -> Classes:
-    """The values of train, or of all splits where not all of train was read."""
-    used = [columns["train"]] if whole else list(columns.values())
+    """The values of train, or of all splits where not all of train was read, or none of it has a label."""
+    without = columns["train"].null_count == len(columns["train"])
+    used = list(columns.values()) if without or not whole else [columns["train"]]
     distinct = pc.drop_null(pc.unique(pa.chunked_array(used)))
-    labelled = len(columns["train"]) - columns["train"].null_count
+    labelled = sum(len(column) - column.null_count for column in used)
     if whole and len(distinct) > CROWDED and (len(distinct) > MOST_CLASSES or 2 * len(distinct) > labelled):
         problems.add(
             f"data.columns.label: {len(distinct):,} different labels in {labelled:,} rows are too many for "

@@ -20,7 +20,8 @@ def rectangles(numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
     """First row, first column, height and width (B,) each, from uniform numbers (5, B).
 
     Deviation: a side that would be longer than the image's is cut to it, where the paper draws again; so each
-    example takes the same number of draws. Only operations that IEEE rounds exactly: any device gives the same.
+    example takes the same number of draws. Only operations that IEEE rounds exactly: any device
+    gives the same.
     """
     area, ratio, turned, top, left = numbers
     area = (AREA[0] + (AREA[1] - AREA[0]) * area) * (height * width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +83,16 @@ class Reading:
         return self.limits[split] is not None and rows == self.limits[split]
 
 
+def without_labels(source: Source, config: Config) -> bool:
+    """Whether train has no label column and needs none: given teachers know the classes, and labelled
+    validation and test rows judge them and the student."""
+    if config.teachers.source == "train" or config.data.target != "class":
+        return False
+    return {"validation", "test"} <= source.splits.keys() and not any(
+        config.data.columns.label in piece.columns() for piece in source.splits["train"]
+    )
+
+
 def check_columns(source: Source, config: Config, problems: Problems) -> None:
     columns = config.data.columns
     inputs = [columns.input] if isinstance(columns.input, str) else columns.input
@@ -97,9 +108,12 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
                 f"data.columns.id: {columns.id!r} is {what} too; name a column that only tells rows apart, "
                 "or leave it out, and row numbers do"
             )
+    unlabelled = {"unlabelled"}
+    with suppress(InputError):  # a file that cannot be read is told below
+        unlabelled |= {"train"} if without_labels(source, config) else set()
     for split, pieces in source.splits.items():
         wanted = [("input", name) for name in dict.fromkeys(inputs)]
-        wanted += [] if split == "unlabelled" else [("label", columns.label)]
+        wanted += [] if split in unlabelled else [("label", columns.label)]
         wanted += [("id", columns.id)] if columns.id is not None else []
         for piece in pieces:
             try:
@@ -168,6 +182,10 @@ def _read_keys(
     return found, spans
 
 
+def _no_label(column: pa.Array) -> pa.Array:
+    return pa.nulls(len(column), pa.int64())
+
+
 def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     """Labels, ids and classes of all splits, checked."""
     source, columns = reading.source, config.data.columns
@@ -177,10 +195,13 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     given = read_class_names(config.data, problems)
     raw: dict[str, pa.Array] = {}
     hopeless: set[tuple[str, str]] = set()
+    no_labels = {"unlabelled", *(["train"] if without_labels(source, config) else [])}
     for split in source.splits:
         keys: dict[str, Read] = {}
-        if split != "unlabelled":
+        if split not in no_labels:
             keys[columns.label] = class_column if classes else value_column
+        elif split == "train":  # read for the number of its rows
+            keys[columns.input if isinstance(columns.input, str) else columns.input[0]] = _no_label
         if id_column is not None:
             keys[id_column] = plain_values
         if not keys:
@@ -287,12 +308,18 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
     if dropped is not None:
         labels = np.where(dropped, UNLABELLED if classes else np.float32(np.nan), labels)
     present = np.unique(labels[labelled(labels)])
+    if not len(present) and _judged_elsewhere(found, config):
+        return Plan(np.full(len(labels), TRAIN, np.int8), labels)
     if not len(present) and problems:
         return None  # no news: the labels could not be read
     if len(present) < 2:
         only = f"only the {'class' if classes else 'value'} "
         what = only + repr(found.names[present[0]] if classes else float(present[0])) if len(present) else ""
         needs = "a classifier needs at least two classes" if classes else "there is nothing to predict"
+        if classes and not len(present) and config.teachers.source != "train":
+            needs = (
+                "with given teachers that is enough where validation and test files have labels: add these"
+            )
         problems.add(f"data.columns.label: train holds {what or 'no label'}; {needs}")
         return None
     remarks = (
@@ -350,6 +377,14 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
         )
     _check_batches(config, len(kept), len(train), problems)
     return made
+
+
+def _judged_elsewhere(found: Scan, config: Config) -> bool:
+    """Whether given teachers know the classes, and labelled validation and test rows judge the outcome."""
+    if config.teachers.source == "train" or config.data.target != "class":
+        return False
+    judging = [found.labels.get(split, np.zeros(0, np.int64)) for split in ("validation", "test")]
+    return all(len(np.unique(labels[labels >= 0])) > 1 for labels in judging)
 
 
 def _check_batches(config: Config, labelled: int, train: int, problems: Problems) -> None:

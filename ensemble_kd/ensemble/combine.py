@@ -17,6 +17,7 @@ def mean_logits(
     temperature: float,
     mean: str = "arithmetic",
     weights: Sequence[float] | Tensor | None = None,
+    calibration: Sequence[float] | None = None,
 ) -> Tensor:
     """v = T * log p, (B, M, C) -> (B, C), with p the members' mean at T; so softmax(v / T) = p.
 
@@ -26,14 +27,23 @@ def mean_logits(
     value      (B, M, 1) -> (B, 1), sum_m w_m v_m: of values, which have no distribution to soften
 
     The first two are those of arXiv 1503.02531, section 1; w is `weights` scaled to sum 1, by default equal.
+    `calibration` has a temperature of each member's own, by which its logits are divided first.
     float16 is computed in float32. Members of weight 0 are not read. No gradient: a teacher is constant.
     """
     if mean not in ("arithmetic", "geometric", "value"):
         raise ValueError(f"mean: arithmetic or geometric, got {mean!r}")
     logits = member_logits.to(torch.promote_types(member_logits.dtype, torch.float32))
     shares = _shares(weights, logits)
+    own = None
+    if calibration is not None and mean != "value":
+        own = torch.as_tensor(calibration, dtype=logits.dtype, device=logits.device)
+        if own.shape != (logits.shape[1],):
+            raise ValueError(f"calibration: one per member, {logits.shape[1]} in all; got {tuple(own.shape)}")
     if shares is not None and not bool((shares > 0).all()):
+        own = None if own is None else own[shares > 0]
         logits, shares = logits[:, shares > 0], shares[shares > 0]
+    if own is not None:
+        logits = logits / own[:, None]
     if mean == "value":
         return logits.mean(1) if shares is None else torch.einsum("bmc,m->bc", logits, shares)
     if mean == "geometric":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,9 @@ WAITING = 65536
 """Rows whose products are summed at once."""
 
 
-def softened(member_logits: Tensor, temperature: float) -> Tensor:
-    """(B, C) mean over members of softmax(v / T), from (B, M, C) logits."""
-    return (mean_logits(member_logits, temperature) / temperature).exp()
+def softened(member_logits: Tensor, temperature: float, calibration: Sequence[float] | None = None) -> Tensor:
+    """(B, C) mean over members of softmax(v / T), from (B, M, C) logits; `calibration` as `mean_logits`."""
+    return (mean_logits(member_logits, temperature, calibration=calibration) / temperature).exp()
 
 
 @dataclass
@@ -55,14 +56,15 @@ class SparseMoments:
         """Of the dense matrix: float64 up to 2048 classes and float32 above."""
         return np.float64 if self.num_classes <= 2048 else np.float32
 
-    def update(self, kept: TopK, temperature: float) -> None:
+    def update(self, kept: TopK, temperature: float, calibration: Sequence[float] | None = None) -> None:
         """Add the mean of the members' predictions at T; columns of `kept` are (B, M, k) and (B, M)."""
         rows, members, k = kept.values.shape
         others = self.num_classes - k
         # The rest's log-mass, spread evenly over its classes, as `top_k.restore` has it.
         even = kept.rest.double() - np.log(others)  # (B, M)
-        values = kept.values.double() / temperature
-        tail = even / temperature
+        scale = temperature * torch.tensor(calibration or [1.0] * members, dtype=torch.float64)  # (M,)
+        values = kept.values.double() / scale[:, None]
+        tail = even / scale
         total = torch.logsumexp(torch.cat([values, (tail + np.log(others))[..., None]], 2), 2)  # (B, M)
         rho = (tail - total).exp()  # (B, M)
         d = ((values - total[..., None]).exp() - rho[..., None]) / members  # (B, M, k)

@@ -46,6 +46,7 @@ from ensemble_kd.inference.latency import SIZES, latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
 from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
 from ensemble_kd.models.package import Package
+from ensemble_kd.models.pooling import MODULES
 from ensemble_kd.redact import redacted_model
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
@@ -182,7 +183,8 @@ def _form(
         entry |= measured(made.run, source.info, test or validation)
         entry |= {k: v for k, v in made.extra.items() if k in ("method", "tried")}
         if form == "huggingface":
-            write_atomic(folder / REQUIREMENTS, "\n".join(NEEDS[form]) + "\n")
+            needs = NEEDS[form] + (["sentence-transformers"] if (folder / MODULES).is_file() else [])
+            write_atomic(folder / REQUIREMENTS, "\n".join(needs) + "\n")
         elif form != "mlflow":
             _describe(form, source, folder, made.extra)
         _run_elsewhere(form, made, source.info, folder, validation.inputs[:ROWS], options, elsewhere)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ensemble_kd.errors import ExportError
 from ensemble_kd.inference.feed import feed, input_names
 from ensemble_kd.models.build import Network
-from ensemble_kd.models.text import Bag, BiLSTM
+from ensemble_kd.models.text import Bag, BiLSTM, shares
 
 
 class Graph(nn.Module):
@@ -56,12 +56,11 @@ class PortableBag(nn.Module):
 
     def __init__(self, bag: Bag) -> None:
         super().__init__()
-        self.weight, self.mlp = bag.embedding.weight, bag.mlp
+        self.weight, self.piece_weight, self.mlp = bag.embedding.weight, bag.piece_weight, bag.mlp
 
     def forward(self, tokens: Tensor, hidden: bool = False) -> Any:
-        present = (tokens != 0).unsqueeze(-1).to(self.weight.dtype)  # (B, L, 1)
-        total = (nn.functional.embedding(tokens, self.weight) * present).sum(1)
-        return self.mlp(total / present.sum(1).clamp(min=1))
+        share = shares(tokens, self.piece_weight).unsqueeze(-1)  # (B, L, 1)
+        return self.mlp((nn.functional.embedding(tokens, self.weight) * share).sum(1))
 
 
 class OnnxBiLSTM(nn.Module):

@@ -1,4 +1,8 @@
-"""A folder that plain transformers loads: AutoModelFor...Classification, AutoTokenizer."""
+"""A folder that plain transformers loads: AutoModelFor...Classification, AutoTokenizer.
+
+Of a student that pools its tokens' states, which no classifier of that library does, one for
+sentence-transformers (`sentence_layout`).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ensemble_kd.artifacts import read_json, write_json
 from ensemble_kd.errors import ArtifactError, ExportError
+from ensemble_kd.export.sentence_layout import load_modules, write_modules
 from ensemble_kd.inference.feed import feed
 from ensemble_kd.models.build import Network
+from ensemble_kd.models.pooling import LIBRARY, MODULES, Pooled, pooled
 from ensemble_kd.models.transformer import Transformer, auto_class
 
 PROCESSOR = "preprocessor_config.json"
@@ -51,7 +58,10 @@ def write_huggingface(
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: i for i, name in enumerate(names)}
     with _no_bars():
-        model.save_pretrained(folder)
+        if isinstance(model, Pooled):
+            write_modules(model, info["input_shape"][0], folder)
+        else:
+            model.save_pretrained(folder)
     if tokenizer is not None:
         _write_tokenizer(model, info, tokenizer, folder)
     if body.kind == "image":
@@ -87,6 +97,8 @@ def _whole(body: Transformer, info: dict[str, Any]) -> Any:
     config.vocab_size = len(body.piece_map)
     config.pad_token_id = info["preprocess"]["special"]["pad"]
     model = auto_class(body.kind, False).from_config(config)
+    if body.pooling != LIBRARY:
+        model = pooled(model, body.pooling, config.num_labels)
     state = dict(body.model.state_dict())
     kept = body.model.get_input_embeddings().weight
     for name, tensor in state.items():
@@ -134,19 +146,24 @@ def _image_processor(network: Network, info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _classifier(folder: Path, kind: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    model = auto_class(kind, False).from_pretrained(folder).eval()
+    return lambda inputs: model(**inputs).logits
+
+
 def load_huggingface(folder: Path, info: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """(B, ...) inputs as the data stage writes them -> (B, C) logits of the plain transformers model."""
     kind = info["kind"]
     try:
         with _no_bars():
-            model = auto_class(kind, False).from_pretrained(folder).eval()
+            answer = load_modules(folder) if (folder / MODULES).is_file() else _classifier(folder, kind)
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder}: transformers cannot load it ({error})") from error
 
     @torch.inference_mode()
     def run(inputs: np.ndarray) -> np.ndarray:
         given = huggingface_inputs(folder, info, inputs)
-        logits: np.ndarray = model(**{k: torch.from_numpy(v) for k, v in given.items()}).logits.numpy()
+        logits: np.ndarray = answer({k: torch.from_numpy(v) for k, v in given.items()}).numpy()
         return logits
 
     return run

@@ -12,6 +12,7 @@ import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def huggingface(folder: Path, inputs: dict[str, np.ndarray], rows: str | None) -
     import torch
     import transformers
 
+    if (folder / "modules.json").is_file():
+        return sentence_transformers(folder, inputs)
     image = "pixel_values" in inputs
     auto: Any = (
         transformers.AutoModelForImageClassification
@@ -78,6 +81,39 @@ def huggingface(folder: Path, inputs: dict[str, np.ndarray], rows: str | None) -
         given = {name: torch.from_numpy(array) for name, array in inputs.items()}
         logits: np.ndarray = model(**given).logits.numpy()
     return logits
+
+
+def sentence_transformers(folder: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """By that library where it is installed, else by what its folder says."""
+    import torch
+    import transformers
+
+    given: Any = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        if find_spec("sentence_transformers") is None:
+            logits: np.ndarray = by_hand(folder, given).numpy()
+            return logits
+        from sentence_transformers import SentenceTransformer
+
+        logits = SentenceTransformer(str(folder), device="cpu")(given)["sentence_embedding"].numpy()
+    return logits
+
+
+def by_hand(folder: Path, given: Any) -> Any:
+    """(B, C) logits of such a folder, by transformers."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    said = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    dense = load_file(folder / "2_Dense" / "model.safetensors")
+    states = transformers.AutoModel.from_pretrained(folder).eval()(**given).last_hidden_state
+    inside = given["attention_mask"].unsqueeze(-1)
+    pooled = (states * inside).sum(1) / inside.sum(1)
+    if said["pooling_mode_max_tokens"]:
+        pooled = states.masked_fill(inside == 0, float("-inf")).amax(1)
+    return torch.nn.functional.linear(pooled, dense["linear.weight"], dense.get("linear.bias"))
 
 
 def mlflow(folder: Path, inputs: dict[str, np.ndarray], rows: str | None) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble_kd.config import CNNConfig
 from ensemble_kd.models.outputs import Outputs
 
 
@@ -46,3 +48,7 @@ class CNN(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         return Outputs(self.head(x), states if hidden else None)
+
+
+def build_cnn(model: CNNConfig, info: dict[str, Any], num_outputs: int) -> CNN:
+    return CNN(info["input_shape"][2], num_outputs, model.channels, model.dropout)

@@ -29,6 +29,7 @@ from ensemble_kd.config import (
     MLPConfig,
     ModelConfig,
     ResNetConfig,
+    TextCNNConfig,
     TransformerConfig,
 )
 from ensemble_kd.errors import ArtifactError
@@ -96,6 +97,9 @@ def _too_large(model: ModelConfig, shapes: Shapes) -> str | None:
         layers, widths = model.blocks, [model.width]
     elif isinstance(model, BagConfig):
         layers, widths = len(model.hidden), [model.embedding, *model.hidden]
+    elif isinstance(model, TextCNNConfig):
+        layers = len(model.widths) + len(model.hidden)
+        widths = [model.embedding, model.filters, *model.widths, *model.hidden]
     else:
         assert isinstance(model, BiLSTMConfig)
         layers, widths = model.layers, [model.embedding, model.hidden, model.classifier_hidden]

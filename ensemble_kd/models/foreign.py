@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.transformer import auto_class, pretrained_config
+from ensemble_kd.models.transformer import auto_class
+from ensemble_kd.models.transformer_config import pretrained_config
 from ensemble_kd.pretrained import resolve_source, source_file, source_folder
 
 PROCESSOR = "preprocessor_config.json"
@@ -181,13 +182,13 @@ def _image_problems(source: str, config: Any, info: dict[str, Any], where: str) 
     if theirs != ours:
         problems.append(
             f"{where}: takes images of {theirs} (height, width, channels), the data has {ours}; scale the "
-            "data's images, or call it on images of its own: teachers.source=callable"
+            "data's images, or ask it with its own image processor: teachers.source=transformers"
         )
     own = pixels_of(source)
     if own is not None and len(own[0]) not in (1, ours[2]):
         problems.append(
-            f"{where}: its pixels are normalised in {len(own[0])} channels, the data has {ours[2]}; call it "
-            "as it was made: teachers.source=callable"
+            f"{where}: its pixels are normalised in {len(own[0])} channels, the data has {ours[2]}; ask it "
+            "with its own image processor: teachers.source=transformers"
         )
     return problems
 
@@ -210,8 +211,8 @@ def pixels_of(source: str) -> tuple[list[float], list[float]] | None:
 
     if field("rescale_offset", False):
         raise ConfigError(
-            f"source: the pixels of {source} are moved before they are normalised (rescale_offset); call it "
-            "as it was made: teachers.source=callable"
+            f"source: the pixels of {source} are moved before they are normalised (rescale_offset); ask it "
+            "with its own image processor: teachers.source=transformers"
         )
     factor = float(field("rescale_factor", 1 / 255)) if field("do_rescale", True) else 1.0
     mean, std = field("image_mean", None), field("image_std", None)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble_kd.config import MLPConfig
+from ensemble_kd.models.dropout import dropout
 from ensemble_kd.models.outputs import Outputs
 
 
@@ -35,11 +39,16 @@ class MLP(nn.Module):
         states: dict[str, Tensor] = {}
         x = x.flatten(1)  # (B, F)
         if self.input_dropout:
-            x = F.dropout(x, self.input_dropout, self.training)
+            x = dropout(x, self.input_dropout, self.training)
         for i, layer in enumerate(self.layers, start=1):
             x = F.relu(layer(x), inplace=True)  # in place: neither backward pass needs the value before it
             if hidden:
                 states[f"layer_{i}"] = x
             if self.dropout:
-                x = F.dropout(x, self.dropout, self.training)
+                x = dropout(x, self.dropout, self.training)
         return Outputs(self.head(x), states if hidden else None)
+
+
+def build_mlp(model: MLPConfig, info: dict[str, Any], num_outputs: int) -> MLP:
+    features = math.prod(info["input_shape"])
+    return MLP(features, num_outputs, model.hidden, model.dropout, model.input_dropout)

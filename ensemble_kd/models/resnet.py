@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble_kd.config import ResNetConfig
+from ensemble_kd.models.dropout import dropout
 from ensemble_kd.models.outputs import Outputs
 
 
@@ -72,5 +76,9 @@ class ResNet(nn.Module):
         if hidden:
             states["pooled"] = x
         if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return Outputs(self.head(x), states if hidden else None)
+
+
+def build_resnet(model: ResNetConfig, info: dict[str, Any], num_outputs: int) -> ResNet:
+    return ResNet(info["input_shape"][2], num_outputs, model.width, model.blocks, model.dropout)

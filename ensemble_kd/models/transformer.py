@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ensemble_kd.config import TransformerConfig
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.pooling import LIBRARY, Pooled, pooled
+from ensemble_kd.models.transformer_config import config_of, in_one_line, with_dropout
 
 SCORES = "ensemble_kd_scores"
 """Name under which transformers knows `_attend`."""
@@ -37,7 +39,8 @@ class Transformer(nn.Module):
         self.model, self.kind, self.masked_lm, self.separator = model, kind, masked_lm, separator
         self.pieces: list[int] | None = None
         self.register_buffer("piece_map", None)
-        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        taking = model.encoder if isinstance(model, Pooled) else model
+        self._takes_types = "token_type_ids" in inspect.signature(taking.forward).parameters
         self._takes_types &= (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         heads = [] if masked_lm else [name for name, m in model.named_modules() if _is_head(m, num_outputs)]
         self._head_name = heads[-1] if heads else None
@@ -73,6 +76,11 @@ class Transformer(nn.Module):
     def has_head(self) -> bool:
         """Of a source's weights: whether the source had the linear layer over the classes."""
         return self._head_name is not None and f"{self._head_name}.weight" not in self.drawn
+
+    @property
+    def pooling(self) -> str:
+        """`mean` or `max` of the tokens' states, or `LIBRARY`: the transformers library's own classifier."""
+        return self.model.pooling if isinstance(self.model, Pooled) else LIBRARY
 
     @property
     def encoder(self) -> nn.Module:
@@ -201,122 +209,6 @@ def _word_logits(model: Any, states: Tensor) -> Tensor:
     raise ConfigError(f"architecture: the masked language model of type {kind!r} is not known here; use bert")
 
 
-# ---------------------------------------------------------------------------------------- configurations
-
-
-def pretrained_config(source: str, trust_remote_code: bool = False) -> Any:
-    """The transformers configuration of a folder or hub name. Raises ConfigError where there is none."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        hint = "; set trust_remote_code: true if you trust it" if "trust_remote_code" in str(error) else ""
-        raise ConfigError(
-            f"source: {source!r} is no transformers model that can be read "
-            f"({str(error).strip().splitlines()[0][:160]}){hint}"
-        ) from error
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """The fields of a transformers configuration that say how the network is built, as JSON."""
-    found: dict[str, Any] = config.to_diff_dict()
-    for name in (
-        "_name_or_path",
-        "architectures",
-        "dtype",
-        "gradient_checkpointing",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    ):
-        found.pop(name, None)
-    known = _fields(config.model_type)  # files of older versions hold fields that nothing reads any more
-    return {k: v for k, v in found.items() if k in known} | {"model_type": config.model_type}
-
-
-def config_of(model: TransformerConfig) -> Any:
-    """The transformers configuration that a model's settings describe. Raises ConfigError."""
-    if not model.source:
-        return make_config(model.architecture)
-    found = pretrained_config(model.source, model.trust_remote_code)
-    if not comes_with_code(found):
-        return make_config(model.architecture, settings_of(found))
-    for name, value in model.architecture.items():
-        setattr(found, name, value)
-    return found
-
-
-def comes_with_code(config: Any) -> bool:
-    """Whether transformers itself knows no such type: its code lies with the source."""
-    from transformers import CONFIG_MAPPING
-
-    return config.model_type not in CONFIG_MAPPING
-
-
-def _fields(kind: str) -> set[str]:
-    """Names of the fields of transformers' configuration of a type."""
-    from transformers import CONFIG_MAPPING
-
-    usual = CONFIG_MAPPING[kind]()
-    return {*usual.to_dict(), *getattr(usual, "attribute_map", {})}
-
-
-def make_config(architecture: dict[str, Any], base: dict[str, Any] | None = None) -> Any:
-    """A transformers configuration from its fields, on top of `base`.
-
-    Raises ConfigError for an unknown type, unknown fields, and values that transformers refuses.
-    """
-    from transformers import CONFIG_MAPPING
-
-    fields = {**(base or {}), **architecture}
-    kind = fields.pop("model_type", None)
-    if kind is None:
-        raise ConfigError(
-            "architecture.model_type: missing; for example bert, distilbert, electra, vit, resnet"
-        )
-    if kind not in CONFIG_MAPPING:
-        from difflib import get_close_matches
-
-        close = get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"architecture.model_type: transformers knows no {kind!r}{hint}")
-    unknown = sorted(set(architecture) - _fields(kind) - {"model_type"})
-    if unknown:
-        raise ConfigError(
-            f"architecture: {', '.join(unknown)}: no field of transformers' {kind!r} configuration"
-        )
-    try:
-        return CONFIG_MAPPING[kind](**fields)
-    except Exception as error:  # the library's checks raise errors of many kinds
-        raise ConfigError(f"architecture: {_in_one_line(error)}") from error
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def with_dropout(config: Any, dropout: float | None) -> Any:
-    """The configuration with every probability of dropping set; as it is for None."""
-    if dropout is not None:
-        for name in (
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "classifier_dropout",
-            "classifier_dropout_prob",
-            "dropout",
-            "attention_dropout",
-            "seq_classif_dropout",
-        ):
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-    return config
-
-
 def build_transformer(
     model: TransformerConfig, info: dict[str, Any], num_outputs: int, masked_lm: bool = False
 ) -> Transformer:
@@ -356,6 +248,8 @@ def build_transformer(
             f"{longest} tokens; lower data.text.max_length to {positions}"
         )
     network = _random(config, "text", num_outputs, masked_lm, trusted)
+    if model.pooling in ("mean", "max") and not masked_lm:
+        network = pooled(network, model.pooling, num_outputs)
     body = Transformer(network, "text", num_outputs, masked_lm, special.get("sep"))
     if model.pieces is not None:
         body.keep_pieces(model.pieces, tokens, special["unk"], offset or None)
@@ -411,7 +305,7 @@ def _random(config: Any, kind: str, num_outputs: int, masked_lm: bool, trusted: 
         return auto_class(kind, masked_lm).from_config(config, trust_remote_code=trusted)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
-            raise ConfigError(f"architecture: {_in_one_line(error)}") from error
+            raise ConfigError(f"architecture: {in_one_line(error)}") from error
         what = "masked language model" if masked_lm else f"{kind} classifier"
         raise ConfigError(
             f"architecture.model_type: transformers has no {what} of type {config.model_type!r}; use another"

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ensemble_kd.config import TransformerConfig
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.transformer import (
-    Transformer,
-    auto_class,
-    blocks_of,
+from ensemble_kd.models.pooling import LIBRARY, Pooling, pooled, resolved_pooling, said_by
+from ensemble_kd.models.transformer import Transformer, auto_class, blocks_of
+from ensemble_kd.models.transformer_config import (
     comes_with_code,
     make_config,
     pretrained_config,
@@ -94,7 +93,7 @@ def resolve(
     Raises ConfigError, each line starting with a field of the model.
     """
     if not isinstance(model, TransformerConfig):
-        return model.model_dump(mode="json"), None
+        return model.model_dump(mode="json", exclude={"start"}), None  # what a table starts from is no part
     try:
         return _resolve(model, teacher, pieces)
     except ConfigError as error:
@@ -110,6 +109,7 @@ def _resolve(
         weights = "pretrained" if source else "random"
     base: dict[str, Any] | None = None
     initial: dict[str, Any] | None = None
+    said: str | None = None  # of its pooling, by what it starts from
     if weights == "teacher":
         if teacher is None or teacher["model"]["name"] != "transformer":
             raise ConfigError(
@@ -120,6 +120,7 @@ def _resolve(
         if source:
             raise ConfigError("weights: 'teacher', but a source is given too; leave one out")
         base, initial = dict(teacher["model"]["architecture"]), dict(teacher["initial"])
+        said = teacher["model"].get("pooling")
     elif source:
         local = weights == "pretrained" and Path(source).is_dir()
         if problems := source_files_problems(source) if local else []:
@@ -128,8 +129,9 @@ def _resolve(
             digest = weights_digest(source) if Path(source).is_dir() else source
             initial = {"source": source, "digest": digest, "trust_remote_code": model.trust_remote_code}
         found = pretrained_config(source, model.trust_remote_code)
+        said = said_by(source, found) if model.pooling == "auto" else None
         if comes_with_code(found):
-            return _with_code(model, source, pieces), initial
+            return _with_code(model, source, pieces, resolved_pooling(model, said)), initial
         base = settings_of(found)
     elif weights == "pretrained":
         raise ConfigError("weights: 'pretrained', but there is no source; name a folder or a hub model")
@@ -162,21 +164,24 @@ def _resolve(
     if initial is not None and base is not None:
         _check_widths(config, make_config({}, base))
     resolved = TransformerConfig(
-        architecture=settings_of(config), pieces=pieces if model.vocabulary != "all" else None
+        architecture=settings_of(config),
+        pooling=resolved_pooling(model, said),
+        pieces=pieces if model.vocabulary != "all" else None,
     )
     return resolved.model_dump(mode="json", exclude_defaults=True) | {"name": "transformer"}, initial
 
 
-def _with_code(model: TransformerConfig, source: str, pieces: list[int] | None) -> dict[str, Any]:
+def _with_code(
+    model: TransformerConfig, source: str, pieces: list[int] | None, pooling: Pooling
+) -> dict[str, Any]:
     """A model whose code lies with its source: it is needed wherever the network is built."""
     if model.layers is not None or model.fold_token_types:
         raise ConfigError(
             "layers, fold_token_types: not for a model that comes with its own code; leave them out"
         )
-    fields = {"source": source, "architecture": model.architecture, "dropout": model.dropout}
-    kept = TransformerConfig(
-        **fields, trust_remote_code=True, pieces=pieces if model.vocabulary != "all" else None
-    )
+    fields: dict[str, Any] = {"source": source, "architecture": model.architecture, "dropout": model.dropout}
+    fields |= {"pooling": pooling, "pieces": pieces if model.vocabulary != "all" else None}
+    kept = TransformerConfig.model_validate({**fields, "trust_remote_code": True})
     return kept.model_dump(mode="json", exclude_defaults=True) | {"name": "transformer"}
 
 
@@ -265,6 +270,8 @@ def transplant_(target: Transformer, donor: Transformer, initial: dict[str, Any]
     # The output layer of a masked language model is its table of words, which is filled by now.
     tied = {tensor.data_ptr() for tensor in into.values()}
     top, donor_top = _top(target, translate), _top(donor, translate)
+    if target.pooling != donor.pooling:  # a classifier of other numbers than the target's reads
+        donor_top = {}
     for name, tensor in top.items():
         if tensor.data_ptr() in tied:
             continue
@@ -370,9 +377,12 @@ def pretrained_body(initial: dict[str, Any], like: Transformer) -> Transformer:
         transformers.logging.set_verbosity(before)
         if bars:
             transformers.logging.enable_progress_bar()
+    drawn = {name if isinstance(name, str) else name[0] for name in told["mismatched_keys"]}
+    drawn |= set(told["missing_keys"])
+    if like.pooling != LIBRARY:
+        model, drawn = pooled(model, like.pooling, num_outputs), {"classifier.weight", "classifier.bias"}
     body = Transformer(model, like.kind, num_outputs, like.masked_lm, like.separator)
-    mismatched = {name if isinstance(name, str) else name[0] for name in told["mismatched_keys"]}
-    body.drawn = mismatched | set(told["missing_keys"])
+    body.drawn = drawn
     return body
 
 

@@ -58,12 +58,16 @@ class Batch:
     """Share of the training that is done, 0 to 1: what schedules of weights go by."""
     rows: Tensor | None = None
     """(B,) int64: numbers of the examples in what they were drawn from, where that is known."""
+    guesses: Tensor | None = None
+    """(B,) int64: the ensemble's most probable class of each example without a label, -1 of the others."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
         rows = None if self.rows is None else self.rows[part]
+        guesses = None if self.guesses is None else self.guesses[part]
         if self.masked is None:
-            return Batch(self.inputs[part], self.labels[part], teacher, progress=self.progress, rows=rows)
+            parts = self.inputs[part], self.labels[part], teacher
+            return Batch(*parts, progress=self.progress, rows=rows, guesses=guesses)
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
         begin, end, _ = part.indices(len(self))
         words = self.labels[int(ends[begin]) : int(ends[end])]
@@ -87,9 +91,9 @@ class Objective(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
-    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One that
-    declares `first_only: ClassVar[bool] = True` reads hidden states at the first position alone, and takes
-    teacher's states (B, 1, D) as well."""
+    """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One
+    whose `first_only` is true reads hidden states at the first position alone, and takes teacher's states
+    (B, 1, D) as well."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Losses of the examples (B,). The teacher gets no gradient."""

@@ -49,7 +49,11 @@ def build_terms(settings: Sequence[dict[str, Any]], temperature: float, path: st
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """1/B * sum_i (alpha * soft_i + (1 - alpha) * hard_i + sum_k w_k term_ki), hard_i = 0 without a label.
+    """1/B * sum_i (alpha * soft_i + (1 - alpha) * hard_i + pseudo * guess_i + sum_k w_k term_ki).
+
+    hard_i is the loss on the label, 0 without one; guess_i the same loss on the ensemble's most probable
+    class, 0 with a label. So alpha = 1 alone is distillation, and alpha = 0, pseudo = 1 is training on labels
+    where there are any and on pseudo-labels elsewhere (Lee 2013, "Pseudo-Label").
 
     The weighted average of arXiv 1503.02531, section 2. B counts all examples of the batch, so that a
     label weighs the same however many of its neighbours have one. With alpha = 0 the soft targets are not
@@ -72,8 +76,11 @@ class DistillationLoss:
     """The loss on labels: `cross_entropy` or `squared_error`."""
     unit: float | None = None
     """Standard deviation of the labels where these are values; None for classes."""
+    pseudo: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.pseudo <= 1:
+            raise ValueError(f"pseudo: between 0 and 1, got {self.pseudo}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: between 0 and 1, got {self.alpha}")
         if self.alpha > 0 and self.soft is None and not self.terms:
@@ -123,7 +130,10 @@ class DistillationLoss:
             if teacher is None:
                 raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
             total = self.alpha * self.soft(student, teacher, batch).mean()
-        if self.alpha < 1:
+        if self.pseudo > 0:
+            hard = on_labels(self, student.logits, batch, 1 - self.alpha, self.pseudo).mean()
+            total = hard if total is None else total + hard
+        elif self.alpha < 1:
             hard = self.hard(student.logits, batch.labels, self.label_smoothing).mean()
             total = hard * (1 - self.alpha) if total is None else total + (1 - self.alpha) * hard
         for k, term in enumerate(self.terms):
@@ -139,6 +149,24 @@ class DistillationLoss:
         if total is None:  # every weight is 0 for now
             return student.logits.sum() * 0.0
         return total
+
+
+def on_labels(
+    loss: DistillationLoss | StackedLoss,
+    logits: Tensor,
+    batch: Batch,
+    own: float | Tensor,
+    pseudo: float | Tensor,
+) -> Tensor:
+    """(B,) hard losses times `own` on rows with a label, times `pseudo` on those with a guess.
+
+    Stacked: logits (n, B, C), labels and guesses (B,) or (n, B), weights (n, 1) -> (n, B).
+    """
+    if batch.guesses is None:
+        raise ValueError("pseudo is above 0, but the batch has no guesses of the ensemble's")
+    guessed = batch.guesses >= 0
+    values = loss.hard(logits, torch.where(guessed, batch.guesses, batch.labels), loss.label_smoothing)
+    return values * torch.where(guessed, pseudo, own)
 
 
 def in_units(
@@ -180,6 +208,8 @@ class StackedLoss:
         smoothing = [[loss.label_smoothing] for loss in losses]  # (n, 1)
         self.label_smoothing = torch.tensor(smoothing, device=device) if any(map(any, smoothing)) else 0.0
         self.reads_labels = any(loss.alpha < 1 for loss in losses)
+        self.pseudo = torch.tensor([[loss.pseudo] for loss in losses], device=device)  # (n, 1)
+        self.reads_guesses = any(loss.pseudo > 0 for loss in losses)
         self.hard, self.unit = losses[0].hard, losses[0].unit  # of the data, so the same for all
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -201,6 +231,9 @@ class StackedLoss:
             soft = torch.cat(values)
         else:
             soft = torch.cat([*values, student.logits.new_zeros(1, dtype=torch.float32)])[self.places]
+        if self.reads_guesses:
+            own = 1 - self.alpha[:, None]
+            return self.alpha * soft + on_labels(self, student.logits, batch, own, self.pseudo).mean(1)
         if not self.reads_labels:
             return self.alpha * soft
         hard = self.hard(student.logits, batch.labels, self.label_smoothing).mean(1)

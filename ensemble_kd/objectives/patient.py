@@ -1,4 +1,4 @@
-"""Patient distillation: the directions of the first position's hidden states, block by block."""
+"""Patient distillation: the directions of the hidden states that a classifier reads, block by block."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from ensemble_kd.objectives.layers import Layers, Pair, state_pairs
 @register("patient")
 @dataclass(frozen=True, config=STRICT)
 class Patient:
-    """sum_m ||h_s,m / ||h_s,m|| - h_t,g(m) / ||h_t,g(m)|| ||^2, h at position 0; (B, L, D) of both -> (B,).
+    """sum_m ||h_s,m / ||h_s,m|| - h_t,g(m) / ||h_t,g(m)|| ||^2, h by `states`; (B, L, D) of both -> (B,).
 
     PKD, arXiv 1908.09355: its PKD-skip is `uniform`, its PKD-last is `last`. A term is 2 - 2 cos. The paper's
     formula is the sum; the released code, and so the published weights (10 to 1000), go with the mean over
-    blocks and width. A projection for students of another width is an addition.
+    blocks and width. A projection for students of another width and `states: mean` are additions.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
-    first_only: ClassVar[bool] = True
     layers: Layers = "uniform"
     """g: `uniform`, `last`, `final`, or pairs [student, teacher]."""
     skip_last: bool = True
@@ -38,6 +37,13 @@ class Patient:
     """`auto`, `linear` or `none`."""
     shared: bool = True
     """One projection for all pairs, or one each."""
+    states: Literal["first", "mean"] = "first"
+    """`first`: the first position's, [CLS], which a BERT's own classifier reads. `mean`: the mean over the
+    attended positions, which one with `pooling: mean` reads."""
+
+    @property
+    def first_only(self) -> bool:
+        return self.states == "first"
 
     def prepare(self, student: Outputs, teacher: Outputs) -> nn.Module | None:
         student = _as_long(student, teacher)
@@ -47,14 +53,22 @@ class Patient:
         self, student: Outputs, teacher: Outputs, batch: Batch, learned: nn.Module | None = None
     ) -> Tensor:
         terms, student = [], _as_long(student, teacher)
-        for ours, theirs, _ in compared(self._pairs(student, teacher), student, teacher, learned):
-            squares = (unit(ours[:, 0]) - unit(theirs[:, 0])).square()  # (B, D)
+        for ours, theirs, mask in compared(self._pairs(student, teacher), student, teacher, learned):
+            read = (ours[:, 0], theirs[:, 0]) if self.first_only else (_mean(ours, mask), _mean(theirs, mask))
+            squares = (unit(read[0]) - unit(read[1])).square()  # (B, D)
             terms.append(squares.mean(1) if self.reduction == "mean" else squares.sum(1))
         each = torch.stack(terms)  # (blocks, B)
         return each.mean(0) if self.reduction == "mean" else each.sum(0)
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[Pair]:
         return state_pairs(self.layers, student, teacher, self.skip_last)
+
+
+def _mean(states: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, L, D) -> (B, D) over the positions of the mask (B, L)."""
+    if mask is None:
+        return states.mean(1)
+    return states.masked_fill(~mask.unsqueeze(-1), 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _as_long(student: Outputs, teacher: Outputs) -> Outputs:

@@ -12,6 +12,8 @@ from ensemble_kd.report.constant import constant_answer
 from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
+from ensemble_kd.report.teachers_calibration import calibration_section
+from ensemble_kd.train.causes import FALLING, still_falling
 from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.metrics import confusion_matrix
 from ensemble_kd.train.statistics import (
@@ -21,8 +23,9 @@ from ensemble_kd.train.statistics import (
     gap_reason,
     gap_recovered,
     mean_and_error,
-    verdict,
+    paired_interval,
 )
+from ensemble_kd.train.verdict import Gap, verdict
 
 ROLES = {
     "teacher": "Teachers",
@@ -98,6 +101,13 @@ class ReportInputs:
     alpha: float
     objective: str
     mean: str
+    pseudo: float = 0.0
+    temperatures: list[float] | None = None
+    """Of the teachers' own, by which their logits were divided for the ensemble; None where they were not."""
+    choose: dict[str, Any] | None = None
+    """What was chosen on validation rows (`report.choose`)."""
+    plain_ensemble: np.ndarray | None = None  # (N, C)
+    """Log-probabilities of the mean of logits as they are, where temperatures were fitted."""
     settings: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
@@ -109,6 +119,8 @@ class ReportInputs:
     """Summary of the search for the student's settings: its trials with their histories, and the winner."""
     ships: dict[str, Any] | None = None
     """Summary of the export: `systems`, `forms`, `calibration`, `calibrated`."""
+    gap: dict[str, Any] | None = None
+    """Summary of the stage `gap`: ensemble against hard labels on validation rows, and likely causes."""
 
     @property
     def measures(self) -> Measures:
@@ -138,9 +150,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "text": "Whether distillation helped was not measured: there is no student on hard labels.",
         }
     else:
-        text = verdict(
-            difference, gap["value"], gap["reason"], pseudo, gap["within_noise"], noun=measures.noun
-        )
+        text = verdict(difference, _for_verdict(inputs, gap), pseudo, measures.noun)
         judged = {"outcome": difference.outcome, "text": text}
     plain_gap = None
     if any(student.role == "plain" for student in inputs.students):
@@ -164,15 +174,19 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
         "gap_recovered": gap,
         "gap_recovered_from_unaugmented": plain_gap,
+        "gap_check": inputs.gap,
         "summary": _summary(systems, measures.summarised),
         "systems": systems,
         "shipped": inputs.shipped,
         "confused": _confused(inputs),
         "specialists": specialists_section(inputs),
+        "calibration": calibration_section(inputs),
+        "choose": inputs.choose,
         "sweep": sweep_section(inputs.sweep) if inputs.sweep else None,
         "ships": plain(inputs.ships) if inputs.ships else None,
         "temperature": inputs.temperature,
         "alpha": inputs.alpha,
+        "pseudo": inputs.pseudo,
         "objective": inputs.objective,
         "mean": inputs.mean,
         "reference": inputs.reference,
@@ -182,6 +196,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     }
     if target := inputs.info.get("target"):
         report["target"] = target
+    else:
+        seen = np.bincount(inputs.labels)
+        report["class_ratio"] = float(seen.max() / seen[seen > 0].min())
     if constant is not None:
         report["constant"] = constant
     return plain(report)
@@ -273,19 +290,22 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
     seeds = [seed for seed in distilled if seed in hard]
     ours, theirs = [distilled[s] for s in seeds], [hard[s] for s in seeds]
     reason = gap_reason(float(np.mean(theirs)) if seeds else None, ensemble)
-    if reason or ensemble is None:
+    advantage = None
+    if inputs.ensemble_log_probs is not None and seeds:
+        right = inputs.measures.scores(inputs.ensemble_log_probs, inputs.labels)
+        students = _by_seed(inputs, baseline)
+        counts = inputs.measures.counts
+        # Over rows: the ensemble is one, and a few students say little of how much they vary.
+        advantage = paired_interval(right, np.mean([students[s] for s in seeds], axis=0), counts=counts)
+    if reason or ensemble is None or advantage is None:
         return {
             "value": None,
             "per_seed": [],
             "standard_error": None,
             "reason": reason,
             "within_noise": None,
+            "advantage": asdict(advantage) if advantage else None,
         }
-    assert inputs.ensemble_log_probs is not None
-    right = inputs.measures.scores(inputs.ensemble_log_probs, inputs.labels)
-    students = _by_seed(inputs, baseline)
-    counts = inputs.measures.counts
-    advantage = combined_interval([right] * len(seeds), [students[s] for s in seeds], counts=counts)
     return {
         "value": gap_recovered(float(np.mean(ours)), float(np.mean(theirs)), ensemble),
         "per_seed": [gap_recovered(d, h, ensemble) for d, h in zip(ours, theirs, strict=True)],
@@ -293,7 +313,18 @@ def _gap(inputs: ReportInputs, systems: list[dict[str, Any]], baseline: str = "h
         "reason": None,
         # Whether the gap itself, ensemble less baseline, is no more than noise: its share then says little.
         "within_noise": advantage.outcome != "helped",
+        "advantage": asdict(advantage),
     }
+
+
+def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
+    """What the verdict is explained by."""
+    falls = [still_falling(s.history) for s in inputs.students if s.role == "distilled"]
+    known = [fall for fall in falls if fall is not None]
+    falling = float(np.median(known)) if known and float(np.median(known)) > FALLING else None
+    causes = [cause["found"] for cause in (inputs.gap or {}).get("causes", [])]
+    advantage = Interval(**gap["advantage"]) if gap["advantage"] else None
+    return Gap(gap["value"], gap["reason"], advantage, causes, falling)
 
 
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import yaml
 from ensemble_kd.report.build import ROLES
 from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
 from ensemble_kd.report.sweep import metric_text, settings_text
-from ensemble_kd.train.measures import measures_of
+from ensemble_kd.train.measures import columns_of, measures_of
 
 KINDS = {"image": "An image", "text": "A text", "numeric": "A tabular"}
 PIPELINE = {
@@ -126,7 +126,8 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
     lines = [
         f"- Student: `{json.dumps(student.get('model', {}))}`",
         f"- Soft loss: `{report['objective']}`, temperature {report['temperature']:g}, "
-        f"weight of the soft loss {report['alpha']:g}",
+        f"weight of the soft loss {report['alpha']:g}"
+        + (f", of pseudo-labels {report['pseudo']:g}" if report.get("pseudo") else ""),
         f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
     if report.get("target"):
@@ -173,7 +174,7 @@ def _targets(report: dict[str, Any]) -> str:
 
 def _results(report: dict[str, Any]) -> str:
     measures = measures_of(report.get("target"))
-    shown = [column for column in measures.columns if column.key not in ("errors", "brier")]
+    shown = [column for column in columns_of(report) if column.key not in ("errors", "brier")]
     lines = ["| | n | " + " | ".join(column.title for column in shown) + " |"]
     lines.append("|---|---|" + "---|" * len(shown))
     for role, entry in report["summary"].items():

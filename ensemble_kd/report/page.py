@@ -11,6 +11,8 @@ from typing import Any
 
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.report.build import ROLES
+from ensemble_kd.report.choose import choose_html
+from ensemble_kd.report.gap import gap_html
 from ensemble_kd.report.pieces import dot, plain, rounded, table, text_of, titled_plot
 from ensemble_kd.report.plots import (
     COLOURS,
@@ -23,7 +25,8 @@ from ensemble_kd.report.plots import (
 )
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
-from ensemble_kd.train.measures import Column, measures_of
+from ensemble_kd.report.teachers_calibration import teachers_calibration_html
+from ensemble_kd.train.measures import Column, columns_of, measures_of
 
 MANY_TEACHERS = 10
 MANY_CLASSES = 30
@@ -98,10 +101,13 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         f"<h1>{title}</h1><p class=quiet>{_escape(_subtitle(report))}</p>",
         f'<section class="verdict {css_class}"><p>{_escape(verdict["text"])}</p></section>',
         _facts(report),
+        gap_html(report.get("gap_check")),
         _results(report),
         ships_html(report.get("ships")),
         _reference(report),
+        teachers_calibration_html(report.get("calibration")),
         _specialists(report, arrays),
+        choose_html(report.get("choose")),
         sweep_html(report.get("sweep"), arrays.get("sweep")),
         titled_plot("Training", training_curves(histories), "wide"),
         _calibration_and_mistakes(report, arrays),
@@ -148,7 +154,7 @@ def _facts(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    columns = measures_of(report.get("target")).columns
+    columns = columns_of(report)
     head = ["", *(column.title for column in columns), "parameters", "size", "ms at 1", "ms at 32"]
     teachers = [s for s in report["systems"] if s["role"] == "teacher"]
     shown = [s for s in report["systems"] if s["role"] != "teacher"]
@@ -203,7 +209,7 @@ def _system_row(system: dict[str, Any], shipped: str, columns: tuple[Column, ...
 def _mean_row(role: str, report: dict[str, Any]) -> tuple[str, list[str]]:
     entry = report["summary"][role]
     name = f"{ROLES[role]}, mean of {entry['n']}" if entry["n"] > 1 else ROLES[role]
-    first, second, *others = measures_of(report.get("target")).columns
+    first, second, *others = columns_of(report)
     digits = 1 if second.key == "errors" else second.places(entry[second.key]["mean"])
     cells = [_dot(role) + _escape(name), _percent(entry[first.key]), _mean(entry[second.key], digits)]
     # The errors of these three are in report.json; here they would push the table off the page.

@@ -97,7 +97,7 @@ class Done:
         return found
 
 
-COMES_FROM = ("clusters", "specialists", "combined-targets", "sweep")
+COMES_FROM = ("clusters", "specialists", "combined-targets", "sweep", "choose")
 """Stages that a student comes from in some runs only."""
 
 
@@ -152,6 +152,9 @@ class Stage(ABC):
     """Whether later stages can be planned only once it is complete."""
     postponed: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors after which the later stages run without its result, and which are raised at the end."""
+
+    serves: ClassVar[str | None] = None
+    """Name of a later stage, for one that a run which ends before that does without."""
 
     @abstractmethod
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:

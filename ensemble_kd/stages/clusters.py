@@ -31,6 +31,7 @@ from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.ensemble.store_covariance import Moments, SparseMoments, softened
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.stages.base import DataFound, Done, Stage
+from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.context import MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import teachers_predictions
 from ensemble_kd.stages.training_data import shards_of
@@ -53,6 +54,8 @@ KEPT_UP_TO = 2048
 
 def plan(config: Config, run: Path, data: str, store: str) -> StagePlan:
     settings = {**config.clusters.model_dump(mode="json"), "seed": config.seed}
+    if calibrates(config):
+        settings["calibrate"] = True
     return StagePlan.of(run, "clusters", settings, {"data": data, "soft_targets": store})
 
 
@@ -86,19 +89,20 @@ def run(
     info: dict[str, Any],
     store: Path,
     receipt: Manifest,
-    validation: list[Path],
+    teachers: Manifest,
 ) -> Manifest:
-    """Find the clusters. `validation` are files with the teachers' validation logits, one a member.
+    """Find the clusters in what the `teachers` say.
 
     Raises InputError where the clustering collapses or nothing is confused, with the remedy.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     settings = context.config.clusters
+    calibration = calibration_of(context.config, context.folder, data, teachers)
     if settings.source == "confusion":
-        matrix = _confusion(data, info, validation)
+        matrix = _confusion(data, info, teachers_predictions(context.folder, teachers), calibration)
     else:
-        matrix = predictions_matrix(context, store, receipt, settings)
+        matrix = predictions_matrix(context, store, receipt, settings, calibration)
     seconds = time.perf_counter() - began
     context.console.progress("clusters", 0, 1, "clustering")
     try:
@@ -162,14 +166,17 @@ def _captured(matrix: np.ndarray, sets: list[tuple[int, ...]], total: float) -> 
     return mass / total if total > 0 else 0.0
 
 
-def _confusion(data: Path, info: dict[str, Any], validation: list[Path]) -> np.ndarray:
+def _confusion(
+    data: Path, info: dict[str, Any], validation: list[Path], calibration: list[float] | None
+) -> np.ndarray:
+    """`validation` are files with the teachers' validation logits, one a member."""
     if not validation:
         raise ConfigError(
             "clusters.source: 'confusion' needs predictions for the validation rows, and there are none "
             "(teachers.predictions.validation); use 'covariance'"
         )
     logits = np.stack([load_file(path)["validation"] for path in validation], 1)
-    predicted = mean_logits(torch.from_numpy(logits), 1.0).argmax(1).numpy()
+    predicted = mean_logits(torch.from_numpy(logits), 1.0, calibration=calibration).argmax(1).numpy()
     counts = confusion_matrix(predicted, load_split(data, "validation").labels, info["num_classes"])
     if not (counts - np.diag(np.diagonal(counts))).any():
         raise InputError(
@@ -180,10 +187,14 @@ def _confusion(data: Path, info: dict[str, Any], validation: list[Path]) -> np.n
 
 
 def predictions_matrix(
-    context: Context, store: Path, receipt: Manifest, settings: ClustersConfig
+    context: Context,
+    store: Path,
+    receipt: Manifest,
+    settings: ClustersConfig,
+    calibration: list[float] | None = None,
 ) -> np.ndarray:
     """(C, C) covariance, or E[p p^T], of the members' mean prediction on the transfer rows as they are."""
-    moments = moments_of(context, store, receipt, settings.temperature)
+    moments = moments_of(context, store, receipt, settings.temperature, calibration)
     matrix = moments.covariance()
     centre = len(matrix) >= MANY_CLASSES if settings.centre == "auto" else settings.centre
     if not centre:
@@ -193,7 +204,13 @@ def predictions_matrix(
     return matrix
 
 
-def moments_of(context: Context, store: Path, receipt: Manifest, temperature: float) -> Moments:
+def moments_of(
+    context: Context,
+    store: Path,
+    receipt: Manifest,
+    temperature: float,
+    calibration: list[float] | None = None,
+) -> Moments:
     """Sums over the store, view 0, at T."""
     layout = StoreLayout(**receipt.summary["layout"]).logits_alone
     shards = [str((store / name).resolve()) for name in shards_of(receipt)]
@@ -209,7 +226,7 @@ def moments_of(context: Context, store: Path, receipt: Manifest, temperature: fl
         moments = empty(layout)
         for i, shard in enumerate(shards):
             context.console.progress("clusters", i, len(shards), "reading soft targets")
-            add_shard(moments, shard, layout, temperature)
+            add_shard(moments, shard, layout, temperature, calibration)
         context.console.progress("clusters", 0, 0, "")
         return moments
     workers = max(1, min(context.runtime.capacity(), len(shards)))
@@ -217,7 +234,7 @@ def moments_of(context: Context, store: Path, receipt: Manifest, temperature: fl
 
     claim = context.config.compute.cpus_per_worker
     task = ray.remote(num_cpus=claim)(part_of)
-    waiting = [task.remote(shards[i::workers], layout, temperature) for i in range(workers)]
+    waiting = [task.remote(shards[i::workers], layout, temperature, calibration) for i in range(workers)]
     parts = len(waiting)
     moments = empty(layout)
     while waiting:  # merged as they come, so that few parts are held at once
@@ -232,28 +249,36 @@ def empty(layout: StoreLayout) -> Moments:
     return SparseMoments(layout.classes) if layout.top_k is not None else StreamingCovariance(layout.classes)
 
 
-def part_of(shards: list[str], layout: StoreLayout, temperature: float) -> Moments:
+def part_of(
+    shards: list[str], layout: StoreLayout, temperature: float, calibration: list[float] | None = None
+) -> Moments:
     """The sums over some shards; runs in a Ray task."""
     torch.set_num_threads(1)
     moments = empty(layout)
     for shard in shards:
-        add_shard(moments, shard, layout, temperature)
+        add_shard(moments, shard, layout, temperature, calibration)
     if isinstance(moments, SparseMoments):
         moments.settle()  # here, side by side, rather than where the parts are merged
     return moments
 
 
-def add_shard(moments: Moments, shard: str, layout: StoreLayout, temperature: float) -> None:
+def add_shard(
+    moments: Moments,
+    shard: str,
+    layout: StoreLayout,
+    temperature: float,
+    calibration: list[float] | None = None,
+) -> None:
     """Add the rows of one shard, at bounded memory."""
     _, columns = read_shard(Path(shard), layout)
     first = {name: as_tensor(column)[:, 0] for name, column in columns.items()}  # view 0
     if isinstance(moments, SparseMoments):
         kept = top_k.TopK(first["values"], first["indices"], first["rest"])
-        moments.update(kept, temperature)
+        moments.update(kept, temperature, calibration)
         return
     rows = max(1, min(BATCH, 2**25 // (layout.members * layout.classes)))
     for part in first["logits"].split(rows):
-        moments.update(softened(part, temperature))
+        moments.update(softened(part, temperature, calibration))
 
 
 class Clusters(Stage):
@@ -267,8 +292,8 @@ class Clusters(Stage):
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         store = done["soft-targets"]
-        validation = teachers_predictions(context.folder, done["teachers"].manifest)
-        return run(context, plan, done["data"].folder, done.info, store.folder, store.manifest, validation)
+        above = (store.folder, store.manifest, done["teachers"].manifest)
+        return run(context, plan, done["data"].folder, done.info, *above)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         sizes = sorted(len(cluster["classes"]) for cluster in summary["clusters"])

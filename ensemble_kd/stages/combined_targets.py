@@ -29,6 +29,7 @@ from ensemble_kd.ensemble.specialists import active_specialists
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
 from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.context import COMBINED, Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import best, kept_weights, members_folder
@@ -56,6 +57,8 @@ def plan(config: Config, run: Path, data: str, store: str, specialists: Manifest
         "mean": config.student.mean,  # of these two the choice of weights depends
         "weights": config.student.weights,
     }
+    if calibrates(config):
+        settings["calibrate"] = True
     return StagePlan.of(
         run,
         "combined_targets",
@@ -117,11 +120,13 @@ def run(
     folder = members_folder(context.folder, "teachers")
     folders = [folder / entry["fingerprint"] for entry in entries]
     groups = groups_of(specialists, names)
-    ensemble, choice = _combined(context, plan, "ensemble", folders, weights, groups, labels)
+    calibration = calibration_of(config, context.folder, data, teachers) or [1.0] * len(names)
+    own_scale = list(zip(folders, calibration, strict=True))
+    ensemble, choice = _combined(context, plan, "ensemble", own_scale, weights, groups, labels)
     # One generalist with its own specialists, for the report: the paper's system.
     there = {entry["generalist"] for entry in specialists.summary["members"]}
     single = best([entry for entry in entries if entry["name"] in there])["name"]
-    own, own_groups = [folders[names.index(single)]], groups_of(specialists, [single])
+    own, own_groups = [own_scale[names.index(single)]], groups_of(specialists, [single])
     alone, alone_choice = _combined(context, plan, "generalist", own, None, own_groups, labels)
     results = {f"ensemble/{split}": log_q for split, log_q in ensemble.items()}
     results |= {f"generalist/{split}": log_q for split, log_q in alone.items()}
@@ -146,6 +151,7 @@ def run(
         "layout": layout,
         "clusters": _networks(context, groups, choice),
         "top_n": config.specialists.top_n,
+        "calibration": calibration,
         "augment": config.data.augment.model_dump(mode="json"),
         "batch_size": config.soft_targets.batch_size,
     }
@@ -162,13 +168,15 @@ def _combined(
     context: Context,
     plan: StagePlan,
     system: str,
-    teachers: list[Path],
+    teachers: list[tuple[Path, float]],
     weights: list[float] | None,
     groups: list[Group],
     labels: Tensor,
 ) -> tuple[dict[str, Tensor], Choice]:
     """Mean log q (N, C) of validation and test rows, and the choice that validation rows led to.
 
+    `teachers` are folders with each one's temperature; specialists, which start from a teacher's weights and
+    stay near its scale, are divided by the same. Else calibrating would shift the balance between them.
     The choice is written down before anything is made with it, so that a resumed run goes on with the same.
     """
     config = context.config
@@ -179,11 +187,11 @@ def _combined(
     choice = Choice(**read_json(written)) if written.exists() else None
     found = {}
     for split in ("validation", "test"):  # one after the other: together they may be large
-        members = torch.stack([load_logits(path, split) for path in teachers], 1)
+        members = torch.stack([load_logits(path, split) / scale for path, scale in teachers], 1)
         clusters: list[Cluster] = [
             (
                 group["classes"],
-                {i: load_logits(folder / n, split) for i, n in group["members"].items()},
+                {i: load_logits(folder / n, split) / teachers[i][1] for i, n in group["members"].items()},
             )
             for group in groups
         ]
@@ -236,12 +244,15 @@ class Combiner:
         top_n: int,
         augment: dict[str, Any],
         batch_size: int,
+        calibration: list[float],
         use_gpu: bool = False,
     ) -> None:
-        """`clusters` have `classes`, `weight` and, by member, `members`: (settings, folder)."""
+        """`clusters` have `classes`, `weight` and, by member, `members`: (settings, folder). `calibration`
+        has each member's temperature, by which its specialists are divided too."""
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self.info, self.layout, self.clusters = info, layout, clusters
         self.top_n, self.batch_size = top_n, batch_size
+        self.calibration = torch.tensor(calibration)  # (M,)
         self.augment = AugmentConfig.model_validate(augment)
         self.kept: dict[str, Network] = {}
         self.kept_bytes = 0
@@ -278,8 +289,9 @@ class Combiner:
         return {**writer.close(), "bound": bound}
 
     def members(self, stored: dict[str, Tensor], v: int) -> Tensor:
-        """(B, M, C) logits of the members for view v, from their columns (B, V, ...)."""
-        return restore({name: column[:, v] for name, column in stored.items()}, self.layout)
+        """(B, M, C) calibrated logits of the members for view v, from their columns (B, V, ...)."""
+        logits = restore({name: column[:, v] for name, column in stored.items()}, self.layout)
+        return logits.float() / self.calibration[:, None]
 
     def asked(self, stored: dict[str, Tensor]) -> Tensor:
         """(B, V, M, K) bool: does the member's distribution ask its specialist of the cluster?"""
@@ -325,7 +337,7 @@ class Combiner:
                         seen = view(seen, numbers, v, VIEW_SEED, self.augment) if v else seen
                         with autocast(self.device, precision):
                             outputs = network(seen).logits
-                        logits.append(specialty.logits(outputs.float().cpu()))
+                        logits.append(specialty.logits(outputs.float().cpu()) / self.calibration[i])
                     found[k, i, v] = places, torch.cat(logits)
         return found
 

@@ -6,11 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, CsvConfig, text_source
-from ensemble_kd.data.prepared import prepare, source_fingerprint
+from ensemble_kd.config import (
+    Config,
+    CsvConfig,
+    class_name_problems,
+    text_source,
+    with_class_weights,
+    with_epochs,
+)
+from ensemble_kd.data.labels import labelled
+from ensemble_kd.data.prepared import load_labels, prepare, source_fingerprint
 from ensemble_kd.redact import redacted
-from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 
 
@@ -65,6 +75,19 @@ class Data(Stage):
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         return run(context, plan)
+
+    def problems(self, config: Config, found: DataFound) -> list[str]:
+        return class_name_problems(config, found.info.get("class_names", []))
+
+    def rewrite(self, config: Config, artifact: Artifact) -> Config:
+        """Epochs and weights of classes as numbers: only the rows tell what `auto` and `balanced` come to."""
+        config = with_epochs(config, artifact.known("info")["counts"])
+        names = artifact.known("info")["class_names"]
+        labels = load_labels(artifact.folder, "transfer")
+        if config.data.target == "value":
+            return config
+        counts = np.bincount(labels[labelled(labels)], minlength=len(names)).tolist()
+        return with_class_weights(config, names, counts)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         info = summary["info"]

@@ -22,6 +22,7 @@ from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import Package, shipped_info
 from ensemble_kd.models.quantise import description
 from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.train.calibration import before_and_after, calibrate
@@ -97,7 +98,7 @@ def run(
         "forms": made,
         "calibration": calibration,
         "calibrated": before_and_after(stored["test"], test.labels, calibration["temperature"]),
-        "systems": _systems(context, info, teachers, (network, calibrated), test),
+        "systems": _systems(context, info, teachers, (network, calibrated), test, data),
         "seconds": time.perf_counter() - began,
     }
     files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]
@@ -121,6 +122,7 @@ def _systems(
     teachers: Manifest,
     student: tuple[Network, Logits],
     test: Arrays,
+    data: Path,
 ) -> list[dict[str, Any]]:
     """What the forms stand beside, in PyTorch on one thread: a teacher, the ensemble, the student."""
     entries = [e for e in teachers.summary["members"] if "fingerprint" in e and "parameters" in e]
@@ -134,12 +136,14 @@ def _systems(
     systems: list[tuple[str, list[Network], Logits, int]] = [("student", [student[0]], student[1], size)]
     if networks:
         weights = kept_weights(context.config.student.weights, [e["name"] for e in entries])
+        calibration = calibration_of(context.config, context.folder, data, teachers)
         together = {
             split: mean_logits(
                 torch.from_numpy(np.stack([logits[split] for logits in stored], 1)),
                 1.0,
                 context.config.student.mean,
                 weights,
+                calibration,
             ).numpy()
             for split in SPLITS
         }

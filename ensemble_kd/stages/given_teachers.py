@@ -28,8 +28,10 @@ from ensemble_kd.data.records import SPLITS
 from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.export.mlflow_form import behind
+from ensemble_kd.models.classifier import load_classifier
 from ensemble_kd.models.foreign import class_problems, order_by_name
 from ensemble_kd.models.package import load_package
+from ensemble_kd.pretrained import source_file, source_folder
 from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.judged import Panel
@@ -38,7 +40,7 @@ from ensemble_kd.train.loop import predict
 
 ENOUGH_ROWS, ENOUGH_OF_EACH = 500, 5
 """Rows, and rows of each class, after which a member is looked at while it is still asked."""
-ASKED = ("callable", "mlflow")
+ASKED = ("callable", "transformers", "mlflow")
 """Sources of teachers that are asked about raw inputs."""
 
 
@@ -54,11 +56,26 @@ def digests(config: Config) -> dict[str, str]:
             path = _module_file(entry, f"teachers.given.{i}")
             parts: list[Any] = [entry, checksum(path) if path is not None else None]
         else:
-            folder = Path(entry)
+            folder = _folder_of(config, i)
             files = sorted(path for path in folder.rglob("*") if path.is_file() and _counts(path))
             parts = [[str(path.relative_to(folder)), checksum(path)] for path in files]
         found[f"teacher-{i:03d}"] = fingerprint("asked", config.teachers.source, *parts)
     return found
+
+
+def _folder_of(config: Config, index: int) -> Path:
+    """Where the files of a member lie. Raises ConfigError for a hub name of which none are here."""
+    entry, where = config.teachers.given[index], f"teachers.given.{index}"
+    if config.teachers.source == "mlflow":
+        return Path(entry)
+    folder = source_folder(entry, where)
+    if folder is None and source_file(entry, "config.json", where) is not None:  # fetched by now
+        folder = source_folder(entry, where)
+    if folder is None:
+        raise ConfigError(
+            f"{where}: no files of {entry!r} in the cache, and the hub does not answer; give a local folder"
+        )
+    return folder
 
 
 def _counts(path: Path) -> bool:
@@ -220,6 +237,8 @@ def _teacher(config: Config, index: int, info: dict[str, Any]) -> Answer:
     entry, where = config.teachers.given[index], f"teachers.given.{index}"
     if config.teachers.source == "callable":
         return load_callable(entry, where)
+    if config.teachers.source == "transformers":
+        return load_classifier(entry, info, where, named=orders_of(config, info)[index] is None)
     if (Path(entry) / MLMODEL).is_file():
         return _pyfunc(entry, where, config.data.columns.input)
     return _package(Path(entry), where, info, named=orders_of(config, info)[index] is None)

@@ -163,17 +163,20 @@ def train_and_follow(
     load: LoadData,
     arrays: Callable[[], dict[str, Any]],
     replicas: int,
+    *,
+    shown: str | None = None,
 ) -> list[MemberTask]:
     """Train what is missing in one worker group, shown and tracked; returns the tasks that are finished.
 
     Those that are not had a loss that was not finite. Raises TrainingError for one that
     left nothing at all. Tasks that are one and the same (a distilled student with
-    alpha = 0 is its own baseline) train once.
+    alpha = 0 is its own baseline) train once. `shown` is the stage that trains them, where they are members
+    of another.
     """
     members = members_folder(context.folder, stage)
     drop_damaged(tasks, members, context.console)
     _drop_failures(tasks, members)
-    on_event, close = follow(context, stage, tasks, members)
+    on_event, close = follow(context, shown or stage, tasks, members)
     try:
         train_members(
             context.runtime,

@@ -22,9 +22,11 @@ from ensemble_kd.models.package import save_package, shipped_info
 from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
+from ensemble_kd.report.choose import choose_section
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.base import Done, Stage
+from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
@@ -40,12 +42,16 @@ def plan(
     student: str,
     sweep: str | None = None,
     forms: str | None = None,
+    gap: str | None = None,
+    chosen: str | None = None,
 ) -> StagePlan:
     settings = {"name": config.name, "mean": config.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
     inputs = {"teachers": teachers, "student": student}
     inputs |= {"sweep": sweep} if sweep else {}
     inputs |= {"export": forms} if forms else {}
+    inputs |= {"gap": gap} if gap else {}
+    inputs |= {"choose": chosen} if chosen else {}
     return StagePlan.of(run, "report", settings, inputs)
 
 
@@ -81,9 +87,11 @@ def run(
     special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
     sweep: Manifest | None = None,
     forms: tuple[Path, Manifest] | None = None,
+    gap: dict[str, Any] | None = None,
+    chosen: Manifest | None = None,
 ) -> Manifest:
     """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest;
-    `forms` the exported forms' folder and manifest.
+    `forms` the exported forms' folder and manifest; `gap` the summary of that stage.
 
     Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +112,14 @@ def run(
             _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
-        ensemble = None
+        ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])
             members = torch.from_numpy(np.stack([system.logits for system in systems], 1))  # (N, M, C)
-            ensemble = mean_logits(members, 1.0, config.mean, weights).numpy()
+            calibration = calibration_of(config, context.folder, data, teachers)
+            ensemble = mean_logits(members, 1.0, config.mean, weights, calibration).numpy()
+            if calibration is not None:
+                plain = mean_logits(members, 1.0, config.mean, weights).numpy()
         context.console.progress("report", 1, 3, "drawing")
         inputs = ReportInputs(
             name=config.name,
@@ -119,8 +130,12 @@ def run(
             ensemble_log_probs=ensemble,
             students=students,
             shipped=student.summary["shipped"],
-            temperature=config.student.temperature,
-            alpha=config.student.alpha,
+            temperature=config.student.numbers.temperature,
+            alpha=config.student.numbers.alpha,
+            pseudo=config.student.numbers.pseudo,
+            temperatures=calibration,
+            plain_ensemble=plain,
+            choose=choose_section(chosen.summary if chosen else None, student.summary["seconds"]),
             objective=_objective(config.student),
             mean=config.mean,
             settings=redacted(config.model_dump(mode="json", exclude={"report"})),
@@ -130,6 +145,7 @@ def run(
             specialised=_specialised(config, info, systems, *special) if special else None,
             sweep=sweep.summary if sweep else None,
             ships=forms[1].summary if forms else None,
+            gap=gap,
         )
         report = build_report(inputs)
         if "constant" in report:
@@ -314,7 +330,10 @@ class Report(Stage):
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         swept = result_of(done["sweep"].manifest) if "sweep" in done else None
         forms = done["export"].fingerprint if "export" in done else None
-        return plan(config, run, done["teachers"].fingerprint, done["student"].fingerprint, swept, forms)
+        gap = done["gap"].fingerprint if "gap" in done else None
+        chosen = done["choose"].fingerprint if "choose" in done else None
+        above = (done["teachers"].fingerprint, done["student"].fingerprint)
+        return plan(config, run, *above, swept, forms, gap, chosen)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         teachers, special, forms = done["teachers"], None, None
@@ -326,7 +345,9 @@ class Report(Stage):
             forms = (done["export"].folder, done["export"].manifest)
         sweep = done["sweep"].manifest if "sweep" in done else None
         above = (teachers.manifest, teachers.folder, done["student"].manifest, done.lineage())
-        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms)
+        gap = done["gap"].summary if "gap" in done else None
+        chosen = done["choose"].manifest if "choose" in done else None
+        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms, gap, chosen)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return intact(plan, context)

@@ -19,6 +19,7 @@ from ensemble_kd.config import (
     TrainingConfig,
     member_settings,
     num_teachers,
+    specialist_training,
 )
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import InputError, TrainingError
@@ -134,10 +135,11 @@ def tasks(
         position = [teacher["name"] for teacher in teachers].index(entry["name"])
         model, path = teacher_model(config, index)
         architecture, _ = resolve(model, path=path)  # its weights come from the generalist's folder
-        training = _training(settings, member_settings(config.teachers, index)[1])
+        teacher = member_settings(config.teachers, index)[1]
         for k, cluster in enumerate(clusters):
             classes = cluster["classes"]
             rows = int(counts[classes].sum())
+            examples = round(rows / settings.special_fraction)
             specialty = {
                 "classes": classes,
                 "generalist": entry["fingerprint"],
@@ -161,13 +163,13 @@ def tasks(
                     role="specialist",
                     seed=mix(config.seed, STREAM_OF_SPECIALISTS, index, *classes),
                     model=architecture,
-                    training=training,
+                    training=_training(config, teacher, examples),
                     inputs={
                         "data": inputs["data"],
                         "generalist": entry["fingerprint"],
                         **({"soft_targets": inputs["soft_targets"]} if full else {}),
                     },
-                    examples_per_epoch=round(rows / settings.special_fraction),
+                    examples_per_epoch=examples,
                     augment=_augment(config),
                     specialist=specialty,
                     **(soft if full else {}),
@@ -176,9 +178,11 @@ def tasks(
     return found
 
 
-def _training(settings: SpecialistsConfig, teacher: TrainingConfig) -> dict[str, Any]:
-    """The specialists' training, regularised as their teacher where the user says nothing else."""
-    training = settings.training.model_dump(mode="json")
+def _training(config: Config, teacher: TrainingConfig, examples: int) -> dict[str, Any]:
+    """A specialist's training, regularised as its teacher where the user says nothing else."""
+    settings = config.specialists
+    assert settings is not None
+    training = specialist_training(config, examples).model_dump(mode="json")
     for name in ("weight_decay", "max_norm", "label_smoothing"):
         soft = name == "label_smoothing" and settings.output == "full"
         if name not in settings.training.model_fields_set and not soft:
@@ -299,7 +303,7 @@ class Specialists(Stage):
         counts, classes = done.info["counts"], sum(len(cluster["classes"]) for cluster in found)
         share = classes / len(found) / done.info["num_classes"]
         rows = round(counts["labelled"] * share / config.specialists.special_fraction)
-        return Work(members, rows, config.specialists.training.epochs)
+        return Work(members, rows, specialist_training(config, rows).num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

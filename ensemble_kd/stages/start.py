@@ -20,7 +20,6 @@ from ensemble_kd.config import (
     ModelConfig,
     OnlineConfig,
     PhaseConfig,
-    StudentConfig,
     TransformerConfig,
     member_settings,
     num_teachers,
@@ -40,6 +39,7 @@ from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.foreign import classifier_problems, taken_over
 from ensemble_kd.models.outputs import Outputs, state_name
+from ensemble_kd.models.pooling import LIBRARY, source_pooling
 from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
@@ -51,8 +51,10 @@ from ensemble_kd.pretrained import (
     weights_digest,
 )
 from ensemble_kd.redact import redacted
+from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
+from ensemble_kd.stages.vectors import VectorsPlan, table_problems, vectors_plan
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask
 
@@ -76,6 +78,10 @@ class Basis:
     """Layout of the teachers' store, where what it keeps beside logits is held for the students."""
     info: dict[str, Any] = field(default_factory=dict)
     """Of the data."""
+    calibration: list[float] | None = None
+    """Temperature of each member in the store; None where means are made of logits as they are."""
+    vectors: VectorsPlan | None = None
+    """The table that `initial` names, to be made before members are trained."""
 
     @cached_property
     def student(self) -> Network:
@@ -109,7 +115,11 @@ def basis_of(
         pieces = used_pieces(texts, _special(data), vocabulary if isinstance(vocabulary, int) else None)
     model, initial = resolve(config.student.model, teacher, pieces, "student.model")
     names = {phase.name: _corpus_name(phase.corpus) for phase in config.student.phases if phase.corpus}
-    return Basis(found, model, initial, names, store, load_info(data).to_dict())
+    calibration = calibration_of(config, run, data, teachers)
+    vectors = vectors_plan(config, data, found)
+    if vectors is not None:
+        initial = vectors.place
+    return Basis(found, model, initial, names, store, load_info(data).to_dict(), calibration, vectors)
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -137,14 +147,16 @@ def online_of(
     weights: list[float] | None,
     path: str,
     terms: Sequence[dict[str, Any]] = (),
+    averaged: bool = False,
 ) -> dict[str, Any]:
     """The teachers beside a student, as a task names them. Raises ConfigError where there are none.
 
     With `terms`, losses on rows of the transfer set: `stored` where the store holds all that these read.
+    `averaged`: their logits are, whatever the settings say.
     """
     if online.source is not None:
         wanted: Any = TypeAdapter(ModelConfig).validate_python(
-            {"name": "transformer", "source": online.source}
+            {"name": "transformer", "source": online.source, "pooling": "cls"}  # its own classifier, or none
         )
         model, initial = resolve(wanted, path=f"{path}.online")
         assert initial is not None
@@ -173,6 +185,8 @@ def online_of(
     total = sum(shares)
     places = [_place(teacher) for teacher in chosen]
     found = {"teachers": places, "shares": [share / total for share in shares], "logits": online.logits}
+    if basis.calibration is not None and (online.logits or averaged):
+        found["calibration"] = [basis.calibration[names.index(teacher["name"])] for teacher in chosen]
     return {**found, "stored": True} if not online.logits and stored(basis, terms) else found
 
 
@@ -253,9 +267,10 @@ def _phase(
     soft = phase.objective is not None and phase.alpha > 0
     beside = bool(phase.terms) or (soft and (phase.corpus is not None or phase.online.logits))
     terms = phase.terms if phase.corpus is None else []
-    online = online_of(phase.online, basis, weights, path, terms) if beside else None
-    if online is not None and soft and phase.corpus is not None:
-        online["logits"] = True  # a corpus has no stored ones
+    computed = soft and phase.corpus is not None  # a corpus has no stored logits
+    online = online_of(phase.online, basis, weights, path, terms, averaged=computed) if beside else None
+    if online is not None and computed:
+        online["logits"] = True
     reads = soft and not (online is not None and online["logits"])
     states = online is not None and bool(online.get("stored"))
     inputs = {"data": data, **({"soft_targets": store} if reads or states else {})}
@@ -284,6 +299,7 @@ def _phase(
         temperature=phase.temperature,
         mean=(config if phase.task == "classify" else config.student).mean if soft else "arithmetic",
         weights=weights if reads else None,
+        calibration=basis.calibration if reads else None,
         initial=initial,
         terms=phase.terms,
         online=online,
@@ -326,9 +342,11 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
 
 def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
+    start = getattr(config.student.model, "start", None)
     wanted = [("student.model.source", getattr(config.student.model, "source", None))]
+    wanted += [("student.model.start.source", getattr(start, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
-    if config.teachers.source == "pretrained":
+    if config.teachers.source in ("pretrained", "transformers"):
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
     if config.teachers.source == "train":
         models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
@@ -348,6 +366,8 @@ def source_problems(config: Config) -> list[str]:
             problems += error.problems
     if getattr(config.student.model, "weights", "") == "random":
         folders.pop("student.model.source", None)  # only its architecture is taken over
+    if config.teachers.source == "transformers":  # each reads its own word pieces
+        folders = {path: folder for path, folder in folders.items() if not path.startswith("teachers.")}
     return problems or _tokenizer_problems(config, folders)
 
 
@@ -368,8 +388,7 @@ def _tokenizer_problems(config: Config, folders: dict[str, str]) -> list[str]:
             f"by, that of {usual} with {len(own)} (for one, {other!r} is {theirs.get(other)} there and "
             f"{own.get(other)} here); teachers and students read the same pieces: use models that share a "
             + (
-                "tokenizer, or call each with its own: teachers.source=callable, with a function that takes "
-                "a list of texts and returns (B, C) logits"
+                "tokenizer, or ask each with its own: teachers.source=transformers"
                 if path.startswith("teachers.given")
                 else "tokenizer, or set weights: random for this one"
             )
@@ -421,6 +440,10 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         return []
     problems: list[str] = []
     teachers = [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+    try:
+        problems += table_problems(config, teachers)
+    except ConfigError as error:
+        problems += error.problems
     any_of: list[dict[str, Any] | None] = [*teachers] or [None]
     for teacher in any_of:  # each may turn out to be the best
         given = None if teacher is None else {"model": teacher, "initial": {}}
@@ -477,15 +500,17 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
     if teachers.source == "pretrained":  # taken as it is
         trusted = bool(getattr(teachers.model, "trust_remote_code", False))
         source = teachers.given[index]
-        return TransformerConfig(source=source, trust_remote_code=trusted), f"teachers.given.{index}"
+        given = TransformerConfig(source=source, trust_remote_code=trusted, pooling="cls")
+        return given, f"teachers.given.{index}"
     return member_settings(teachers, index)[0], "teachers.model"
 
 
 def _is_new(config: Config) -> bool:
-    """Whether the student is a transformer, or learns from more than stored logits."""
+    """Whether the student is a transformer, starts from one, or learns from more than stored logits."""
     student = config.student
     more = student.terms or student.phases or student.online.logits
-    return isinstance(student.model, TransformerConfig) or bool(more)
+    started = getattr(student.model, "start", None) is not None
+    return isinstance(student.model, TransformerConfig) or started or bool(more)
 
 
 def _block_problems(
@@ -502,7 +527,7 @@ def _block_problems(
     if corpus is not None:
         info = {**info, "input_shape": [corpus.max_length]}
     if block.online.source is not None:
-        model: Any = TransformerConfig(source=block.online.source)
+        model: Any = TransformerConfig(source=block.online.source, pooling="cls")
         teacher, _ = resolve(model, path=f"{path}.online")
     try:
         own = skeleton(student, info, "student.model", masked_lm)
@@ -578,9 +603,13 @@ def sample_outputs(network: Network, info: dict[str, Any], wants: dict[str, bool
     )
 
 
-def source_digests(student: StudentConfig) -> list[str]:
+def source_digests(config: Config) -> list[str]:
     """Fingerprints of the files that a student reads beside the run's own: pretrained models, corpora."""
+    student = config.student
     sources = [getattr(student.model, "source", None), student.online.source]
+    start = getattr(student.model, "start", None)
+    if start is not None and start.weights == "pretrained":
+        sources.append(start.source or text_source(config))
     found = []
     for phase in student.phases:
         sources.append(phase.online.source)
@@ -588,4 +617,6 @@ def source_digests(student: StudentConfig) -> list[str]:
     for source in filter(None, sources):
         folder = resolve_source(source)
         found.append(weights_digest(folder) if Path(folder).is_dir() else folder)
+    if (pooling := source_pooling(student.model)) != LIBRARY:
+        found.append(pooling)
     return found

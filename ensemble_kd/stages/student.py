@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, finish
-from ensemble_kd.config import Config, num_teachers, student_blocks
+from ensemble_kd.config import Config, num_teachers, settled, student_blocks
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.models.build import build
@@ -19,6 +20,7 @@ from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, of_targets
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
@@ -51,6 +53,7 @@ from ensemble_kd.stages.training_data import (
     states_fit,
     states_layout,
 )
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, load_logits
 from ensemble_kd.train.validation import preference
@@ -105,6 +108,27 @@ def _of_values(config: Config, block: Any) -> bool:
     return config.data.target == "value" and getattr(block, "task", "classify") == "classify"
 
 
+def label_problems(config: Config, counts: dict[str, int]) -> list[str]:
+    """What wants labels of train rows where there are none: given teachers alone say what these are."""
+    if counts.get("labelled", 1):
+        return []
+    student = config.student
+    wrong = (
+        (
+            "sweep",
+            config.sweep is not None,
+            "its trials are held against students on hard labels; leave it out",
+        ),
+        ("specialists", config.specialists is not None, "they learn from labels; leave them out"),
+        (
+            "student.alpha",
+            student.numbers.alpha == 0 == student.numbers.pseudo,
+            "0 learns from labels alone; raise it",
+        ),
+    )
+    return [f"{path}: no train row has a label, and {why}" for path, bad, why in wrong if bad]
+
+
 def bias_problems(config: Config, info: dict[str, Any]) -> list[str]:
     """Whether `student.class_bias` has a bias to add to; a custom model is built to see."""
     model = config.student.model
@@ -151,12 +175,13 @@ def tasks(
 
 
 def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
-    """The students of each seed: the distilled one and its baselines."""
+    """The students of each seed: the distilled one and its baselines; none on hard labels without a label."""
     found = ["distilled"]
     if combined:
         found.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
-    found.append("hard")
-    found += ["plain"] if config.soft_targets.views > 1 else []
+    if counts["labelled"]:
+        found.append("hard")
+        found += ["plain"] if config.soft_targets.views > 1 else []
     # Of values the ensemble's answer is the soft target itself: there are no harder ones.
     unlabelled = counts["transfer"] > counts["labelled"]
     return found + (["pseudo"] if unlabelled and config.data.target == "class" else [])
@@ -174,7 +199,7 @@ def task(
     combined: str | None = None,
 ) -> MemberTask:
     """The student of one role and seed, counted from 0; the rest as in `tasks`."""
-    student = config.student
+    student, numbers = config.student, config.student.numbers
     learned = "ensemble"
     if combined:
         learned = role.removeprefix("from_") if role.startswith("from_") else learned
@@ -192,6 +217,9 @@ def task(
     if learned != "ensemble":
         assert combined is not None
         inputs["combined_targets"] = combined
+    # Where every row has a label, there is nothing to guess.
+    pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
+    alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
     if student.without_classes:
         rows["without"] = student.without_classes
@@ -206,12 +234,14 @@ def task(
         examples_per_epoch=counts["transfer"],
         augment=config.data.augment.model_dump(mode="json") if views > 1 else {},
         views=views,
-        alpha=student.alpha if soft else 0.0,
-        objective=student.objective_fields if soft else None,
-        temperature=student.temperature if soft and config.data.target == "class" else 1.0,
+        alpha=numbers.alpha if soft else 0.0,
+        objective=student.objective_fields if soft and not alone else None,
+        temperature=numbers.temperature if soft and not alone and config.data.target == "class" else 1.0,
         mean=config.mean,
         weights=None if online and online["logits"] else _weights(learned, weights),
-        pseudo_labels=role == "pseudo",
+        calibration=None if online and online["logits"] else of_targets(basis.calibration, learned),
+        pseudo_labels=role == "pseudo" or alone,
+        pseudo=0.0 if alone else pseudo,
         targets=learned,
         class_bias=student.class_bias == "fitted",
         # Baselines too: they share everything but the soft targets, so that distillation gets no credit
@@ -252,7 +282,7 @@ def train_phases(
         ensemble,
         run=context.folder,
         corpora=lambda: corpora(config, context.folder, data),
-        states=any(map(_reads_states, wanted)),
+        states=any(map(reads_states, wanted)),
     )
     good = train_and_follow(context, "student", wanted, load, arrays, config.student.replicas_per_member)
     if lost := [task.name for task in wanted if task not in good]:
@@ -262,7 +292,7 @@ def train_phases(
         )
 
 
-def _reads_states(task: MemberTask) -> bool:
+def reads_states(task: MemberTask) -> bool:
     """Whether what the store keeps beside logits takes the place of a teacher beside the student."""
     return task.online is not None and bool(task.online.get("stored"))
 
@@ -276,10 +306,14 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     settings = config.student.model_dump(mode="json", exclude={"replicas_per_member"})
     if settings["quantization"] is None:
         settings.pop("quantization")
+    if settings["pseudo"] == 0:
+        settings.pop("pseudo")
+    if calibrates(config):
+        settings["calibrate"] = True
     settings |= {"seed": config.seed, "views": config.soft_targets.views, "targets": config.targets}
     if config.soft_targets.views > 1:
         settings["augment"] = config.data.augment.model_dump(mode="json")
-    if digests := source_digests(config.student):
+    if digests := source_digests(config):
         settings["sources"] = digests
     if config.sweep is not None and config.sweep.refit != "none":
         settings["refit"] = config.sweep.refit
@@ -323,11 +357,11 @@ def run(
     receipt: Manifest,
     teachers: Manifest,
     combination: Store | None = None,
-    ready: Path | None = None,
+    ready: Sequence[Path] = (),
 ) -> Manifest:
     """Train what is missing and choose the student to ship, on validation rows.
 
-    `ready` holds members that another stage trained already: a sweep's.
+    `ready` hold members that other stages trained already: a sweep's, those that `auto` was chosen by.
     Raises TrainingError where a student's loss was not finite.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -337,6 +371,7 @@ def run(
     budget = context.config.compute.memory_budget
     layout = states_layout(info, budget, receipt, combination)
     basis = basis_of(context.config, context.folder, data, teachers, layout)
+    make_vectors(basis.vectors, context.folder, data, context.console)
     sources = (plan.inputs["data"], plan.inputs["soft_targets"])
     wanted = tasks(
         context.config,
@@ -348,7 +383,7 @@ def run(
     )
     seeds = context.config.student.seeds
     train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
-    states = any(map(_reads_states, wanted))
+    states = any(map(reads_states, wanted))
     arrays, load, streams = arrays_and_loader(
         data, info, budget, (store, receipt), combination, run=context.folder, states=states
     )
@@ -359,8 +394,8 @@ def run(
         )
     if streams:
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
-    if ready is not None:
-        adopt(wanted, members, ready, context.console)
+    for folder in ready:
+        adopt(wanted, members, folder, context.console)
     good = train_and_follow(
         context, "student", wanted, load, arrays, context.config.student.replicas_per_member
     )
@@ -474,10 +509,10 @@ class Student(Stage):
     has_members = True
 
     def settings_problems(self, config: Config) -> list[str]:
-        return objective_problems(config)
+        return objective_problems(settled(config))
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
-        problems = data_problems(config, found)
+        problems = data_problems(settled(config), found) + label_problems(config, found.counts)
         return problems + (corpus_size_problems(config, found.folder) if found.folder else [])
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
@@ -485,14 +520,14 @@ class Student(Stage):
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
         store = done["soft-targets"]
-        ready = members_folder(context.folder, "sweep") if "sweep" in done else None
+        ready = [members_folder(context.folder, name) for name in ("sweep", "choose") if name in done]
         above = (store.folder, store.manifest, done["teachers"].manifest, combination_of(done), ready)
         return run(context, plan, done["data"].folder, done.info, *above)
 
     def work(self, config: Config, done: Done) -> Work | None:
         counts, student = done.info["counts"], config.student
         found = roles(config, counts, config.specialists is not None)
-        return Work(student.seeds * len(found), counts["transfer"], student.training.epochs)
+        return Work(student.seeds * len(found), counts["transfer"], student.training.num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

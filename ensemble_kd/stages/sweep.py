@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,18 @@ from ensemble_kd.config import (
     corner_problems,
     cross_field_problems,
     num_teachers,
+    settled,
 )
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
-from ensemble_kd.stages.members import kept_weights
+from ensemble_kd.stages.members import adopt, kept_weights, members_folder
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
+from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.member import MemberTask
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ FUSED_AT_MOST = 64
 EPOCHS_FOR_ASHA = 12
 ROUNDS = 2
 """Packets of each process that TPE's trials are spread over, at first: from one packet it learns nothing."""
-SOFT = {"temperature", "alpha", "objective", "mean", "weights", "targets"}
+SOFT = {"temperature", "alpha", "pseudo", "objective", "mean", "weights", "targets"}
 """Fields that a student on hard labels does not read."""
 FUSE = "fuse.json"
 NOT_IN_FINGERPRINT = {"trials", "concurrent_trials", "fuse", "max_failed", "refit"}
@@ -87,7 +90,8 @@ def with_winner(config: Config, manifest: Manifest) -> Config:
         "seeds": max(config.student.seeds, config.sweep.num_seeds),
         "replicas_per_member": config.student.replicas_per_member,
     }
-    student = StudentConfig.model_validate({**manifest.summary["student"], **own})
+    later = dict.fromkeys(config.choosing or (), "auto")  # what it did not search is chosen next
+    student = StudentConfig.model_validate({**manifest.summary["student"], **own, **later})
     return config.model_copy(update={"student": student})
 
 
@@ -105,6 +109,7 @@ def run(
     trials failed or none finished."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    context = replace(context, config=settled(context.config))
     config = context.config
     assert config.sweep is not None
     own, combination = student_stage.usable(context, receipt, combination, info)
@@ -121,6 +126,7 @@ def run(
     budget = config.compute.memory_budget
     layout = states_layout(info, budget, receipt, combination) if terms or config.student.phases else None
     basis = basis_of(config, context.folder, data, members, layout)
+    make_vectors(basis.vectors, context.folder, data, context.console)
     student_stage.train_phases(
         context, data, info, (store, receipt), fingerprints, basis, own, config.sweep.num_seeds
     )
@@ -142,9 +148,12 @@ def run(
         found = basis
         if student.model != config.student.model:
             found = basis_of(alone, context.folder, data, members, layout)
+            make_vectors(found.vectors, context.folder, data, context.console)
         return student_stage.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
 
     sweep = TrialBook(context, plan.folder, make)
+    for trial in sweep.waiting():  # the stage `gap` may have trained the baseline already
+        adopt(trial.tasks, sweep.members, members_folder(context.folder, "student"), context.console)
     if sweep.unfinished():
         _train(context, sweep, arrays, load)
     sweep.close()
@@ -166,7 +175,7 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
     if fuse == "auto" and (sweep.folder / FUSE).exists():  # stacks go on from common checkpoints
         fuse = int(read_json(sweep.folder / FUSE))
 
-    epochs = max([config.student.training.epochs, *_ends(sweep.space.get("training.epochs"))])
+    epochs = max([config.student.training.num_epochs, *_ends(sweep.space.get("training.epochs"))])
     least = {"asha": 2, "auto": EPOCHS_FOR_ASHA, "none": math.inf}[settings.scheduler]
     grace = max(1, epochs // 4) if settings.grace_epochs == "auto" else settings.grace_epochs
     asha = (grace, settings.reduction_factor) if epochs >= max(least, grace + 1) else None
@@ -232,7 +241,7 @@ class Sweep(Stage):
     decides = True
 
     def settings_problems(self, config: Config) -> list[str]:
-        student = student_stage.objective_problems
+        student, config = student_stage.objective_problems, settled(config)
         return [] if student(config) else corner_problems(config, student)
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
@@ -248,7 +257,8 @@ class Sweep(Stage):
                 "sweep.refit: the transfer set is larger than compute.memory_budget and streamed, which "
                 "leaves the validation rows out; raise the budget, or set refit to none"
             )
-        return problems + corner_problems(config, lambda corner: student_stage.data_problems(corner, found))
+        corners = settled(config)
+        return problems + corner_problems(corners, lambda c: student_stage.data_problems(c, found))
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         return plan(config, run, *student_stage.inputs_of(config, done))

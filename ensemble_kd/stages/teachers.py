@@ -13,7 +13,14 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from ensemble_kd.artifacts import Manifest, fingerprint, finish
-from ensemble_kd.config import Config, CustomModelConfig, TrainingConfig, member_settings, num_teachers
+from ensemble_kd.config import (
+    Config,
+    CustomModelConfig,
+    TrainingConfig,
+    member_settings,
+    num_teachers,
+    unresolved,
+)
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
 from ensemble_kd.data.prepared import load_split
@@ -21,7 +28,8 @@ from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.base import DataFound, Done, Stage, Work
+from ensemble_kd.stages.base import DataFound, Done, NotDone, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, fit_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
@@ -37,6 +45,7 @@ from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
+from ensemble_kd.train.teacher_calibration import FEWEST
 
 
 def tasks(
@@ -125,13 +134,26 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
     _judge(context, plan, good, members, data, info)
     if lost:
         context.console.warning(f"teachers: {', '.join(lost)} left out: the loss became NaN or infinite")
+    entries = [member_summary(task, members) for task in good]
     summary = {
         "source": "train",
-        "members": [member_summary(task, members) for task in good],
+        "members": entries,
+        **_calibrated(context, data, entries, plan.folder),
         "excluded": lost,
         "seconds": time.perf_counter() - began,
     }
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+
+
+def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """`calibration` for the manifest, where labels are classes; fitted whether it is used or not."""
+    found = fit_teachers(context.config, context.folder, data, entries, folder)
+    if found is not None and found["rows"] < FEWEST and calibrates(context.config):
+        context.console.line(
+            f"teachers.calibrate: {found['rows']} validation rows with a label, fewer than {FEWEST}: the "
+            "members' logits are taken as they are"
+        )
+    return {} if found is None else {"calibration": found}
 
 
 def _judge(
@@ -195,6 +217,7 @@ def _from_predictions(
         entries.append({"name": f"teacher-{i:03d}", "fingerprint": given, "predictions": name})
     panel.tell(given=True)
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
+    summary |= _calibrated(context, data, entries, plan.folder)
     return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
 
 
@@ -224,6 +247,8 @@ class Teachers(Stage):
     has_members = True
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
+        if unresolved(config):
+            raise NotDone("data")
         return plan(config, run, done["data"].fingerprint)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
@@ -250,7 +275,7 @@ class Teachers(Stage):
         if config.teachers.source != "train":
             return None
         rows = round(done.info["counts"]["labelled"] * config.teachers.fraction)
-        return Work(num_teachers(config), rows, config.teachers.training.epochs)
+        return Work(num_teachers(config), rows, config.teachers.training.num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

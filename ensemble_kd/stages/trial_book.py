@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
 from ensemble_kd.artifacts import Manifest, canonical, fingerprint, read_json, write_json
-from ensemble_kd.config import StudentConfig, SweepConfig
+from ensemble_kd.config import StudentConfig, SweepConfig, balanced_weights
 from ensemble_kd.data.prepared import load_info, load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
@@ -275,11 +275,11 @@ class TrialBook:
 
     def winner(self) -> Trial | None:
         """The best finished trial that learned from soft targets."""
-        return self._best([t for t in self.trials.values() if t.kind == "searched" and t.tasks[0].alpha > 0])
+        return self._best([t for t in self.trials.values() if t.kind == "searched" and _distils(t.tasks[0])])
 
     def baseline(self) -> Trial | None:
         """The best finished trial on hard labels."""
-        return self._best([t for t in self.trials.values() if t.tasks[0].alpha == 0])
+        return self._best([t for t in self.trials.values() if not _distils(t.tasks[0])])
 
     def _best(self, trials: list[Trial]) -> Trial | None:
         judged = [trial for trial in trials if trial.state == "finished"]
@@ -292,7 +292,7 @@ class TrialBook:
 
     def _shown(self, values: dict[str, float]) -> str:
         value = values[self.settings.metric]
-        if self.settings.metric.endswith("accuracy"):
+        if not self.settings.metric.endswith("loss"):
             return f"{100 * value:.2f}%"
         return f"{value:.4f}" if self._of_values else f"{value:.4f} nats"
 
@@ -329,7 +329,7 @@ class TrialBook:
             history = mean_history(trial.tasks, self.members)
         seeds = [m[self.settings.metric] for m in members if self.settings.metric in m]
         error = mean_and_error(seeds)[1] if trial.state == "finished" and len(seeds) > 1 else None
-        keys = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
+        keys = ["epoch", "train_loss", "validation_loss", "validation_accuracy", self.settings.metric]
         kept = {k: v for k, v in trial.to_json().items() if k not in ("values", "history")}
         return {
             **kept,
@@ -346,9 +346,15 @@ class TrialBook:
         """Winner against baseline, paired on the validation rows and over seeds."""
         loss = self.settings.metric.endswith("loss")
         labels, target = load_labels(data, "validation"), load_info(data).target
+        over_classes = self.settings.metric in ("validation_balanced_accuracy", "validation_macro_f1")
+        by_class = np.array(balanced_weights(np.bincount(labels).tolist()))[labels] if over_classes else 1.0
 
         def scores(trial: Trial) -> list[np.ndarray]:
-            """Per seed what each row adds: right or wrong, log-likelihood, or less the squared error."""
+            """Per seed what each row adds: right or wrong, log-likelihood, or less the squared error.
+
+            Where the metric is a mean over classes, a row counts by 1 / its class's share: their mean is the
+            balanced accuracy.
+            """
             found = []
             for task in trial.tasks:
                 logits = load_logits(task.folder(self.members), "validation").numpy()
@@ -356,13 +362,18 @@ class TrialBook:
                     found.append(-(((logits[:, 0] - labels) / target["std"]) ** 2))
                     continue
                 log_probs = log_softmax(logits)[np.arange(len(labels)), labels]
-                found.append(log_probs if loss else (logits.argmax(1) == labels).astype(np.float64))
+                right = (logits.argmax(1) == labels).astype(np.float64)
+                found.append(log_probs if loss else right * by_class)
             return found
 
         tried = sum(trial.over for trial in self.seen.values())
-        counts = target is None
+        counts = target is None and not over_classes
         difference = combined_interval(scores(winner), scores(baseline), comparisons=tried, counts=counts)
-        scale, unit = (0.01, "nats" if counts else "of loss") if loss else (1.0, "points of accuracy")
+        scale, unit = (
+            (0.01, "nats" if counts else "of loss")
+            if loss
+            else (1.0, "points of balanced accuracy" if over_classes else "points of accuracy")
+        )
         low, high, mean = (scale * x for x in (difference.low, difference.high, difference.points))
         count = f"{len(labels):,} validation rows"
         over = f"{len(winner.tasks)} seeds, {count}" if len(winner.tasks) > 1 else f"one seed, {count}"
@@ -375,14 +386,19 @@ class TrialBook:
             "helped": f"{winner.name} is the best of {configurations}: {change} {told}.",
             "hurt": f"Distillation did not help in {configurations}: the best, {winner.name}, is {change} "
             f"{told}.",
-            "no difference shown": f"Distillation did not help, as far as {configurations} can show: "
-            f"the best, {winner.name}, is {change}, within the noise {told}.",
+            "no difference shown": f"A gain from distillation is not shown in {configurations}: the best, "
+            f"{winner.name}, is {change}, within the noise {told}.",
         }[difference.outcome]
         return {"outcome": difference.outcome, "text": text, "difference": mean, "low": low, "high": high}
 
 
 def _role(student: StudentConfig) -> str:
-    return "distilled" if student.alpha > 0 or student.terms else "hard"
+    numbers = student.numbers
+    return "distilled" if numbers.alpha > 0 or numbers.pseudo > 0 or student.terms else "hard"
+
+
+def _distils(task: MemberTask) -> bool:
+    return task.alpha > 0 or task.guess_weight > 0
 
 
 def result_of(manifest: Manifest) -> str:

@@ -267,18 +267,24 @@ class Targets:
     temperature: float = 1.0
     mean: str = "arithmetic"
     weights: list[float] | None = None
-    pseudo_labels: bool = False
-    """Replace missing labels by the ensemble's most probable class."""
+    guesses: bool = False
+    """Whether the loss reads the ensemble's most probable class where a label is missing."""
     soft: bool = False
     """Whether the loss reads the teacher at all."""
     specialist_outputs: Tensor | None = None
     """(C,) int64: the output of a specialist that stands for each class, its last one for all outside."""
+    calibration: list[float] | None = None
+    """Temperature of each member's own; None for logits as they are."""
     certain: Tensor | None = None
     """(C,) bool: classes whose labelled examples have the label, for certain, as their soft target."""
 
     def average(self, member_logits: Tensor) -> Tensor:
         """The teacher's logits (B, C) from its members' (B, M, C)."""
-        return mean_logits(member_logits, self.temperature, self.mean, self.weights)
+        return mean_logits(member_logits, self.temperature, self.mean, self.weights, self.calibration)
+
+    def guess(self, member_logits: Tensor) -> Tensor:
+        """The teacher's most probable class (B,)."""
+        return mean_logits(member_logits, 1.0, self.mean, self.weights, self.calibration).argmax(1)
 
 
 @dataclass
@@ -327,7 +333,7 @@ class Batches:
         share = self.batch_size // self.replicas
         return (steps % self.batch_size) // share == self.rank
 
-    def _finish(self, block: Block, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _finish(self, block: Block, epoch: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         if self.replicas > 1:  # (steps, replicas, share): keep this replica's share before any work
             block = slice_block(block, self._own(block.rows))
         inputs = block.inputs.to(self.device, non_blocking=True)
@@ -337,17 +343,17 @@ class Batches:
             inputs = view(inputs, rows, 1 + epoch, self.seed, self.augment)
         elif self.augment.active and block.views is not None:
             inputs = view(inputs, rows, block.views.to(self.device), VIEW_SEED, self.augment)
-        teacher = None
+        teacher, guesses = None, None
         if block.member_logits is not None:
-            guess, teacher = self._targets(block.member_logits, len(rows))
-            if guess is not None:
-                labels = torch.where(labels < 0, guess, labels)
+            guesses, teacher = self._targets(block.member_logits, len(rows))
+            if guesses is not None:
+                guesses = guesses.masked_fill(labels >= 0, -1)
             if teacher is not None and self.targets.certain is not None:
                 teacher = _certain(teacher, labels, self.targets.certain.to(self.device))
         if self.targets.specialist_outputs is not None:
             outputs = self.targets.specialist_outputs.to(self.device)
             labels = torch.where(labels >= 0, outputs[labels.clamp(min=0)], labels)
-        return inputs, labels, teacher
+        return inputs, labels, teacher, guesses
 
     def _targets(self, stored: Deferred, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """The ensemble's most probable class (B,) and the teacher's logits (..., B, C), if asked for.
@@ -359,14 +365,16 @@ class Batches:
         size = max(1, RESTORED_BYTES // (a_row.numel() * a_row.element_size()))
         for begin in range(0, rows, size):
             members = stored[begin : begin + size].logits().to(self.device, non_blocking=True)
-            if self.targets.pseudo_labels:
-                guesses.append(mean_logits(members, 1.0, self.targets.mean, self.targets.weights).argmax(1))
+            if self.targets.guesses:
+                guesses.append(self.targets.guess(members))
             if self.targets.soft:
                 teachers.append(self.targets.average(members))
         return cat(guesses, 0) if guesses else None, cat(teachers, -2) if teachers else None
 
-    def _cut(self, parts: tuple[Tensor, Tensor, Tensor | None], rows: Tensor, epoch: int) -> Iterator[Batch]:
-        inputs, labels, teacher = parts
+    def _cut(
+        self, parts: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rows: Tensor, epoch: int
+    ) -> Iterator[Batch]:
+        inputs, labels, teacher, guesses = parts
         if self.replicas > 1:
             rows = rows[self._own(rows)]
         share = self.batch_size // self.replicas
@@ -380,7 +388,8 @@ class Batches:
                 yield self.masking(batch_inputs, rows[part].to(self.device), epoch)
                 continue
             soft = None if teacher is None else Outputs(teacher[..., part, :])
-            yield Batch(batch_inputs, labels[part], soft, rows=rows[part])
+            guessed = None if guesses is None else guesses[part]
+            yield Batch(batch_inputs, labels[part], soft, rows=rows[part], guesses=guessed)
 
 
 def cat(parts: list[Tensor], dim: int) -> Tensor:

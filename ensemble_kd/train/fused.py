@@ -27,11 +27,13 @@ from torch import Tensor
 from ensemble_kd.artifacts import canonical, write_json
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.models.build import Network
 from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
 from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer, train_step
@@ -39,18 +41,30 @@ from ensemble_kd.train.member import (
     FAILED,
     MemberTask,
     TrainingData,
+    cut_tables,
     finish_member,
     initial_network,
     loss_of,
     make_batches,
 )
+from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
-from ensemble_kd.train.validation import validation_metrics
+from ensemble_kd.train.validation import calibrated_loss, validation_metrics
 
 Entry = dict[str, float]
 
-OWN_SETTINGS = ("seed", "alpha", "objective", "temperature", "mean", "weights", "targets")
+OWN_SETTINGS = (
+    "seed",
+    "alpha",
+    "objective",
+    "temperature",
+    "mean",
+    "weights",
+    "targets",
+    "pseudo",
+    "calibration",
+)
 """Fields of a MemberTask in which members of one stack may differ."""
 OWN_TRAINING = {"learning_rate", "weight_decay", "label_smoothing"}
 """Fields of their TrainingConfig in which they may."""
@@ -68,15 +82,18 @@ def fuse_key(task: MemberTask) -> str | None:
     """
     training = TrainingConfig.model_validate(task.training)
     # A specialist starts from its generalist; the others ask for more than one pass and one step per batch.
-    if task.specialist is not None or task.pseudo_labels:
+    if task.specialist is not None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
-    if task.model["name"] == "transformer" or task.initial or task.terms or task.online:
+    if task.model["name"] == "transformer" or task.terms or task.online:
+        return None
+    if task.initial and "vectors" not in task.initial:
         return None
     if training.gradient_accumulation > 1 or training.max_norm is not None:
         return None
     kept = {name: value for name, value in task.settings.items() if name not in OWN_SETTINGS}
+    kept.pop("pseudo_labels")  # a weight of `pseudo`, as any other
     kept["training"] = training.model_dump(mode="json", exclude=OWN_TRAINING)
     # Members that see other rows get batches of their own, and a baseline reads no soft targets.
     kept["rows"] = {name: value for name, value in task.rows.items() if name != "labelled"}
@@ -86,12 +103,17 @@ def fuse_key(task: MemberTask) -> str | None:
 
 def fusable(task: MemberTask, data: TrainingData) -> bool:
     """Whether students like this one can be trained together at all."""
-    return fuse_key(task) is not None and deterministic(
-        initial_network(task, data), _random_inputs(data.info)
-    )
+    return fuse_key(task) is not None and deterministic(initial_network(task, data), random_inputs(data.info))
 
 
-def _random_inputs(info: dict[str, Any]) -> Tensor:
+def started(task: MemberTask, data: TrainingData) -> Network:
+    """The network that a task's training starts with."""
+    network = initial_network(task, data)
+    cut_tables(task, data, network)
+    return network
+
+
+def random_inputs(info: dict[str, Any]) -> Tensor:
     """(4, ...) raw inputs of the data's kind."""
     generator = torch.Generator().manual_seed(0)
     shape = (4, *info["input_shape"])
@@ -132,12 +154,12 @@ class Fleet:
         self.members = [Member(task, TrainingConfig.model_validate(task.training)) for task in tasks]
         self.training = self.members[0].training
         self.reader = Reader(tasks, data, self.training, device, brief)
-        self.total_steps = self.training.epochs * self.reader.steps_per_epoch
+        self.total_steps = self.training.num_epochs * self.reader.steps_per_epoch
         self.unit = self.training.model_copy(update={"learning_rate": 1.0})
         by_seed = {task.seed: task for task in tasks}
-        networks = {seed: initial_network(task, data).to(device) for seed, task in by_seed.items()}
-        self.network = networks[tasks[0].seed]
-        self.stack = Stack([networks[task.seed] for task in tasks])
+        self.networks = {seed: started(task, data).to(device) for seed, task in by_seed.items()}
+        self.network = self.networks[tasks[0].seed]
+        self.stack = Stack([self.networks[task.seed] for task in tasks])
         self._arrange(None)
         self.validation = as_tensor(data.validation.inputs)
         self.validation_labels = as_tensor(data.validation.labels)
@@ -170,6 +192,9 @@ class Fleet:
         """Train and judge one epoch; the entry of each member, None where there is none."""
         began, count = time.perf_counter(), len(self.stack)
         self.stack.train()
+        self.stack.reseed(
+            [mix(member.task.seed, epoch, 0, 7) for member in self.members]
+        )  # as `train_epochs`
         totals = torch.zeros(count, device=self.device)
         batches = self.reader.epoch(epoch, self.stack.numbers)
         for step, batch in enumerate(batches, start=epoch * self.reader.steps_per_epoch):
@@ -211,10 +236,17 @@ class Fleet:
             return [validation_metrics(row, self.validation_labels, self.target) for row in logits]
         losses = cross_entropy(logits, self.validation_labels).mean(1)
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)
-        return [
+        truth, classes = self.validation_labels.numpy(), logits.shape[2]
+        means = [class_means(answers.numpy(), truth, classes) for answers in logits.argmax(2)]
+        entries = [
             {"validation_loss": loss, "validation_accuracy": accuracy}
-            for loss, accuracy in zip(losses.tolist(), right.tolist(), strict=True)
+            | {f"validation_{name}": value for name, value in found.items()}
+            for loss, accuracy, found in zip(losses.tolist(), right.tolist(), means, strict=True)
         ]
+        if self.training.early_stopping_by == "calibrated_loss":
+            for entry, row in zip(entries, logits, strict=True):
+                entry["calibrated_loss"] = calibrated_loss(row, self.validation_labels)
+        return entries
 
     def weights_of(self, i: int) -> Tensor:
         """(P,) the weights to keep of a member."""
@@ -282,7 +314,7 @@ def fused_epochs(
             on_warning(f"{error}; these members start again")
             fleet = Fleet(tasks, data, device)
     epoch = max(member.progress.epoch for member in fleet.members)
-    while epoch < fleet.training.epochs and any(member.active for member in fleet.members):
+    while epoch < fleet.training.num_epochs and any(member.active for member in fleet.members):
         with quiet():
             entries = fleet.epoch(epoch)
         epoch += 1
@@ -295,8 +327,10 @@ def fused_epochs(
         yield entries
     for i, member in enumerate(fleet.members):
         if member.reason is None:
-            network = copy.deepcopy(fleet.network)  # what finishing does to one is not for the next
+            # A copy: what finishing does to one is not for the next.
+            network = copy.deepcopy(fleet.networks[member.task.seed])
             fleet.stack.copy_to(network, fleet.weights_of(i), i)
+            restore_tables_(network)
             share = (time.perf_counter() - began) / len(tasks)
             folder = member.task.folder(members)
             finish_member(member.task, data, network, member.progress, folder, device, share)
@@ -363,7 +397,7 @@ def choose_fuse(
     device = device or torch.device("cpu")
     if limit < 2 or not fusable(task, data):
         return 1
-    one_copy = 4 * initial_network(task, data).num_parameters
+    one_copy = 4 * started(task, data).num_parameters
     limit = min(limit, _free_memory(device) // 4 // (COPIES * one_copy))
     alone, shares = math.inf, {1: math.inf}
     n = 2

@@ -15,12 +15,15 @@ from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.init.static_embedding import start_table_
 from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.weights import load_weights
 from ensemble_kd.train.specialist import Specialty
 
 WEIGHTS = "weights.safetensors"
+VECTORS_FOLDER, VECTORS = "vectors", "table.safetensors"
+"""Of a run: where tables of word vectors lie, each in a folder named by its fingerprint."""
 LEARNED = "learned.safetensors"
 """In a member's folder: what its loss trained along (projections), for a later phase; never shipped."""
 
@@ -58,7 +61,8 @@ def load_member(run: Path | None, place: dict[str, Any], info: dict[str, Any]) -
 
 
 def load_initial(network: Network, initial: dict[str, Any], run: Path | None, info: dict[str, Any]) -> None:
-    """Put the weights that `initial` describes into a fresh network: a `source`'s, or a member's of this run.
+    """Put what `initial` describes into a fresh network: a `source`'s weights, a member's of this run, or a
+    table of this run's `vectors`.
 
     Raises ConfigError or ArtifactError where they cannot be read or do not fit.
     """
@@ -66,6 +70,16 @@ def load_initial(network: Network, initial: dict[str, Any], run: Path | None, in
     from ensemble_kd.models.transplant import pretrained_body, transplant_
 
     body = network.body
+    if "vectors" in initial:
+        assert run is not None, "the stage says where its run is"
+        folder = run / VECTORS_FOLDER / str(initial["vectors"])
+        ensure(folder)
+        if not (folder / VECTORS).exists():
+            raise ArtifactError(
+                f"{folder}: the table of word vectors is missing; run the student stage again"
+            )
+        start_table_(network, load_file(folder / VECTORS)["table"])
+        return
     if "source" in initial:
         assert isinstance(body, Transformer)
         source = pretrained_body(initial, body)

@@ -97,7 +97,7 @@ class Progress:
         self.history.append(entry)
         if patience is None:
             return False
-        judged = entry.get("validation_loss", entry["train_loss"])
+        judged = entry.get("calibrated_loss", entry.get("validation_loss", entry["train_loss"]))
         better = judged < self.best_loss
         if better:
             self.best_loss, self.best_epoch = judged, self.epoch
@@ -228,8 +228,8 @@ def train_epochs(
     model = trained
     if replicas.size > 1:
         model = DistributedDataParallel(trained, process_group=replicas.group)
-    total_steps = training.epochs * batches.steps_per_epoch
-    while progress.epoch < training.epochs and not progress.stopped:
+    total_steps = training.num_epochs * batches.steps_per_epoch
+    while progress.epoch < training.num_epochs and not progress.stopped:
         epoch = progress.epoch
         began = time.perf_counter()
         # Dropout follows (seed, epoch), so that a resumed run draws what the undisturbed one drew.
@@ -283,7 +283,7 @@ def train_epochs(
         if checkpoint is not None and replicas.rank == 0:
             save_state(checkpoint, trained, optimizer, best, progress.__dict__)
         yield entry
-        if stop is not None and replicas.agree(stop(), device) and progress.epoch < training.epochs:
+        if stop is not None and replicas.agree(stop(), device) and progress.epoch < training.num_epochs:
             raise Interrupted
     if best is not None:
         network.load_state_dict(best)

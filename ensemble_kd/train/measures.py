@@ -14,6 +14,9 @@ import numpy as np
 
 from ensemble_kd.train.metrics import classification_metrics, log_softmax, regression_metrics
 
+FAR_FROM_EQUAL = 3.0
+"""Test rows of the most frequent class by those of the rarest, from which on means over classes are shown."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -25,6 +28,8 @@ class Column:
     """Shown behind the point; None for as many as make four figures."""
     scale: int = 1
     """100: a share, shown in percent."""
+    imbalanced: bool = False
+    """Shown only where the classes' test rows are far from equally many."""
 
     def places(self, value: float | None) -> int:
         """Digits behind the point for values of this size."""
@@ -83,6 +88,8 @@ CLASSES = Measures(
         Column("nll", "NLL"),
         Column("brier", "Brier"),
         Column("ece", "ECE"),
+        Column("balanced_accuracy", "balanced", 2, 100, imbalanced=True),
+        Column("macro_f1", "macro-F1", 2, 100, imbalanced=True),
     ),
     prepare=log_softmax,
     metrics=classification_metrics,
@@ -113,3 +120,11 @@ VALUES = Measures(
 def measures_of(target: Any) -> Measures:
     """`target` is that of a DataInfo, or of a report: None for classes."""
     return CLASSES if target is None else VALUES
+
+
+def columns_of(report: dict[str, Any]) -> tuple[Column, ...]:
+    """The columns of a report's tables; `class_ratio`: test rows of its largest class by its smallest's."""
+    columns = measures_of(report.get("target")).columns
+    if (report.get("class_ratio") or 1.0) >= FAR_FROM_EQUAL:
+        return columns
+    return tuple(column for column in columns if not column.imbalanced)

@@ -24,10 +24,12 @@ from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
+from ensemble_kd.models.rows import cut_tables_, restore_tables_, tables
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
+from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.redact import redacted_settings
@@ -63,6 +65,8 @@ from ensemble_kd.train.validation import validation_metrics
 PREDICTIONS = "predictions.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.json"
+BY_LENGTH = ("transformer", "bilstm", "text_cnn")
+"""Models that cost as much as their texts are long: batches are of about one length."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,12 @@ class MemberTask:
     temperature: float = 1.0
     mean: str = "arithmetic"
     weights: list[float] | None = None
+    calibration: list[float] | None = None
+    """Temperature of each member's own, by which its logits are divided; None for logits as they are."""
     pseudo_labels: bool = False
+    """A baseline: as alpha = 0, pseudo = 1."""
+    pseudo: float = 0.0
+    """Weight of the loss on the ensemble's most probable class, of rows without a label."""
     targets: str = "ensemble"
     """What it learns from: the `ensemble`'s members, the combination with `specialists`, or `both`."""
     specialist: dict[str, Any] | None = None
@@ -123,7 +132,11 @@ class MemberTask:
     def reads_teacher(self) -> bool:
         """Whether it reads the stored soft targets."""
         online = self.online is not None and self.online["logits"]
-        return (self.alpha > 0 and self.objective is not None and not online) or self.pseudo_labels
+        return (self.alpha > 0 and self.objective is not None and not online) or self.guess_weight > 0
+
+    @property
+    def guess_weight(self) -> float:
+        return 1.0 if self.pseudo_labels else self.pseudo
 
     @property
     def masked_lm(self) -> bool:
@@ -135,8 +148,11 @@ class MemberTask:
         if not self.reads_teacher and self.online is None:  # so that a baseline outlives a change of T
             for key in ("objective", "temperature", "mean", "weights"):
                 kept.pop(key)
+            kept["calibration"] = None
         for key, usual in (
             ("specialist", None),
+            ("pseudo", 0.0),
+            ("calibration", None),
             ("targets", "ensemble"),
             ("class_bias", False),
             ("initial", None),
@@ -257,6 +273,7 @@ def member_epochs(
     judge: Judge | None = None
     if task.specialist is None:
         network = initial_network(task, data)
+        cut_tables(task, data, network)
     else:
         network, judge = _specialist(task, data)
     network = network.to(device)
@@ -274,7 +291,8 @@ def member_epochs(
         logits = predict(network, validation, device, precision=training.precision)
         if judge is not None:
             return judge(judge.specialty.logits(logits))
-        return validation_metrics(logits, validation_labels, data.info.get("target"))
+        by = training.early_stopping_by
+        return validation_metrics(logits, validation_labels, data.info.get("target"), by)
 
     try:
         progress = yield from train_epochs(
@@ -296,6 +314,7 @@ def member_epochs(
         if replicas.rank == 0:
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
+    restore_tables_(network)
     if replicas.rank == 0:
         seconds = time.perf_counter() - began
         if learned is not None and list(learned.parameters()):
@@ -319,6 +338,20 @@ def initial_network(task: MemberTask, data: TrainingData) -> Network:
     return network
 
 
+def cut_tables(task: MemberTask, data: TrainingData, network: Network) -> None:
+    """Leave word pieces out of a network's training, in place, that no text at hand has."""
+    # Others would shrink with weight decay; a quantised table has one step for all of its rows.
+    if task.training["weight_decay"] > 0 or task.quantization is not None or task.corpus is not None:
+        return
+    if data.info["kind"] != "text" or data.transfer is None or not tables(network):
+        return
+    read = np.zeros(data.info["vocabulary_size"], bool)
+    read[0] = True
+    for part in (data.transfer, data.validation, data.test):
+        read[part.inputs.ravel()] = True
+    cut_tables_(network, torch.from_numpy(np.flatnonzero(read)))
+
+
 def loss_of(
     task: MemberTask, training: TrainingConfig, target: dict[str, float] | None = None
 ) -> DistillationLoss:
@@ -326,9 +359,14 @@ def loss_of(
     of_labels: dict[str, Any] = {}
     if target is not None and not task.masked_lm:
         of_labels = {"hard": squared_error, "unit": target["std"]}
+    elif training.class_weights is not None or training.focal_gamma > 0:
+        weights = training.class_weights
+        assert weights is None or isinstance(weights, list), "the data stage puts numbers in place of names"
+        of_labels = {"hard": WeightedCrossEntropy(tuple(weights) if weights else None, training.focal_gamma)}
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
+    of_labels["pseudo"] = task.guess_weight
     return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares, **of_labels)
 
 
@@ -352,7 +390,8 @@ def beside(
         networks = online_networks(task.online["teachers"], data.run, data.info, task.masked_lm)
         targets = None
         if task.online["logits"]:
-            targets = Targets(task.temperature, task.mean, task.online["shares"])
+            own = task.online.get("calibration")
+            targets = Targets(task.temperature, task.mean, task.online["shares"], calibration=own)
         pieces = getattr(network.body, "pieces", None) if task.masked_lm else None
         online = Online(networks, loss.wants, precision, batches.device, targets, pieces)
     torch.manual_seed(mix(task.seed, 37))
@@ -488,7 +527,9 @@ def make_batches(
     augment = AugmentConfig.model_validate(task.augment)
     num_classes = data.info["num_classes"]
     specialty = Specialty(**task.specialist) if task.specialist else None
-    targets = Targets(task.temperature, task.mean, task.weights, task.pseudo_labels, task.alpha > 0)
+    guesses, soft = task.guess_weight > 0, task.alpha > 0
+    targets = Targets(task.temperature, task.mean, task.weights, guesses, soft)
+    targets.calibration = task.calibration
     if specialty is not None and specialty.output == "full":
         targets.certain = specialty.inside(num_classes)
     elif specialty is not None:
@@ -538,7 +579,7 @@ def make_batches(
         replicas=replicas.size,
         device=device,
         trim_padding=data.info["kind"] == "text",
-        by_length=data.info["kind"] == "text" and task.model["name"] in ("transformer", "bilstm"),
+        by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
         masking=masking,
     )
 

@@ -18,16 +18,19 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def classification_metrics(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Accuracy, errors, nll, brier, ece, per_class_accuracy and count of (N, C) `log_probs`.
+    """Accuracy, balanced_accuracy, macro_f1, errors, nll, brier, ece, per_class_accuracy, count of (N, C)
+    `log_probs`.
 
-    nll is the mean over examples in nats; brier the sum over classes, mean over examples (0 to 2);
-    ece as in `expected_calibration_error`; per_class_accuracy is None for a class without examples.
+    balanced_accuracy and macro_f1 as in `class_means`; nll is the mean over examples in nats; brier the sum
+    over classes, mean over examples (0 to 2); ece as in `expected_calibration_error`; per_class_accuracy is
+    None for a class without examples.
     """
     _check(log_probs, labels)
     log_probs = log_probs.astype(np.float64)
     count, num_classes = log_probs.shape
     rows = np.arange(count)
-    correct = log_probs.argmax(axis=1) == labels
+    answers = log_probs.argmax(axis=1)
+    correct = answers == labels
     probs = np.exp(log_probs)
     # sum_c (p_c - y_c)^2 = sum_c p_c^2 - 2 p_label + 1, without a one-hot matrix
     brier = (probs**2).sum(axis=1) - 2 * probs[rows, labels] + 1
@@ -35,12 +38,29 @@ def classification_metrics(log_probs: np.ndarray, labels: np.ndarray) -> dict[st
     right = np.bincount(labels[correct], minlength=num_classes)
     return {
         "accuracy": float(correct.mean()),
+        **class_means(answers, labels, num_classes),
         "errors": int(count - correct.sum()),
         "nll": float(-log_probs[rows, labels].mean()),
         "brier": float(brier.mean()),
         "ece": expected_calibration_error(log_probs, labels),
         "per_class_accuracy": [float(r / n) if n else None for r, n in zip(right, seen, strict=True)],
         "count": count,
+    }
+
+
+def class_means(answers: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Means over classes, in which a rare class counts as much as a frequent one.
+
+    balanced_accuracy: the mean recall of the classes that occur among `labels`. macro_f1: the mean F1 of
+    those that occur among labels or answers, F1 = 2 * hits / (labels + answers) of the class.
+    """
+    asked = np.bincount(labels, minlength=num_classes)
+    given = np.bincount(answers, minlength=num_classes)
+    hits = np.bincount(labels[answers == labels], minlength=num_classes)
+    either = asked + given
+    return {
+        "balanced_accuracy": float((hits[asked > 0] / asked[asked > 0]).mean()),
+        "macro_f1": float((2 * hits[either > 0] / either[either > 0]).mean()),
     }
 
 

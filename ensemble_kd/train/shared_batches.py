@@ -81,12 +81,13 @@ class Reader:
         # Each teacher is averaged in all the ways that its readers ask for.
         ways: dict[str, dict[str, Targets]] = {}
         self.way: dict[int, int] = {}  # of each member that reads a teacher, among that teacher's
+        self.guess: dict[int, int] = {}  # of each member that reads guesses: the way at T = 1
         for i, task in enumerate(tasks):
-            if task.reads_teacher:
-                targets = Targets(task.temperature, task.mean, task.weights)
-                name, known = canonical(asdict(targets)), ways.setdefault(task.targets, {})
-                known.setdefault(name, targets)
-                self.way[i] = list(known).index(name)
+            known = ways.setdefault(task.targets, {}) if task.reads_teacher else {}
+            if task.guess_weight > 0:
+                self.way[i] = self.guess[i] = _place(_targets(task, 1.0), known)
+            if task.reads_teacher and task.alpha > 0:
+                self.way[i] = _place(_targets(task, task.temperature), known)
         kept: dict[str, KeptAverages | None] = {}
         self.streams = []
         for members in _same_examples(tasks, data):
@@ -97,7 +98,9 @@ class Reader:
                 each = list(ways[task.targets].values())
                 if task.targets not in kept:
                     most = 0 if brief else KEPT_BYTES // len(ways)
-                    kept[task.targets] = _kept(batches, each, data.info["num_classes"], training.epochs, most)
+                    kept[task.targets] = _kept(
+                        batches, each, data.info["num_classes"], training.num_epochs, most
+                    )
                 one_batch = 4 * len(each) * batches.batch_size * data.info["num_classes"]
                 batches.at_once = 1 if brief else max(1, AT_ONCE_BYTES // one_batch)
                 averages = kept[task.targets]
@@ -123,8 +126,10 @@ class Reader:
             targets = stream.batches.targets
             total += len(targets.each) if isinstance(targets, SeveralTargets) else 0
         places = [starts[source[i]] + self.way[i] if i in self.way else 0 for i in members]
+        guesses = [starts[source[i]] + self.guess[i] if i in self.guess else 0 for i in members]
         in_order = places == list(range(total))
-        picked = torch.tensor(places, device=device)
+        picked, guessed = (torch.tensor(numbers, device=device) for numbers in (places, guesses))
+        reads_guesses = not self.guess.keys().isdisjoint(members)
         for parts in zip(*(stream.batches.epoch(epoch) for stream in streams), strict=True):
             inputs, labels = parts[0].inputs, parts[0].labels
             if len(parts) > 1:
@@ -134,12 +139,27 @@ class Reader:
             if not soft:
                 yield Batch(inputs, labels)
                 continue
-            logits = soft[0] if len(soft) == 1 else torch.cat(soft)  # (total, B, C)
+            averaged = logits = soft[0] if len(soft) == 1 else torch.cat(soft)  # (total, B, C)
             if total == 1:
                 logits = logits.expand(len(members), -1, -1)
             elif not in_order:
                 logits = logits[picked]
-            yield Batch(inputs, labels, Outputs(logits))
+            batch = Batch(inputs, labels, Outputs(logits))
+            if reads_guesses:
+                answers = averaged.argmax(-1)[guessed]  # (n, B)
+                batch.guesses = answers.masked_fill(labels >= 0, -1)
+            yield batch
+
+
+def _targets(task: MemberTask, temperature: float) -> Targets:
+    return Targets(temperature, task.mean, task.weights, calibration=task.calibration)
+
+
+def _place(targets: Targets, known: dict[str, Targets]) -> int:
+    """Where this way of averaging is among the `known` ones, entered if it is new."""
+    name = canonical(asdict(targets))
+    known.setdefault(name, targets)
+    return list(known).index(name)
 
 
 def _kept(

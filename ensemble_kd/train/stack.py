@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.models.build import Network
+from ensemble_kd.models.dropout import SeededNoise, given_noise
 from ensemble_kd.train.device import autocast
 from ensemble_kd.train.loop import make_optimizer
 
@@ -56,8 +57,16 @@ class Stack(nn.Module):
             ).logits
             return logits
 
-        self._shared = vmap(forward, in_dims=(0, 0, None))
-        self._each = vmap(forward, in_dims=(0, 0, 0))
+        def noisy(
+            parameters: dict[str, Tensor], constants: dict[str, Tensor], inputs: Tensor, source: Tensor
+        ) -> Tensor:
+            with given_noise(lambda x, probability: self._noise(x, probability)[source]):
+                return forward(parameters, constants, inputs)
+
+        # `same`: noise is drawn inside, for all at once. What draws by itself is not `deterministic`.
+        self._shared = vmap(noisy, in_dims=(0, 0, None, 0), randomness="same")
+        self._each = vmap(noisy, in_dims=(0, 0, 0, 0), randomness="same")
+        self.reseed([0] * len(networks))
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -70,8 +79,14 @@ class Stack(nn.Module):
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
         call = self._shared if shared else self._each
-        logits: Tensor = call(parameters, self.constants, inputs)
+        logits: Tensor = call(parameters, self.constants, inputs, self._sources[self.numbers])
         return logits
+
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """From now on drop out what each network would by itself after `torch.manual_seed` of its seed."""
+        self._noise, different = SeededNoise(seeds), list(dict.fromkeys(seeds))
+        sources = [different.index(seed) for seed in seeds]
+        self._sources = torch.tensor(sources, device=self.weights.device)  # (n,) of the first n
 
     def train(self, mode: bool = True) -> Stack:
         self._first[0].train(mode)
@@ -173,9 +188,9 @@ class StackedOptimizer:
 def deterministic(network: Network, inputs: Tensor) -> bool:
     """Whether networks like this one can be a `Stack`; `inputs` (B, ...) are raw ones to try it on.
 
-    Its training forward pass draws nothing at random and changes no buffer, padding makes no difference to
-    texts (those of several seeds are brought to one length), and two in a stack give what each gives alone,
-    gradients included.
+    Its training forward pass draws nothing at random but `models.dropout` and changes no buffer, padding
+    makes no difference to texts (those of several seeds are brought to one length), and two in a stack give
+    what each gives alone, gradients and dropout included.
     """
     try:
         with torch.random.fork_rng(devices=[]), quiet():
@@ -196,15 +211,22 @@ def _same_when_stacked(network: Network, inputs: Tensor) -> bool:
     if any(p.dtype != torch.float32 for p in network.parameters() if p.requires_grad):
         return False
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    seeds = [11, 12]
+
+    def alone_of(one: Network, x: Tensor, seed: int) -> Tensor:
+        noise = SeededNoise([seed])
+        with given_noise(lambda x, probability: noise(x, probability)[0]):
+            return one(x).logits
+
     torch.manual_seed(0)
-    generator, first = torch.get_rng_state(), network(inputs).logits
+    generator, first = torch.get_rng_state(), alone_of(network, inputs, seeds[0])
     drawn = not torch.equal(generator, torch.get_rng_state())
-    torch.manual_seed(1)
+    torch.manual_seed(seeds[0])
     if drawn or not torch.equal(first, network(inputs).logits):
         return False
     if not all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers()):
         return False
-    if network.input_scale is None and not _close(network(F.pad(inputs, (0, 1))).logits, first):
+    if network.input_scale is None and not _close(alone_of(network, F.pad(inputs, (0, 1)), seeds[0]), first):
         return False
     other = copy.deepcopy(network)
     with torch.no_grad():
@@ -213,7 +235,9 @@ def _same_when_stacked(network: Network, inputs: Tensor) -> bool:
     stack = Stack([network, other])
     turned = inputs.flip(0)
     for seen, shared in (((inputs, inputs), True), ((inputs, turned), False)):
-        alone = torch.stack([one(x).logits for one, x in zip((network, other), seen, strict=True)])
+        stack.reseed(seeds)
+        pairs = zip((network, other), seen, seeds, strict=True)
+        alone = torch.stack([alone_of(one, x, seed) for one, x, seed in pairs])
         together = stack(inputs if shared else torch.stack(seen), shared)
         if not _close(together, alone):
             return False

@@ -1,11 +1,11 @@
-"""What a difference between two systems is worth: intervals, the recovered gap and the plain verdict."""
+"""What a difference between two systems is worth: intervals, and the recovered gap."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -23,9 +23,17 @@ class Interval:
     over: str
     """What it was taken over: `3 seeds`, `one seed, 360 test examples`."""
 
+    margin: ClassVar[float] = 0.2
+    """Points below which a difference is not worth having."""
+
     @property
     def outcome(self) -> Outcome:
         return "helped" if self.low > 0 else "hurt" if self.high < 0 else "no difference shown"
+
+    @property
+    def negligible(self) -> bool:
+        """Whether the interval holds 0 and nothing beyond the margin on both sides."""
+        return -self.margin <= self.low <= 0 <= self.high <= self.margin
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -113,51 +121,6 @@ def gap_error(distilled: Sequence[float], hard: Sequence[float], ensemble: float
     return float(residual.std(ddof=1) / math.sqrt(len(residual)) / gap.mean())
 
 
-def verdict(
-    difference: Interval,
-    gap: float | None = None,
-    no_gap_reason: str | None = None,
-    over_pseudo_labels: Interval | None = None,
-    gap_within_noise: bool | None = None,
-    noun: str = "accuracy",
-) -> str:
-    """A plain sentence or three: did distillation help, by how much, and is that more than noise? `noun` is
-    what the points are of."""
-    points = _points(abs(difference.points))
-    told = f"(95% interval {_interval(difference)}; {difference.over})"
-    if difference.outcome == "helped":
-        text = f"Distillation helped: {points} more {noun} than the same student on hard labels {told}."
-    elif difference.outcome == "hurt":
-        text = (
-            f"Distillation did not help here: it cost {points} of {noun} "
-            f"against the same student on hard labels {told}."
-        )
-    else:
-        change = f"{points} {'more' if difference.points >= 0 else 'less'} {noun}"
-        text = (
-            f"Distillation did not help here, as far as this run can show: {change} than the same student "
-            f"on hard labels is within the noise {told}."
-        )
-    if gap is not None:
-        told = ", a gap that is within the noise itself" if gap_within_noise else ""
-        text += f" It recovered {100 * gap:.0f}% of the gap to the ensemble{told}."
-    elif no_gap_reason:
-        text += f" Gap recovered: not defined, {no_gap_reason}."
-    if over_pseudo_labels is not None:
-        p = over_pseudo_labels
-        told = f"(95% interval {_interval(p)})"
-        text += {
-            "helped": f" Soft targets add {_points(p.points)} over the ensemble's hard pseudo-labels {told}.",
-            "hurt": f" Soft targets are {_points(-p.points)} worse than hard pseudo-labels {told}.",
-            "no difference shown": f" Soft targets against the ensemble's hard pseudo-labels: "
-            f"{p.points:+.2f} points, within the noise {told}.",
-        }[p.outcome]
-    return text
-
-
-def _points(value: float) -> str:
-    return f"{value:.2f} points"
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.low:+.2f} to {interval.high:+.2f}"
+def shown(interval: Interval) -> str:
+    """`(95% interval -0.10 to +1.20; 3 seeds, 360 test examples)`"""
+    return f"(95% interval {interval.low:+.2f} to {interval.high:+.2f}; {interval.over})"

@@ -20,7 +20,12 @@ from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished,
 
 Epochs = Generator[Entry, None, bool]
 
-JUDGED = ("validation_accuracy", "validation_loss")
+JUDGED = (
+    "validation_accuracy",
+    "validation_loss",
+    "validation_balanced_accuracy",
+    "validation_macro_f1",
+)
 """What an evaluation produces, of values the loss alone, so what a sweep can choose by."""
 
 

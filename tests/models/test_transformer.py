@@ -14,7 +14,8 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.specialist import DustbinHead, specialise
-from ensemble_kd.models.transformer import Transformer, blocks_of, make_config, piece_map
+from ensemble_kd.models.transformer import Transformer, blocks_of, piece_map
+from ensemble_kd.models.transformer_config import make_config
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 

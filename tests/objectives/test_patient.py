@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -75,6 +76,23 @@ def test_closed_forms() -> None:
     objective = Patient(reduction="sum", skip_last=False)
     found = [objective(net([3.0, 0.0]), net(v), BATCH).item() for v in ([0.5, 0.0], [0.0, 7.0], [-1.0, 0.0])]
     assert found == pytest.approx([0.0, 2.0, 4.0], abs=1e-6)
+
+
+def test_the_mean_of_the_attended_positions() -> None:
+    student, teacher = transformer(3, 6), transformer(6, 6, seed=1)
+    lengths = [2, 4]
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    student, teacher = replace(student, mask=mask), replace(teacher, mask=mask)
+    terms = []
+    for m, n in ((1, 2), (2, 4)):
+        a, b = (
+            np.stack([state[row, :size].double().numpy().mean(0) for row, size in enumerate(lengths)])
+            for state in (states(student)[f"layer_{m}"], states(teacher)[f"layer_{n}"])
+        )
+        terms.append(2 - 2 * (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    objective = Patient(states="mean", reduction="sum")
+    np.testing.assert_allclose(objective(student, teacher, BATCH).numpy(), sum(terms), rtol=1e-5)
+    assert Patient().first_only and not objective.first_only
 
 
 def test_only_the_first_position_and_the_mapped_blocks_are_read() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ensemble_kd.report import ReportInputs, build_report
+from ensemble_kd.report.page import render
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 Make = Callable[..., ReportInputs]
@@ -58,8 +59,8 @@ def test_no_help(make_inputs: Make) -> None:
     assert same["verdict"]["outcome"] == "no difference shown"
     worse = build_report(make_inputs(signal=(3.4, 3.2, 2.0)))
     assert worse["verdict"]["outcome"] == "hurt"
-    for report in (same, worse):
-        assert "did not help here" in report["verdict"]["text"]
+    assert "is not shown" in same["verdict"]["text"] and "did not help" not in same["verdict"]["text"]
+    assert "did not help here" in worse["verdict"]["text"]
 
 
 def test_no_ensemble_and_a_weak_ensemble(make_inputs: Make) -> None:
@@ -70,6 +71,27 @@ def test_no_ensemble_and_a_weak_ensemble(make_inputs: Make) -> None:
     assert report["gap_recovered"]["value"] is None
     assert "no gap to recover" in report["gap_recovered"]["reason"]
     assert "no gap to recover" in report["verdict"]["text"]
+
+
+def test_the_gap_check_explains_the_verdict_and_stands_on_the_page(make_inputs: Make) -> None:
+    cause = {"name": "few_labels", "found": "too few <labels>", "remedy": "label more"}
+    finding = "there is nothing to give: the ensemble has 2.00 points less accuracy"
+    check = {
+        "outcome": "hurt",
+        "finding": finding,
+        "text": f"{finding}. Likely cause: too few labels",
+        "causes": [cause],
+        "settings": "as it stands",
+    }
+    inputs = make_inputs(signal=(1.0, 3.2, 3.2))
+    inputs.gap = check
+    report = build_report(inputs)
+    assert report["gap_check"] == check and report["gap_recovered"]["advantage"]["high"] < 0
+    assert report["verdict"]["text"].endswith("Likely: too few <labels>.")
+    page = render(report, {}, {})
+    assert "On validation rows, there is nothing to give" in page and "too few &lt;labels&gt;" in page
+    inputs.gap = {**check, "outcome": "helped"}
+    assert "Before distilling" not in render(build_report(inputs), {}, {})
 
 
 def test_no_hard_student(make_inputs: Make) -> None:

@@ -130,13 +130,14 @@ def test_a_replica_restores_the_soft_targets_of_its_own_share(
         assert torch.equal(torch.cat(shares), whole)
 
 
-def test_pseudo_labels_fill_only_missing_labels() -> None:
+def test_guesses_are_for_missing_labels_alone() -> None:
     one = source(50, teacher=Members())
     one.labels = torch.where(torch.arange(50) < 25, one.labels, -1)
-    for batch in collect(Batches(one, 10, 5, Targets(pseudo_labels=True), NONE)):
-        number = batch.inputs[:, 0]
-        expected = torch.where(number < 25, number.long() % 5, torch.zeros(10, dtype=torch.long))
-        assert torch.equal(batch.labels, expected)
+    for batch in collect(Batches(one, 10, 5, Targets(guesses=True), NONE)):
+        number, none = batch.inputs[:, 0], torch.full((10,), -1)
+        assert torch.equal(batch.labels, torch.where(number < 25, number.long() % 5, none))
+        assert batch.guesses is not None
+        assert torch.equal(batch.guesses, torch.where(number < 25, none, torch.zeros_like(none)))
         assert batch.teacher is None
 
 

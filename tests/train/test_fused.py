@@ -112,6 +112,7 @@ def grid(**training: Any) -> list[MemberTask]:
         {"optimizer": "sgd", "schedule": "constant"},
         {"gradient_clip": 0.3, "batch_size": 20},
         {"optimizer": "sgd", "gradient_clip": 0.5, "warmup_fraction": 0.0},
+        {"class_weights": [3.0, 1.0, 0.2], "focal_gamma": 1.5},
     ],
 )
 def test_numbers_that_differ(tmp_path: Path, training: dict[str, Any]) -> None:
@@ -123,6 +124,17 @@ def test_seeds_that_differ(tmp_path: Path) -> None:
     half = {"labelled": False, "bootstrap": False, "fraction": 0.5}
     tasks = [student(seed=seed, temperature=t, rows=half) for seed in (7, 8, 9) for t in (1.0, 3.0)]
     check(tasks[:5], data(), tmp_path)
+
+
+def test_dropout_draws_what_each_would_draw_alone(tmp_path: Path) -> None:
+    """One that stops early leaves the stack, and the others go on with theirs."""
+    model = {"name": "mlp", "hidden": [16, 8], "dropout": 0.5, "input_dropout": 0.2}
+    training = {"epochs": 8, "early_stopping": 1}
+    tasks = [
+        student(seed=seed, temperature=t, model=model, training=training)
+        for seed, t in ((7, 1.0), (8, 1.0), (7, 3.0), (9, 1.0))
+    ]
+    check(tasks, data(), tmp_path)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,9 +171,10 @@ def test_specialists_targets_beside_the_ensembles(tmp_path: Path) -> None:
     check([student(targets=t) for t in ("ensemble", "specialists", "both")] + [student(0.0)], held, tmp_path)
 
 
-def test_early_stopping_is_each_ones_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["loss", "calibrated_loss"])
+def test_early_stopping_is_each_ones_own(tmp_path: Path, by: str) -> None:
     rates = (0.003, 0.1, 0.2, 0.3)
-    training = {"epochs": 9, "early_stopping": 2, "schedule": "constant"}
+    training = {"epochs": 9, "early_stopping": 2, "early_stopping_by": by, "schedule": "constant"}
     tasks = [student(0.0, 7, {**training, "learning_rate": rate}) for rate in rates]
     check(tasks, data(), tmp_path)
     epochs = {manifest.summary["epochs"] for one in tasks if (manifest := finished(one, tmp_path / "alone"))}
@@ -201,12 +214,24 @@ def images(views: int = 1) -> TrainingData:
     return TrainingData(info, parts[0], parts[1], parts[2], Words(96, views))
 
 
-def test_bags_of_words(tmp_path: Path) -> None:
-    """Batches are cut to their longest text; those of two seeds to that of both."""
-    bag = {"name": "bag", "embedding": 6, "hidden": [8]}
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "bag", "embedding": 6, "hidden": [8], "dropout": 0.3},
+        {"name": "bag", "embedding": 6, "piece_weights": True},
+        {"name": "text_cnn", "embedding": 6, "filters": 5, "widths": [1, 3], "dropout": 0.3},
+    ],
+)
+def test_texts_of_several_lengths(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Batches are cut to their longest text; those of two seeds to that of both.
+
+    Most of the vocabulary occurs nowhere, and is left out of training.
+    """
+    held = texts()
+    held.info["vocabulary_size"] = 100
     check(
-        [student(seed=seed, temperature=t, model=bag) for seed, t in ((7, 1.0), (7, 2.0), (8, 2.0))],
-        texts(),
+        [student(seed=seed, temperature=t, model=model) for seed, t in ((7, 1.0), (7, 2.0), (8, 2.0))],
+        held,
         tmp_path,
     )
 
@@ -419,6 +444,8 @@ def test_a_damaged_checkpoint_is_named_and_all_start_again(tmp_path: Path, how: 
         {"seed": 8},
         {"temperature": 9.0},
         {"alpha": 1.0},
+        {"pseudo": 0.3},
+        {"pseudo_labels": True},
         {"objective": {"name": "mse"}},
         {"training": {"learning_rate": 0.5, "weight_decay": 0.5, "label_smoothing": 0.5}},
     ],
@@ -438,6 +465,8 @@ def test_numbers_do_not_keep_apart(changes: dict[str, Any]) -> None:
         {"training": {"optimizer": "sgd"}},
         {"training": {"gradient_clip": 1.0}},
         {"training": {"early_stopping": 3}},
+        {"training": {"class_weights": [2.0, 1.0, 1.0]}},
+        {"training": {"focal_gamma": 2.0}},
         {"training": {"precision": "bfloat16"}},
         {"inputs": {"data": "4567"}},
         {"rows": {"labelled": False, "bootstrap": True, "fraction": 1.0}},
@@ -453,7 +482,6 @@ def test_anything_else_does(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pseudo_labels": True},
         {"specialist": {"generalist": "0123"}},
         {"quantization": {"bits": 8}},
         {"training": {"gradient_accumulation": 2}},
@@ -484,6 +512,17 @@ class Mean(nn.Module):
         return self.head(x.float().mean(1, keepdim=True))
 
 
+class Drawn(nn.Module):
+    """Draws by itself, of which the stack knows nothing."""
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(input_shape[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(x))
+
+
 class Odd(Unused):
     """Looks at its values, which vmap cannot."""
 
@@ -494,18 +533,18 @@ class Odd(Unused):
 
 def test_which_networks_can_be_stacked() -> None:
     def can(model: ModelConfig, held: TrainingData) -> bool:
-        return deterministic(build(model, held.info), fused._random_inputs(held.info))
+        return deterministic(build(model, held.info), fused.random_inputs(held.info))
 
     state = torch.get_rng_state()
     assert can(MLPConfig(hidden=[8, 8]), data()) and can(MLPConfig(hidden=[]), images())
     assert can(BagConfig(embedding=4, hidden=[8]), texts())
     torch.set_rng_state(state)
-    assert not can(MLPConfig(hidden=[8], dropout=1e-4), data())
-    assert not can(MLPConfig(hidden=[8], input_dropout=1e-4), data())
+    assert can(MLPConfig(hidden=[8], dropout=0.5), data())
+    assert can(MLPConfig(hidden=[8, 8], input_dropout=0.5, dropout=0.1), data())
     assert not can(ResNetConfig(width=4, blocks=1), images())
     assert not can(BiLSTMConfig(embedding=4, hidden=4), texts())
-    assert fusable(student(), data()) and not fusable(student(model={**PLAIN, "dropout": 0.2}), data())
-    for name, held in (("Unused", data()), ("Odd", data()), ("Mean", texts())):
+    assert fusable(student(), data()) and fusable(student(model={**PLAIN, "dropout": 0.2}), data())
+    for name, held in (("Unused", data()), ("Odd", data()), ("Mean", texts()), ("Drawn", data())):
         assert not fusable(student(model={"name": "custom", "callable": f"{__name__}:{name}"}), held)
 
 
@@ -521,8 +560,7 @@ def test_probing_leaves_network_and_generator_as_they_were() -> None:
 def test_what_cannot_be_stacked_is_refused(tmp_path: Path) -> None:
     for tasks in (
         [student(), student(training={"batch_size": 8})],
-        [student(pseudo_labels=True)] * 2,
-        [student(model={**PLAIN, "dropout": 0.1})] * 2,
+        [student(model={"name": "custom", "callable": f"{__name__}:Drawn"})] * 2,
     ):
         with pytest.raises(ValueError, match="cannot be trained together"):
             next(fused_epochs(tasks, data(), tmp_path))
@@ -589,7 +627,7 @@ def test_as_many_as_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_networks_that_cannot_be_stacked_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     found = scripted(monkeypatch, {})
-    assert choose_fuse(student(model={**PLAIN, "dropout": 0.1}), data(), 16) == 1
+    assert choose_fuse(student(model={"name": "custom", "callable": f"{__name__}:Drawn"}), data(), 16) == 1
     assert choose_fuse(student(training={"max_norm": 1.0}), data(), 16) == 1 and found == []
 
 

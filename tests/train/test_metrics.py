@@ -3,6 +3,7 @@ import pytest
 from sklearn import metrics as reference
 
 from ensemble_kd.train.metrics import (
+    class_means,
     classification_metrics,
     confusion_matrix,
     expected_calibration_error,
@@ -88,3 +89,14 @@ def test_log_softmax_of_large_logits_is_finite() -> None:
 def test_what_cannot_be_measured_is_refused(log_probs: np.ndarray, labels: np.ndarray, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         classification_metrics(log_probs, labels)
+
+
+def test_means_over_classes_are_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.choice(4, p=[0.8, 0.15, 0.05, 0.0], size=300)
+    answers = np.where(generator.random(300) < 0.7, labels, generator.integers(4, size=300))
+    found = class_means(answers, labels, 5)
+    with np.errstate(all="ignore"):
+        assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, answers, average="macro"))
+        seen = reference.recall_score(labels, answers, labels=np.unique(labels), average="macro")
+    assert found["balanced_accuracy"] == pytest.approx(seen)

@@ -11,8 +11,8 @@ from ensemble_kd.train.statistics import (
     mean_and_error,
     paired_interval,
     seed_interval,
-    verdict,
 )
+from ensemble_kd.train.verdict import Gap, verdict
 
 HELPED = Interval(0.4, 0.1, 0.7, "3 seeds, 10,000 test examples")
 UNSURE = Interval(0.1, -0.2, 0.4, "one seed, 360 test examples")
@@ -104,19 +104,41 @@ def test_gap_error_against_simulation() -> None:
     assert gap_error([0.98], [0.96], 0.985) is None
 
 
-def test_the_three_verdicts() -> None:
-    text = verdict(HELPED, gap=0.82, over_pseudo_labels=HELPED)
+def test_the_verdicts() -> None:
+    text = verdict(HELPED, Gap(0.82), HELPED)
     assert text.startswith("Distillation helped: 0.40 points")
     assert "+0.10 to +0.70; 3 seeds, 10,000 test examples" in text
     assert "82% of the gap" in text and "Soft targets add 0.40 points" in text
     assert "did not help" not in text
 
-    text = verdict(UNSURE, no_gap_reason="the ensemble is no better")
-    assert "did not help here" in text and "within the noise" in text
+    text = verdict(UNSURE, Gap(reason="the ensemble is no better"))
+    assert text.startswith("A gain from distillation is not shown: 0.10 points more accuracy")
+    assert "did not help" not in text and "within the noise" in text
     assert "-0.20 to +0.40; one seed, 360 test examples" in text
     assert "not defined, the ensemble is no better" in text
 
-    text = verdict(HURT, gap=-0.5, over_pseudo_labels=UNSURE)
+    text = verdict(HURT, Gap(-0.5), UNSURE)
     assert "did not help here: it cost 0.50 points" in text and "-0.90 to -0.10" in text
     assert "pseudo-labels: +0.10 points, within the noise" in text
     assert [i.outcome for i in (HELPED, UNSURE, HURT)] == ["helped", "no difference shown", "hurt"]
+
+    text = verdict(Interval(0.05, -0.15, 0.2, "5 seeds, 10,000 test examples"), Gap())
+    assert "did not help here: 0.05 points more accuracy" in text and "0.2 points either way" in text
+    assert "not shown" in verdict(Interval(0.05, -0.15, 0.21, "one seed"), Gap())
+
+
+def test_the_verdict_says_what_limits_the_gain() -> None:
+    large = Interval(4.0, 3.0, 5.0, "3 seeds")
+
+    def limit(gap: Gap, pseudo: Interval | None = None) -> str:
+        return verdict(HELPED, gap, pseudo).partition("What limits the gain: ")[2]
+
+    assert limit(Gap(0.5)) == ""  # the ensemble is not known
+    weak = limit(Gap(0.5, advantage=UNSURE, causes=["no labels", "same kind", "a third"]))
+    assert weak.startswith("the ensemble, which is not shown to know more") and "+0.10 points" in weak
+    assert weak.endswith("Likely: no labels; same kind.")
+    assert limit(Gap(0.95, advantage=large)).startswith("the ensemble, 4.00 points above hard labels")
+    assert "still falling at the end (by 30%" in limit(Gap(0.5, advantage=large, falling=0.3))
+    assert "choose temperature and alpha" in limit(Gap(-0.2, advantage=large), HURT)
+    assert limit(Gap(0.5, advantage=large), UNSURE).startswith("the softness")
+    assert limit(Gap(0.5, advantage=large), HELPED).startswith("the student, which takes 50%")

@@ -1,0 +1,63 @@
+"""What a student's table of word pieces starts from; and what is wrong with that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ensemble_kd.config.base import Block
+
+if TYPE_CHECKING:
+    from ensemble_kd.config.run import Config
+
+
+class StaticEmbeddingConfig(Block):
+    """Vectors that a transformer gives each word piece by itself, on their first principal axes."""
+
+    name: Literal["static_embedding"] = "static_embedding"
+    """`static_embedding`"""
+    weights: Literal["pretrained", "teacher"] = "pretrained"
+    """The transformer: that of `source` as it is, or the run's best transformer among the teachers."""
+    source: str | None = None
+    """Hub name, local folder, or `package:MODULE/FOLDER`; null for that of the tokenizer."""
+    frequency: float = Field(1e-3, gt=0, le=1)
+    """a in a / (a + f), by which a piece that is a share f of all in the transfer set is multiplied."""
+
+
+def start_of_table(value: Any) -> Any:
+    """`start: static_embedding` is short for a block with this name; `random` for none."""
+    if isinstance(value, str):
+        return None if value == "random" else {"name": value}
+    return value
+
+
+def start_problems(path: str, model: Any, config: Config) -> list[str]:
+    """`path` is that of the model's block."""
+    start = getattr(model, "start", None)
+    if start is None:
+        return []
+    path = f"{path}.start"
+    if not path.startswith("student"):
+        return [f"{path}: {start.name!r} is for students; leave it out"]
+    if config.data.kind != "text":
+        return []  # told of the model itself
+    if (tokenizer := config.data.text.tokenizer) != "pretrained":
+        return [
+            f"{path}: sends the word pieces of a pretrained tokenizer through its model, and "
+            f"data.text.tokenizer is {tokenizer!r}; set it to pretrained"
+        ]
+    if start.weights == "pretrained":
+        return []
+    if start.source is not None:
+        return [f"{path}.source: not read with weights: teacher; leave one out"]
+    teachers = config.teachers
+    models = [teachers.model, *(override.model for override in teachers.overrides if override.model)]
+    if teachers.source == "pretrained" or (
+        teachers.source == "train" and any(model.name == "transformer" for model in models)
+    ):
+        return []
+    return [
+        f"{path}.weights: 'teacher' takes a transformer of the run, and no teacher is one; use pretrained, "
+        "with a source"
+    ]

@@ -1,0 +1,1 @@
+"""A configuration for any data: what the files hold, what to predict, which recipe, within which time."""

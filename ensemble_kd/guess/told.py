@@ -1,0 +1,41 @@
+"""What was found, in lines for people."""
+
+from __future__ import annotations
+
+from ensemble_kd.guess.choice import Choice
+from ensemble_kd.guess.target import some
+
+
+def found_lines(choice: Choice) -> list[str]:
+    """What was found, for people."""
+    facts, rows, label = choice.facts, choice.rows, choice.label
+    kinds = {"text": "texts", "image": "images", "numeric": "numbers"}
+    what = kinds[choice.inputs.kind]
+    if isinstance(choice.inputs.names, list) and choice.inputs.kind == "text":
+        what = "pairs of texts"
+    target = f"{len(rows.classes)} classes" if label is None or label.target == "class" else "a number"
+    lines = [
+        f"{facts.path}: {what}, from which {target} is to be predicted".replace("classes is", "classes are")
+    ]
+    held = f"; {' and '.join(rows.held)} held out of train" if rows.held else ""
+    unlabelled = rows.transfer - rows.labelled
+    lines.append(
+        f"  rows: {rows.labelled:,} train with label, {unlabelled:,} without, {rows.validation:,} "
+        f"validation, {rows.test:,} test{held}"
+    )
+    if label is None:
+        lines.append(f"  label: the folder ({some(list(rows.classes))})")
+        return lines
+    names = choice.inputs.names
+    shown = names if isinstance(names, str) else some(names)
+    lines.append(f"  input: {shown} ({choice.inputs.why})")
+    counts = f", {span(rows.per_class)} labelled train rows each" if rows.per_class else ""
+    lines.append(f"  label: {label.column.name} ({label.why}{counts})")
+    if choice.inputs.unused:
+        lines.append("  not used: " + "; ".join(choice.inputs.unused[:20]))
+    return lines
+
+
+def span(counts: tuple[int, ...]) -> str:
+    """`35 to 187`"""
+    return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"

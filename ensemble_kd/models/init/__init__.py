@@ -1,0 +1,1 @@
+"""What networks start from: (network, source, info) -> network, one file each."""

@@ -1,0 +1,119 @@
+"""What fits into a time: parsed, planned, and cut where it costs least."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ensemble_kd.errors import InputError
+from ensemble_kd.guess.budget import fit, plan, seconds_of, total
+from ensemble_kd.guess.commented import Commented
+from ensemble_kd.guess.counts import Rows
+from ensemble_kd.guess.pace import Pace
+from ensemble_kd.guess.steps import epochs_of
+
+RAW: dict[str, Any] = {
+    "data": {},
+    "teachers": {"num_members": 4, "model": {"name": "mlp"}, "training": {"epochs": 10, "batch_size": 10}},
+    "soft_targets": {"views": 20},
+    "student": {"seeds": 3, "model": {"name": "mlp"}, "training": {"epochs": 40, "batch_size": 10}},
+}
+ROWS = Rows(train=1000, labelled=1000, validation=0, test=0, unlabelled=0)
+PACE = Pace(0.02, 0.004, 0.002, 0.0, workers=2)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("30m", 1800), ("90s", 90), ("1.5h", 5400), ("1h30m", 5400)])
+def test_times_are_read(said: str, seconds: float) -> None:
+    assert seconds_of(said) == seconds
+
+
+@pytest.mark.parametrize("said", ["30", "m", "half an hour", "-3m", "0s", "3 m 4", ""])
+def test_what_is_no_time_is_told(said: str) -> None:
+    with pytest.raises(InputError, match="--budget: .*as in 30m"):
+        seconds_of(said)
+
+
+def test_a_plan_counts_rounds_of_workers() -> None:
+    """By hand: 4 teachers on 2 workers are 2 rounds of 10 x 1000 x 0.02 s."""
+    lines = {line.stage: line for line in plan(RAW, ROWS, PACE)}
+    assert lines["teachers"].seconds == pytest.approx(1.15 * 2 * 10 * 1000 * 0.02 + 10)
+    assert lines["soft-targets"].seconds == pytest.approx(1.15 * 1000 * 20 * 4 * 0.004 / 2 + 10)
+    # Three seeds on hard labels on 2 workers: 2 rounds; three of distilled and plain: 3.
+    assert lines["gap"].seconds == pytest.approx(1.15 * 2 * 40 * 1000 * 0.002 + 10)
+    assert lines["student"].seconds == pytest.approx(1.15 * 3 * 40 * 1000 * 0.002 + 10)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
+def test_what_is_cut_fits_and_says_so(share: float) -> None:
+    settings = Commented(deepcopy(RAW))
+    budget = share * total(plan(RAW, ROWS, PACE))
+    fit(settings, ROWS, PACE, budget, set(), "Xm")
+    assert share * budget / 2 < total(plan(settings.raw, ROWS, PACE)) <= budget
+    assert settings.get("teachers.num_members") >= 2, "an ensemble stays one as long as it can"
+    changed = [path for path in settings.comments if "--budget" in settings.comments[path]]
+    assert changed and all(settings.get(path) != Commented(RAW).get(path) for path in changed)
+
+
+def test_what_the_user_has_set_stays() -> None:
+    settings = Commented(deepcopy(RAW))
+    budget = 0.5 * total(plan(RAW, ROWS, PACE))
+    fit(settings, ROWS, PACE, budget, {"teachers.num_members", "student.training"}, "Xm")
+    assert settings.get("teachers.num_members") == 4
+    assert settings.get("student.training.epochs") == 40
+
+
+def test_enough_time_changes_nothing() -> None:
+    settings = Commented(deepcopy(RAW))
+    fit(settings, ROWS, PACE, 1e6, set(), "Xm")
+    assert settings.raw == RAW and not settings.comments
+
+
+def test_too_short_for_one_teacher_is_told_with_what_is_enough() -> None:
+    with pytest.raises(InputError, match=r"1m is too short for one teacher.*Give --budget \d+m") as caught:
+        fit(Commented(deepcopy(RAW)), ROWS, PACE, 60, set(), "1m")
+    enough = str(caught.value).split("Give --budget ")[1].split(",")[0]
+    fit(Commented(deepcopy(RAW)), ROWS, PACE, seconds_of(enough), set(), enough)
+
+
+def test_smaller_pictures_and_narrower_teachers_cost_by_area_and_square() -> None:
+    raw = deepcopy(RAW)
+    raw["data"] = {"image": {"resize": [64, 64]}}
+    raw["teachers"]["model"] = {"name": "resnet", "width": 32}
+    pace = replace(PACE, side=64, width=32)
+    before = {line.stage: line.seconds - 10 for line in plan(raw, ROWS, pace)}
+    raw["data"]["image"]["resize"] = [32, 32]
+    raw["teachers"]["model"]["width"] = 16
+    after = {line.stage: line.seconds - 10 for line in plan(raw, ROWS, pace)}
+    assert after["teachers"] == pytest.approx(before["teachers"] / 16)
+    assert after["student"] == pytest.approx(before["student"] / 4)
+
+
+def test_nothing_is_cut_to_so_few_steps_that_it_learns_nothing() -> None:
+    settings = Commented(deepcopy(RAW))
+    least = 0.0
+    for seconds in range(1000, 60, -20):
+        try:
+            fit(settings, ROWS, PACE, seconds, set(), "Xm")
+        except InputError:
+            break
+        least = seconds
+    assert least and settings.get("teachers.training.epochs") * 1000 / 10 >= 150
+
+
+def test_epochs_that_are_auto_are_planned_and_cut_only_where_need_be() -> None:
+    raw = deepcopy(RAW)
+    raw["teachers"]["training"]["epochs"] = raw["student"]["training"]["epochs"] = "auto"
+    assert epochs_of(raw, ROWS) == (20, 20), "2,000 steps of 100 an epoch"
+    before = total(plan(raw, ROWS, PACE))
+    raw["student"]["temperature"] = "auto"
+    stages = [line.stage for line in plan(raw, ROWS, PACE)]
+    assert stages == ["data", "teachers", "gap", "soft-targets", "choose", "student", "report"]
+    assert total(plan(raw, ROWS, PACE)) > before
+    settings = Commented(deepcopy(raw))
+    fit(settings, ROWS, PACE, 1e6, set(), "Xm")
+    assert settings.raw == raw
+    fit(settings, ROWS, PACE, 0.3 * total(plan(raw, ROWS, PACE)), set(), "Xm")
+    assert settings.get("teachers.training.epochs") < 20
