@@ -97,3 +97,28 @@ def test_what_wants_labels_is_refused_before_ray_starts(
     with pytest.raises(ConfigError) as error:
         pipeline.run(config_of(tmp_path / "data", **changes), tmp_path / "run")
     assert any(line.startswith(f"{path}: no train row has a label") for line in error.value.problems)
+
+
+def test_copies_of_test_rows_leave_the_transfer_set(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    config = config_of(data)
+    copied = pq.read_table(data / "test.parquet").select(["input"])
+    train = pa.concat_tables([pq.read_table(data / "train.parquet"), copied])
+    pq.write_table(train, data / "train.parquet")
+    raw = config.model_dump()
+    raw["data"]["duplicates"] = "drop"
+    info = pipeline.run(validate(raw), tmp_path / "run", until="data")["data"].summary["info"]
+    assert info["counts"]["transfer"] <= 300
+    held = [pq.read_table(data / f"{split}.parquet")["input"] for split in ("validation", "test")]
+    judging = {text for column in held for text in column.to_pylist()}
+    kept = [text for text in train["input"].to_pylist() if text not in judging]
+    assert info["counts"]["transfer"] == len(set(kept))
+
+
+def test_a_phase_on_labels_alone_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "data")
+    raw = config.model_dump()
+    raw["student"]["phases"] = [{"name": "first", "alpha": 0.0}]
+    with pytest.raises(ConfigError) as error:
+        pipeline.run(validate(raw), tmp_path / "run")
+    assert any(line.startswith("student.phases.0.alpha: no train row") for line in error.value.problems)

@@ -95,6 +95,10 @@ def auto_problems(config: Config) -> list[str]:
             f"student.{name}: 'auto' is about the soft loss, and student.objective is null; give a number"
             for name in chosen
         ]
+    if chosen and student.training.epochs == 0:
+        problems.append(
+            "student.training.epochs: 0 trains nothing to choose by; give numbers in place of auto"
+        )
     if "pseudo" in chosen and student.online.logits:
         problems.append(
             "student.pseudo: 'auto' reads answers that the store holds, but with student.online.logits it is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ensemble_kd import space
 from ensemble_kd.config.base import replace
 from ensemble_kd.config.training import TrainingConfig
 
@@ -51,7 +52,7 @@ def class_weight_problems(config: Config) -> list[str]:
             for name, usual, value in zip(FIELDS, (None, 0.0), (weights, gamma), strict=True)
             if value != usual
         ]
-    if config.sweep is not None and "training.class_weights" in config.sweep.space:
+    if config.sweep is not None and "training.class_weights" in space.searched(config.sweep.space):
         problems.append(
             "sweep.space.training.class_weights: it cannot be searched; set student.training.class_weights"
         )
@@ -67,14 +68,15 @@ def class_name_problems(config: Config, class_names: list[str]) -> list[str]:
                 f"{path}.class_weights: {len(weights)} numbers for {len(class_names)} classes; give one a "
                 "class, in the order of the classes, or numbers by name"
             )
-        elif isinstance(weights, list) and not any(weights):
-            problems.append(f"{path}.class_weights: all are 0, so that nothing is learned; raise one")
         elif isinstance(weights, dict):
             unknown = [name for name in weights if name not in class_names]
             some = ", ".join(map(repr, class_names[:5])) + (", ..." if len(class_names) > 5 else "")
             problems += [
                 f"{path}.class_weights.{name}: no such class; the data has {some}" for name in unknown
             ]
+            weights = [weights.get(name, 1.0) for name in class_names]
+        if isinstance(weights, list) and not any(weights):
+            problems.append(f"{path}.class_weights: all are 0, so that nothing is learned; raise one")
     return problems
 
 

@@ -150,6 +150,7 @@ def epochs_problems(config: Config) -> list[str]:
             )
     if config.data.target == "value":
         blocks = [("teachers", config.teachers.training), ("student", config.student.training)]
+        blocks += [(f"student.phases.{i}", phase.training) for i, phase in enumerate(config.student.phases)]
         problems += [
             f"{path}.training.early_stopping_by: 'calibrated_loss' is for classes, and data.target is "
             "'value'; leave it out"

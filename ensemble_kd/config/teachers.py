@@ -123,7 +123,7 @@ def teacher_problems(config: Config) -> list[str]:
     if teachers.source == "train" and teachers.given:
         problems.append(
             "teachers.given: set, but teachers.source is 'train'; set teachers.source=pretrained, "
-            "callable or mlflow"
+            "transformers, callable or mlflow"
         )
     if teachers.source != "train":
         if not teachers.given:

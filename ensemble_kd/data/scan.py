@@ -309,7 +309,10 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
         labels = np.where(dropped, UNLABELLED if classes else np.float32(np.nan), labels)
     present = np.unique(labels[labelled(labels)])
     if not len(present) and _judged_elsewhere(found, config):
-        return Plan(np.full(len(labels), TRAIN, np.int8), labels)
+        part = np.full(len(labels), TRAIN, np.int8)
+        if dropped is not None:
+            part[dropped] = DROPPED
+        return Plan(part, labels)
     if not len(present) and problems:
         return None  # no news: the labels could not be read
     if len(present) < 2:

@@ -324,7 +324,11 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
     falling = float(np.median(known)) if known and float(np.median(known)) > FALLING else None
     causes = [cause["found"] for cause in (inputs.gap or {}).get("causes", [])]
     advantage = Interval(**gap["advantage"]) if gap["advantage"] else None
-    return Gap(gap["value"], gap["reason"], advantage, causes, falling)
+    chosen = inputs.choose is not None or inputs.sweep is not None
+    softened = not inputs.info.get("target")
+    return Gap(
+        gap["value"], gap["reason"], advantage, causes, chosen=chosen, softened=softened, falling=falling
+    )
 
 
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:

@@ -239,7 +239,7 @@ def likely_causes(
         same_kind([as_trained(n) for n in networks], student, answers, labels if of_classes else None)
     )
     if of_classes:
-        found.append(confidence(ensemble, labels))
+        found.append(confidence(ensemble, labels, calibrates(context.config)))
         if own:
             seen, theirs = training_answers(context, done)
             accuracy = float(np.mean([(logits.argmax(1) == seen).mean() for logits in theirs]))
@@ -312,6 +312,8 @@ class Gap(Stage):
 
     def work(self, config: Config, done: Done) -> Work | None:
         student = config.student
+        if not done.info["counts"]["labelled"]:
+            return None
         return Work(seeds_of(config), done.info["counts"]["transfer"], student.training.num_epochs)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:

@@ -122,10 +122,15 @@ def label_problems(config: Config, counts: dict[str, int]) -> list[str]:
         ("specialists", config.specialists is not None, "they learn from labels; leave them out"),
         (
             "student.alpha",
-            student.numbers.alpha == 0 == student.numbers.pseudo,
+            student.numbers.alpha == 0 == student.numbers.pseudo and not student.terms,
             "0 learns from labels alone; raise it",
         ),
     )
+    phases = [
+        (f"student.phases.{i}.alpha", phase.corpus is None and not phase.alpha and not phase.terms)
+        for i, phase in enumerate(student.phases)
+    ]
+    wrong += tuple((path, bad, "0 learns from labels alone; raise it") for path, bad in phases)
     return [f"{path}: no train row has a label, and {why}" for path, bad, why in wrong if bad]
 
 

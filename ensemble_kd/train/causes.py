@@ -135,8 +135,11 @@ def same_kind(
     return None
 
 
-def confidence(ensemble: np.ndarray, labels: np.ndarray) -> Cause | None:
-    """An ensemble that is surer, or less sure, than it is right; (N, C) log-probabilities against (N,)."""
+def confidence(ensemble: np.ndarray, labels: np.ndarray, calibrated: bool = False) -> Cause | None:
+    """An ensemble that is surer, or less sure, than it is right; (N, C) log-probabilities against (N,).
+
+    `calibrated`: each member has a temperature of its own already.
+    """
     if len(labels) < FEWEST:
         return None
     log_probs = log_softmax(ensemble)
@@ -152,7 +155,7 @@ def confidence(ensemble: np.ndarray, labels: np.ndarray) -> Cause | None:
         f"the ensemble is {word}: mean confidence {100 * sure:.1f}%, right on {100 * right:.1f}% (ECE "
         f"{error:.3f})"
     )
-    return Cause("confidence", found, f"{remedy}; teachers.calibrate=true fits a temperature to each")
+    return Cause("confidence", found, remedy if calibrated else f"{remedy}; or set teachers.calibrate=true")
 
 
 def few_labels(train: float, validation: float, labels: int) -> Cause | None:

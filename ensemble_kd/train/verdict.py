@@ -25,6 +25,10 @@ class Gap:
     """Ensemble less student on hard labels; None where the ensemble is not known."""
     causes: Sequence[str] = ()
     """Why the ensemble knows no more, as the stage `gap` found on validation rows."""
+    chosen: bool = False
+    """Whether temperature, alpha and the share of pseudo-labels were chosen on validation rows."""
+    softened: bool = True
+    """Whether there is a temperature: labels are classes."""
     falling: float | None = None
     """By which share the distilled student's validation loss fell in the last quarter of its epochs."""
 
@@ -98,18 +102,19 @@ def _limit(gap: Gap, over_pseudo_labels: Interval | None) -> str:
             f"{100 * gap.falling:.0f}% over the last quarter of the epochs); train it longer."
         )
     if share <= 0:
-        return (
-            f"{start}how the ensemble is handed on: it is {more}, and who learns from it is not; choose "
-            "temperature and alpha on validation rows."
+        return f"{start}how the ensemble is handed on: it is {more}, and who learns from it is not; " + (
+            "bring rows without labels." if gap.chosen else "choose temperature and alpha: set them to auto."
         )
     if over_pseudo_labels is not None and over_pseudo_labels.outcome != "helped":
+        remedy = "." if gap.chosen else "; try another temperature, or a share of pseudo-labels (auto)."
         return (
-            f"{start}the softness: the student learns no more from it than from the ensemble's bare answers; "
-            "try another temperature, or a share of pseudo-labels."
+            f"{start}the softness: the student learns no more from it than from the ensemble's bare "
+            f"answers{remedy}"
         )
+    softer = " or another temperature" if gap.softened and not gap.chosen else ""
     return (
         f"{start}the student, which takes {100 * share:.0f}% of what the ensemble has, {more}; a larger "
-        "student, more rows without labels or another temperature may take more."
+        f"student{', more' if softer else ' or more'} rows without labels{softer} may take more."
     )
 
 

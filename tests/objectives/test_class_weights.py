@@ -120,6 +120,7 @@ def test_numbers_in_place_of_names() -> None:
         ([1.0, 2.0, 3.0], "student.training.class_weights: 3 numbers for 2 classes"),
         ({"c": 2.0}, "student.training.class_weights.c: no such class; the data has 'a', 'b'"),
         ([0.0, 0.0], "student.training.class_weights: all are 0"),
+        ({"a": 0.0, "b": 0.0}, "student.training.class_weights: all are 0"),
     ],
 )
 def test_weights_that_do_not_fit_the_classes(weights: Any, message: str) -> None:
@@ -142,6 +143,14 @@ def test_weights_that_do_not_fit_the_classes(weights: Any, message: str) -> None
         (
             {"sweep__space": {"training.class_weights": ["balanced", None]}},
             "sweep.space.training.class_weights",
+        ),
+        (
+            {"sweep__space": {"student.training.class_weights": ["balanced", None]}},
+            "sweep.space.training.class_weights",
+        ),
+        (
+            {"student": {"temperature": "auto", "training": {"epochs": 0}}},
+            "student.training.epochs",
         ),
     ],
 )

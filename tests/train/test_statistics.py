@@ -141,4 +141,7 @@ def test_the_verdict_says_what_limits_the_gain() -> None:
     assert "still falling at the end (by 30%" in limit(Gap(0.5, advantage=large, falling=0.3))
     assert "choose temperature and alpha" in limit(Gap(-0.2, advantage=large), HURT)
     assert limit(Gap(0.5, advantage=large), UNSURE).startswith("the softness")
+    assert "(auto)" in limit(Gap(0.5, advantage=large), UNSURE)
+    assert "auto" not in limit(Gap(0.5, advantage=large, chosen=True), UNSURE), "it was chosen already"
+    assert "temperature" not in limit(Gap(0.5, advantage=large, softened=False), HELPED), "values have none"
     assert limit(Gap(0.5, advantage=large), HELPED).startswith("the student, which takes 50%")
