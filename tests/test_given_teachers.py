@@ -515,7 +515,7 @@ def test_a_transformer_in_mlflow_becomes_a_pretrained_teacher(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_model_folder_of_ours_teaches_others(tmp_path: Path, ray_session: None) -> None:
-    pipeline.run(digits(*asked("linear")), tmp_path / "first")
+    pipeline.run(digits(*asked("linear"), "student.training.epochs=5"), tmp_path / "first")
     config = digits(*in_mlflow(str(tmp_path / "first" / "model")))
     pipeline.run(config, tmp_path / "second", until="soft-targets")
     student = json.loads((tmp_path / "first" / "report.json").read_text())["summary"]["distilled"]
