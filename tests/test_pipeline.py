@@ -101,9 +101,9 @@ def test_running_again_keeps_everything_and_starts_no_ray(
 @pytest.mark.slow
 def test_another_temperature_trains_only_distilled_students(copy: Path) -> None:
     before = weights(copy)
-    _, lines = run(copy, "student.temperature=2")
+    _, lines = run(copy, "student.temperature=4")
     assert lines.kept() == ["data", "teachers", "gap", "soft-targets"]
-    assert any("temperature: 4.0 -> 2.0" in line for line in lines.said)
+    assert any("temperature: 2.0 -> 4.0" in line for line in lines.said)
     after = weights(copy)
     assert len(after) == len(before) + 2 and all(after[name] == before[name] for name in before)
 
@@ -124,7 +124,11 @@ def test_the_baselines_are_trained_before_the_soft_targets(finished: Path) -> No
 @pytest.mark.slow
 def test_a_gap_that_is_required_and_not_there_ends_the_run(tmp_path: Path, ray_session: None) -> None:
     """Teachers of the student's own kind, each with less training than it."""
-    weak = ["teachers.model.hidden=[8]", "teachers.training.epochs=1", "student.training.epochs=30"]
+    weak = [
+        "teachers.model={name: mlp, hidden: [8]}",
+        "teachers.training.epochs=1",
+        "student.training.epochs=30",
+    ]
     lines = Lines()
     with pytest.raises(NoGapError) as caught:
         pipeline.run(tiny(*weak, "student.seeds=1"), tmp_path, require_gap=True, console=lines)
