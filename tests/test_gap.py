@@ -94,7 +94,7 @@ def test_an_ensemble_that_knows_more(walk: Walk, tmp_path: Path) -> None:
     for artifact in settings.values():
         again.add(artifact)
     stage, own = pipeline.stage("gap"), done["gap"].fingerprint
-    for override in ("student.temperature=2", "student.alpha=0.3", "student.objective=mse"):
+    for override in ("student.temperature=3", "student.alpha=0.3", "student.objective=mse"):
         assert stage.plan(config_of(override), tmp_path, again).fingerprint == own
     for override in ("student.training.epochs=3", "student.seeds=3", "student.mean=geometric"):
         assert stage.plan(config_of(override), tmp_path, again).fingerprint != own
