@@ -113,7 +113,7 @@ def label_problems(config: Config, counts: dict[str, int]) -> list[str]:
     if counts.get("labelled", 1):
         return []
     student = config.student
-    wrong = (
+    wrong: list[tuple[str, bool, str]] = [
         (
             "sweep",
             config.sweep is not None,
@@ -125,12 +125,12 @@ def label_problems(config: Config, counts: dict[str, int]) -> list[str]:
             student.numbers.alpha == 0 == student.numbers.pseudo and not student.terms,
             "0 learns from labels alone; raise it",
         ),
-    )
+    ]
     phases = [
         (f"student.phases.{i}.alpha", phase.corpus is None and not phase.alpha and not phase.terms)
         for i, phase in enumerate(student.phases)
     ]
-    wrong += tuple((path, bad, "0 learns from labels alone; raise it") for path, bad in phases)
+    wrong += [(path, bad, "0 learns from labels alone; raise it") for path, bad in phases]
     return [f"{path}: no train row has a label, and {why}" for path, bad, why in wrong if bad]
 
 
