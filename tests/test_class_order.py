@@ -109,10 +109,10 @@ def test_a_function_in_another_order_is_not_asked_to_the_end(tmp_path: Path) -> 
     with pytest.raises(
         InputError, match=r"teachers\.given\.0: .* labelled transfer rows.*class_order=\[\"9\""
     ):
-        config = digits(*asked, "soft_targets.batch_size=100")
+        config = digits(*asked, "soft_targets.batch_size=100", "data.test_fraction=0.2")
         pipeline.run(config, tmp_path / "run", until="teachers")
     assert 500 <= sum(asked_teachers.CALLS) < 900
-    mended = digits(*asked, f"teachers.class_order={json.dumps(REVERSED)}")
+    mended = digits(*asked, "data.test_fraction=0.2", f"teachers.class_order={json.dumps(REVERSED)}")
     pipeline.run(mended, tmp_path / "run", until="teachers")
 
 
