@@ -125,7 +125,7 @@ def test_the_baselines_are_trained_before_the_soft_targets(finished: Path) -> No
 def test_a_gap_that_is_required_and_not_there_ends_the_run(tmp_path: Path, ray_session: None) -> None:
     """Teachers of the student's own kind, each with less training than it."""
     weak = [
-        "teachers.model={name: mlp, hidden: [8]}",
+        "teachers.model={name: mlp, hidden: [8], dropout: 0.3}",
         "teachers.training.epochs=1",
         "student.training.epochs=30",
     ]
