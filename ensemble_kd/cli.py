@@ -150,7 +150,7 @@ def _pipeline(
         console=Console(screen.line, screen.warning, screen.progress),
         recipe=recipe,
     )
-    return Mirror.of(str(folder), settings.compute.scratch).root if is_remote(folder) else Path(folder)
+    return _local(folder, settings.compute.scratch)
 
 
 def _stage_command(name: str, until: str, text: str) -> None:
@@ -203,7 +203,14 @@ def run(
         recipe = None
         if data is not None:
             made = cli_data.made_for(
-                data, label, input_, budget, source, set_, screen=out, run=lambda name: _kept(run_dir, name)
+                data,
+                label,
+                input_,
+                budget,
+                source,
+                set_,
+                screen=out,
+                run=lambda name: _local(run_dir or Path("runs") / name),
             )
             settings, recipe = made.config, made.text
         else:
@@ -215,11 +222,9 @@ def run(
         _print_results(folder, run_dir)
 
 
-def _kept(run_dir: str | None, name: str) -> Path:
+def _local(folder: str | Path, scratch: str | None = None) -> Path:
     """The folder of a run on this machine, of one in a store that of its copy."""
-    if run_dir is not None and is_remote(run_dir):
-        return Mirror.of(run_dir).root
-    return Path(run_dir or Path("runs") / name)
+    return Mirror.of(str(folder), scratch).root if is_remote(folder) else Path(folder)
 
 
 @app.command()

@@ -36,7 +36,6 @@ from ensemble_kd.model_folder import EXPORT
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stage_list import STAGES, entry_of, stages_of
-from ensemble_kd.stages import gap as gap_stage
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
@@ -175,8 +174,8 @@ def walk(
         done.add(artifact)
         for line in artifact.summary.get("warnings", []) if step.skipped else ():
             context.console.warning(line)  # told again: what is odd about it has not gone away
-        if require_gap and current.name == "gap":
-            gap_stage.require(artifact.summary)
+        if require_gap:
+            current.demand(artifact.summary)
         if until == current.name:
             break
         _verify(current, context.config, artifact, done, context.runtime.address)

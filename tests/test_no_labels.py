@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from asked_teachers import of_money
+from test_given_teachers import WORDS
 
 from ensemble_kd import pipeline
 from ensemble_kd.config import Config, validate
 from ensemble_kd.errors import ConfigError, InputError
-
-WORDS = "card lost stolen pay payment bank is it my a the cat sat on mat".split()
 
 
 def texts(rows: int, seed: int) -> tuple[list[str], list[str]]:

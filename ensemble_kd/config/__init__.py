@@ -8,7 +8,12 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 from __future__ import annotations
 
 from ensemble_kd.config.auto import Point, points, settled
-from ensemble_kd.config.class_weights import balanced_weights, class_name_problems, with_class_weights
+from ensemble_kd.config.class_weights import (
+    balanced_weights,
+    class_name_problems,
+    has_class_weights,
+    with_class_weights,
+)
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig, TextConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
@@ -78,6 +83,7 @@ __all__ = [
     "class_name_problems",
     "corner_problems",
     "cross_field_problems",
+    "has_class_weights",
     "json_schema",
     "load_config",
     "member_settings",

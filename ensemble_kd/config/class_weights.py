@@ -90,6 +90,11 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
     return [total / (occurring * count) if count else 1.0 for count in counts]
 
 
+def has_class_weights(config: Config) -> bool:
+    """Whether any `training` block has weights of classes."""
+    return any(weights is not None for _, weights, _ in _blocks(config))
+
+
 def with_class_weights(config: Config, class_names: list[str], counts: list[int]) -> Config:
     """`balanced` and numbers by name as one number a class; `counts` are the training labels by class."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, field_validator
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig, ImageConfig, missing_note
@@ -38,6 +38,8 @@ class TextConfig(Block):
 class AugmentConfig(Block):
     """Random changes of training images that keep their class."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"erase"})
+
     shift: int = Field(0, ge=0, le=64)
     """Largest shift in pixels, drawn per example and axis; what comes in is filled with 0."""
     horizontal_flip: bool = False
@@ -49,14 +51,6 @@ class AugmentConfig(Block):
     @property
     def active(self) -> bool:
         return self.shift > 0 or self.horizontal_flip or self.erase > 0
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `erase` where it is 0: fingerprints stay as they were without it."""
-        found: dict[str, Any] = handler(self)
-        if not self.erase:
-            found.pop("erase", None)
-        return found
 
 
 class TextAugmentConfig(Block):

@@ -7,8 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -61,23 +59,17 @@ class CNNConfig(Block):
 class TableConfig(Block):
     """What networks with a table of vectors have in common."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"start"})
+
     start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of_table)] = None
     """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
     null, or `random`, for random numbers."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what version 0.1 did not have, where it is left alone: the fingerprints stay."""
-        found: dict[str, Any] = handler(self)
-        for name in ("start", "piece_weights"):
-            if name in found and not found[name]:
-                found.pop(name)
-        return found
 
 
 class BagConfig(TableConfig):
     """Mean of token embeddings, then fully connected layers."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"start", "piece_weights"})
     kinds: ClassVar[tuple[str, ...]] = ("text",)
     name: Literal["bag"] = "bag"
     """`bag`"""
@@ -130,6 +122,7 @@ class BiLSTMConfig(Block):
 class TransformerConfig(Block):
     """A model of the transformers library: text or image classifier, pretrained or from a configuration."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"pooling"})
     name: Literal["transformer"] = "transformer"
     """`transformer`"""
     source: str | None = None
@@ -164,18 +157,11 @@ class TransformerConfig(Block):
     trust_remote_code: bool = False
     """Whether code that comes with `source` may run."""
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `pooling` where it is left to the source: the fingerprints of such models stay."""
-        found: dict[str, Any] = handler(self)
-        if self.pooling == "auto":
-            found.pop("pooling", None)
-        return found
-
 
 class CustomModelConfig(Block):
     """A network of the user's."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"public_options"})
     name: Literal["custom"] = "custom"
     """`custom`"""
     callable: str = Field(pattern=CALLABLE)
@@ -190,14 +176,6 @@ class CustomModelConfig(Block):
     def _remember(self) -> CustomModelConfig:
         remember(self.callable, self.options, self.public_options)
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `public_options` where there are none: the fingerprints of such models stay."""
-        found: dict[str, Any] = handler(self)
-        if not self.public_options:
-            found.pop("public_options", None)
-        return found
 
 
 ModelConfig = Annotated[

@@ -83,10 +83,15 @@ class Reading:
         return self.limits[split] is not None and rows == self.limits[split]
 
 
+def _teachers_know(config: Config) -> bool:
+    """Whether teachers that are given say what a train row is, so that it needs no label."""
+    return config.teachers.source != "train" and config.data.target == "class"
+
+
 def without_labels(source: Source, config: Config) -> bool:
     """Whether train has no label column and needs none: given teachers know the classes, and labelled
     validation and test rows judge them and the student."""
-    if config.teachers.source == "train" or config.data.target != "class":
+    if not _teachers_know(config):
         return False
     return {"validation", "test"} <= source.splits.keys() and not any(
         config.data.columns.label in piece.columns() for piece in source.splits["train"]
@@ -384,7 +389,7 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
 
 def _judged_elsewhere(found: Scan, config: Config) -> bool:
     """Whether given teachers know the classes, and labelled validation and test rows judge the outcome."""
-    if config.teachers.source == "train" or config.data.target != "class":
+    if not _teachers_know(config):
         return False
     judging = [found.labels.get(split, np.zeros(0, np.int64)) for split in ("validation", "test")]
     return all(len(np.unique(labels[labels >= 0])) > 1 for labels in judging)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.foreign import class_names, classifier_problems, order_by_name
+from ensemble_kd.models.foreign import class_names, classifier_problems, order_by_name, own_image_shape
 from ensemble_kd.models.transformer_config import pretrained_config
 from ensemble_kd.pretrained import VOCABULARIES, resolve_source
 
@@ -34,7 +34,7 @@ def load_classifier(
     """
     resolved = resolve_source(source, where)
     config = pretrained_config(resolved)
-    own = {**info, "input_shape": _own_shape(config, info)}
+    own = {**info, "input_shape": own_image_shape(config, info)} if info["kind"] == "image" else info
     if problems := classifier_problems(source, own, where, named=named):
         raise ConfigError(problems)
     known = named and not info.get("target")
@@ -47,16 +47,6 @@ def load_classifier(
         return logits if columns is None else logits[:, columns]
 
     return ask
-
-
-def _own_shape(config: Any, info: dict[str, Any]) -> list[int]:
-    """The model's own input shape: its processor brings the data's images to it."""
-    if info["kind"] != "image":
-        return list(info["input_shape"])
-    size = getattr(config, "image_size", None)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    ours = info["input_shape"]
-    return [height or ours[0], width or ours[1], getattr(config, "num_channels", ours[2])]
 
 
 def _loaded(loader: Any, resolved: str, what: str, where: str) -> Any:

@@ -173,12 +173,16 @@ def _shapes(folder: Path, where: str) -> dict[str, list[int]]:
     return found
 
 
+def own_image_shape(config: Any, info: dict[str, Any]) -> list[int]:
+    """[H, W, C] that a classifier of images takes; the data's own where its configuration says nothing."""
+    ours, size = info["input_shape"], getattr(config, "image_size", None)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return [height or ours[0], width or ours[1], getattr(config, "num_channels", ours[2])]
+
+
 def _image_problems(source: str, config: Any, info: dict[str, Any], where: str) -> list[str]:
     """A classifier of images sees the data's own size, and pixels as it normalises them itself."""
-    ours, size = list(info["input_shape"]), getattr(config, "image_size", None)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    theirs = [height or ours[0], width or ours[1], getattr(config, "num_channels", ours[2])]
-    problems = []
+    ours, theirs, problems = list(info["input_shape"]), own_image_shape(config, info), []
     if theirs != ours:
         problems.append(
             f"{where}: takes images of {theirs} (height, width, channels), the data has {ours}; scale the "

@@ -6,9 +6,8 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kd.report.pieces import rounded, table
-from ensemble_kd.train.calibration import before_and_after
+from ensemble_kd.train.calibration import before_and_after, nll_and_ece
 from ensemble_kd.train.metrics import log_softmax
-from ensemble_kd.train.teacher_calibration import ece_and_nll
 
 if TYPE_CHECKING:
     from ensemble_kd.report.build import ReportInputs
@@ -26,8 +25,8 @@ def calibration_section(inputs: ReportInputs) -> dict[str, Any] | None:
         found = before_and_after(system.logits, inputs.labels, temperature)
         members.append({"name": system.name, "temperature": temperature, **found})
     ensemble = {
-        "before": ece_and_nll(log_softmax(inputs.plain_ensemble), inputs.labels),
-        "after": ece_and_nll(log_softmax(inputs.ensemble_log_probs), inputs.labels),
+        "before": nll_and_ece(log_softmax(inputs.plain_ensemble), inputs.labels),
+        "after": nll_and_ece(log_softmax(inputs.ensemble_log_probs), inputs.labels),
     }
     return {"members": members, "ensemble": ensemble}
 

@@ -196,6 +196,10 @@ class Stage(ABC):
         """Raise what only this stage's result tells about the stages that follow, before they start."""
         return
 
+    def demand(self, summary: dict[str, Any]) -> None:
+        """Raise where the result does not bear what the user requires of it (`--require-gap`)."""
+        return
+
     def rewrite(self, config: Config, artifact: Artifact) -> Config:
         """The configuration of the stages that follow."""
         return config

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.prepared import load_labels
-from ensemble_kd.stages.members import members_folder
-from ensemble_kd.train.member import load_logits
+from ensemble_kd.stages.members import teacher_validation_logits
 from ensemble_kd.train.teacher_calibration import FEWEST, fit_shrunk
 
 
@@ -40,18 +39,8 @@ def fit_teachers(config: Config, run: Path, data: Path, members: list[dict[str, 
     """`fit` of the teachers' entries; `folder` is that of their stage. None where labels are values."""
     if config.data.target != "class":
         return None
-
-    def one(entry: dict[str, Any]) -> Callable[[], np.ndarray | None]:
-        def load() -> np.ndarray | None:
-            if "predictions" in entry:  # given, and maybe not for these rows
-                found: np.ndarray | None = load_file(folder / entry["predictions"]).get("validation")
-                return found
-            own = members_folder(run, "teachers") / entry["fingerprint"]
-            return load_logits(own, "validation").numpy()
-
-        return load
-
-    return fit([one(entry) for entry in members], load_labels(data, "validation"))
+    loaders = [partial(teacher_validation_logits, run, folder, entry) for entry in members]
+    return fit(loaders, load_labels(data, "validation"))
 
 
 def calibration_of(config: Config, run: Path, data: Path, teachers: Manifest) -> list[float] | None:

@@ -13,6 +13,7 @@ from ensemble_kd.config import (
     Config,
     CsvConfig,
     class_name_problems,
+    has_class_weights,
     text_source,
     with_class_weights,
     with_epochs,
@@ -82,10 +83,10 @@ class Data(Stage):
     def rewrite(self, config: Config, artifact: Artifact) -> Config:
         """Epochs and weights of classes as numbers: only the rows tell what `auto` and `balanced` come to."""
         config = with_epochs(config, artifact.known("info")["counts"])
+        if not has_class_weights(config):
+            return config
         names = artifact.known("info")["class_names"]
         labels = load_labels(artifact.folder, "transfer")
-        if config.data.target == "value":
-            return config
         counts = np.bincount(labels[labelled(labels)], minlength=len(names)).tolist()
         return with_class_weights(config, names, counts)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import Manifest, finish, read_manifest
 from ensemble_kd.config import Config, num_teachers
@@ -26,7 +25,13 @@ from ensemble_kd.stages.base import Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
-from ensemble_kd.stages.members import kept_weights, members_folder, train_and_follow, trained
+from ensemble_kd.stages.members import (
+    kept_weights,
+    members_folder,
+    teacher_validation_logits,
+    train_and_follow,
+    trained,
+)
 from ensemble_kd.stages.start import basis_of, corpora, phase_tasks
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
@@ -154,14 +159,10 @@ def validation_logits(run: Path, folder: Path, teachers: Manifest) -> np.ndarray
     """(R, M, C) of the teachers on the validation rows; None where they are not known."""
     found = []
     for entry in teachers.summary["members"]:
-        if "predictions" in entry:
-            split = load_file(folder / entry["predictions"]).get("validation")
-            if split is None:
-                return None
-            found.append(split)
-        else:
-            member = members_folder(run, "teachers") / entry["fingerprint"]
-            found.append(load_logits(member, "validation").numpy())
+        logits = teacher_validation_logits(run, folder, entry)
+        if logits is None:
+            return None
+        found.append(logits)
     return np.stack(found, 1) if found else None
 
 
@@ -315,6 +316,9 @@ class Gap(Stage):
         if not done.info["counts"]["labelled"]:
             return None
         return Work(seeds_of(config), done.info["counts"]["transfer"], student.training.num_epochs)
+
+    def demand(self, summary: dict[str, Any]) -> None:
+        require(summary)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         return str(summary["finding"])

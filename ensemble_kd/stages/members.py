@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.train.member import FAILED, PREDICTIONS, MemberTask, finished
+from ensemble_kd.train.member import FAILED, PREDICTIONS, MemberTask, finished, load_logits
 from ensemble_kd.workers import LoadData, train_members
 
 STREAM_OF_TEACHERS, STREAM_OF_STUDENTS, STREAM_OF_SPECIALISTS = 101, 202, 404
@@ -243,6 +246,17 @@ def teachers_predictions(run: Path, teachers: Manifest) -> list[Path]:
     """Files with each trained teacher's logits on validation and test rows."""
     members = members_folder(run, "teachers")
     return [members / entry["fingerprint"] / PREDICTIONS for entry in teachers.summary["members"]]
+
+
+def teacher_validation_logits(run: Path, folder: Path, entry: dict[str, Any]) -> np.ndarray | None:
+    """(N, C) of one teacher on the validation rows; `entry` is its stage's of it, `folder` that stage's.
+
+    None for a given one whose answers to these rows are not known.
+    """
+    if "predictions" in entry:
+        found: np.ndarray | None = load_file(folder / entry["predictions"]).get("validation")
+        return found
+    return load_logits(members_folder(run, "teachers") / entry["fingerprint"], "validation").numpy()
 
 
 def trained(run: Path, teachers: Manifest) -> list[tuple[dict[str, Any], str]]:

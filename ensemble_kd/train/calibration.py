@@ -62,9 +62,13 @@ def before_and_after(logits: np.ndarray, labels: np.ndarray, temperature: float)
     """Likelihood loss and calibration error of logits as they are and divided by the temperature."""
     found: dict[str, Any] = {}
     for name, divisor in (("before", 1.0), ("after", temperature)):
-        log_probs = log_softmax(logits / divisor)
-        found[name] = {
-            "nll": float(-log_probs[np.arange(len(labels)), labels].mean()),
-            "ece": expected_calibration_error(log_probs, labels),
-        }
+        found[name] = nll_and_ece(log_softmax(logits / divisor), labels)
     return found
+
+
+def nll_and_ece(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Likelihood loss and calibration error of (N, C) log-probabilities."""
+    return {
+        "nll": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        "ece": expected_calibration_error(log_probs, labels),
+    }

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,16 @@ class TrainingData:
     corpora: dict[str, np.ndarray] = field(default_factory=dict)
     """Texts (N, L) without labels, by fingerprint."""
 
+    @cached_property
+    def pieces(self) -> Tensor:
+        """Numbers of the word pieces that any text at hand has, padding's among them; found once for all."""
+        assert self.transfer is not None
+        read = np.zeros(self.info["vocabulary_size"], bool)
+        read[0] = True
+        for part in (self.transfer, self.validation, self.test):
+            read[part.inputs.ravel()] = True
+        return torch.from_numpy(np.flatnonzero(read))
+
 
 def finished(task: MemberTask, members: Path) -> Manifest | None:
     """The receipt of a member that is trained already."""
@@ -345,11 +356,7 @@ def cut_tables(task: MemberTask, data: TrainingData, network: Network) -> None:
         return
     if data.info["kind"] != "text" or data.transfer is None or not tables(network):
         return
-    read = np.zeros(data.info["vocabulary_size"], bool)
-    read[0] = True
-    for part in (data.transfer, data.validation, data.test):
-        read[part.inputs.ravel()] = True
-    cut_tables_(network, torch.from_numpy(np.flatnonzero(read)))
+    cut_tables_(network, data.pieces)
 
 
 def loss_of(

@@ -9,12 +9,11 @@ than that.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from ensemble_kd.train.calibration import RANGE
-from ensemble_kd.train.metrics import expected_calibration_error, log_softmax
+from ensemble_kd.train.metrics import log_softmax
 
 FEWEST = 50
 """Rows below which no temperature is fitted."""
@@ -50,11 +49,3 @@ def fit_shrunk(logits: np.ndarray, labels: np.ndarray) -> float:
     low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
     return float(f"{math.exp(float(found.x)):.{DIGITS}g}")
-
-
-def ece_and_nll(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Calibration error and likelihood loss of (N, C) log-probabilities."""
-    return {
-        "ece": expected_calibration_error(log_probs, labels),
-        "nll": float(-log_probs[np.arange(len(labels)), labels].mean()),
-    }

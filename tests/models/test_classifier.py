@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +9,18 @@ import numpy as np
 import pytest
 import torch
 from small_roberta import write_roberta
+from test_given_teachers import CLASSES, write_classifier
 
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.classifier import load_classifier
 
-WORDS = "card lost stolen pay payment bank is it my a the cat sat on mat".split()
 TEXTS: dict[str, Any] = {
     "kind": "text",
     "input_shape": [16],
     "num_classes": 2,
-    "class_names": ["animal", "money"],
+    "class_names": CLASSES,
 }
 ROWS = ["my card is lost", "the cat sat on the mat", "it", "payment " * 60]
-
-
-def write_bert(folder: Path, names: list[str]) -> Path:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(1)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-        id2label=dict(enumerate(names)),
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": 32}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def reference(folder: Path, rows: list[str]) -> np.ndarray:
@@ -60,14 +37,14 @@ def reference(folder: Path, rows: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_texts_are_read_by_the_models_own_tokenizer(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / kind
-    write_roberta(folder, ROWS) if kind == "roberta" else write_bert(folder, ["animal", "money"])
+    write_roberta(folder, ROWS) if kind == "roberta" else write_classifier(folder, CLASSES)
     found = load_classifier(str(folder), TEXTS, "teachers.given.0")(ROWS)
     torch.testing.assert_close(found[:3], torch.from_numpy(reference(folder, ROWS[:3])), rtol=1e-4, atol=1e-5)
     assert torch.isfinite(found[3]).all()  # longer than the model's positions: cut, not refused
 
 
 def test_outputs_stand_in_the_datas_order_of_classes(tmp_path: Path) -> None:
-    folder = write_bert(tmp_path / "turned", ["money", "animal"])
+    folder = write_classifier(tmp_path / "turned", ["money", "animal"])
     found = load_classifier(str(folder), TEXTS, "teachers.given.0")(ROWS[:2])
     np.testing.assert_allclose(found.flip(1).numpy(), reference(folder, ROWS[:2]), rtol=1e-4)
     as_it_is = load_classifier(str(folder), TEXTS, "teachers.given.0", named=False)(ROWS[:2])
@@ -75,7 +52,7 @@ def test_outputs_stand_in_the_datas_order_of_classes(tmp_path: Path) -> None:
 
 
 def test_pairs_of_texts(tmp_path: Path) -> None:
-    folder = write_bert(tmp_path / "pairs", ["animal", "money"])
+    folder = write_classifier(tmp_path / "pairs", CLASSES)
     ask = load_classifier(str(folder), TEXTS, "teachers.given.0")
     both = ask([("my card", "the cat"), ("pay", "it sat on my mat")])
     alone = torch.cat([ask([("my card", "the cat")]), ask([("pay", "it sat on my mat")])])
@@ -112,14 +89,14 @@ def test_grey_images_of_another_size(tmp_path: Path) -> None:
 
 
 def test_one_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    folder = write_bert(tmp_path / "bert", ["animal", "money"])
+    folder = write_classifier(tmp_path / "bert", CLASSES)
     (folder / "vocab.txt").unlink()
     with pytest.raises(ConfigError, match="teachers.given.2: cannot load the tokenizer"):
         load_classifier(str(folder), TEXTS, "teachers.given.2")
 
 
 def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
-    folder = write_bert(tmp_path / "bert", ["animal", "money"])
+    folder = write_classifier(tmp_path / "bert", CLASSES)
     info = {**TEXTS, "num_classes": 3, "class_names": ["animal", "money", "other"]}
     with pytest.raises(ConfigError, match="tells 2 classes apart"):
         load_classifier(str(folder), info, "teachers.given.0")
