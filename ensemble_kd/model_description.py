@@ -19,6 +19,8 @@ MOST_VALUES = 1 << 24
 """Of one input: pixels times channels, numbers, or tokens."""
 MOST_TOKENS = 1 << 24
 """Of a vocabulary; the number for padding is one more."""
+MOST_KINDS = 10_000
+"""Words of a column that have a column each."""
 MOST_LETTERS = 100
 """Of an n-gram inside a word."""
 MOST_PROBLEMS = 5
@@ -46,6 +48,19 @@ class Image(_Part):
     shape: list[Size] | None = None
 
 
+class Column(_Part):
+    """`data.table.TableColumn` as JSON."""
+
+    values: list[Name] | None = Field(None, max_length=MOST_KINDS)
+    rest: bool = False
+    missing: bool = False
+    mean: Finite = 0.0
+
+    @property
+    def width(self) -> int:
+        return (1 if self.values is None else len(self.values) + self.rest) + self.missing
+
+
 class Preprocess(_Part):
     """What turns raw rows into inputs."""
 
@@ -53,6 +68,7 @@ class Preprocess(_Part):
     image: Image | None = None
     text: TextConfig | None = None
     special: dict[str, Annotated[int, Field(ge=0, le=MOST_TOKENS)]] = {}
+    table: list[Column] | None = Field(None, max_length=MOST_VALUES)
 
 
 class Info(_Part):
@@ -100,6 +116,14 @@ class Info(_Part):
     def _columns_fit(self) -> Info:
         columns = self.preprocess.columns.input
         count = 1 if isinstance(columns, str) else len(columns)
+        if table := self.preprocess.table:
+            width = sum(column.width for column in table)
+            if self.kind != "numeric" or len(table) != count or [width] != self.input_shape:
+                raise ValueError(
+                    f"preprocess.table has {len(table)} columns that become {width} numbers, for {count} "
+                    f"columns of {self.kind} inputs of shape {self.input_shape}"
+                )
+            return self
         most = {"image": 1, "text": 2, "numeric": self.input_shape[0]}[self.kind]
         if not 1 <= count <= most or (self.kind == "numeric" and count not in (1, most)):
             raise ValueError(f"{count} columns for {self.kind} inputs of shape {self.input_shape}")

@@ -53,6 +53,17 @@ class AugmentConfig(Block):
         return self.shift > 0 or self.horizontal_flip or self.erase > 0
 
 
+class TableConfig(Block):
+    """How columns of words and missing numbers become numbers (kind: numeric), as train has them.
+
+    A column of words becomes one column of 0 and 1 for each of its values; a missing number becomes the mean
+    of train, and a column of 0 and 1 says that it was missing.
+    """
+
+    most_values: int = Field(50, ge=1, le=10_000)
+    """Values of a column of words that get a column each, the most frequent first; the others share one."""
+
+
 class TextAugmentConfig(Block):
     """New texts for the transfer set, made from train texts (arXiv 1903.12136 and 1909.10351).
 
@@ -88,6 +99,8 @@ class TextAugmentConfig(Block):
 class DataConfig(Block):
     """The labelled data set, its splits and the optional unlabelled transfer set."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"table"})
+
     source: Literal["digits", "files", "hub"] = "files"
     """`digits`: embedded (scikit-learn). `files`: `path`. `hub`: a Hugging Face `datasets` name."""
     path: str | dict[Literal["train", "validation", "test"], str] | None = None
@@ -112,6 +125,8 @@ class DataConfig(Block):
     """Layout of images (kind: image)."""
     text: TextConfig = TextConfig()
     """Tokenising (kind: text)."""
+    table: TableConfig | None = None
+    """Columns of words and missing numbers (kind: numeric); null where all are numbers and none is missing."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation (kind: image): used by teachers, and by `soft_targets.views`."""
     text_augment: TextAugmentConfig | None = None
@@ -192,6 +207,10 @@ def data_problems(data: DataConfig) -> list[str]:
                 f"data.columns.input: one column for text, got {columns}; for pairs set "
                 f"data.text.tokenizer=pretrained, it is {data.text.tokenizer!r}"
             )
+    if data.table is not None and data.kind != "numeric":
+        problems.append(
+            f"data.table: only for columns of numbers and words; data.kind is {data.kind!r}, leave it out"
+        )
     grams = data.text.char_ngrams
     if grams is not None and not 1 <= grams[0] <= grams[1]:
         problems.append(

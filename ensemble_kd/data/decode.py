@@ -17,7 +17,6 @@ from ensemble_kd.data.images import ACCEPTED, AS_THEY_ARE, PictureError, Picture
 
 Bad = dict[int, str]
 
-
 EXPECTED = f"bytes, lists of numbers, or encoded images ({ACCEPTED})"
 
 
@@ -90,11 +89,13 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _is_string(kind: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
+    """Whether it is a type of texts."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether it is a type of numbers, truth values among them."""
     return (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
@@ -107,7 +108,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def decode_texts(array: pa.Array) -> tuple[list[str], Bad]:
-    if not _is_string(array.type) and not pa.types.is_null(array.type):
+    if not is_string(array.type) and not pa.types.is_null(array.type):
         raise ColumnError(f"holds {array.type}, expected text")
     texts = array.to_pylist()
     bad = {i: "no text (null)" for i, text in enumerate(texts) if text is None} if array.null_count else {}
@@ -150,6 +151,11 @@ def decode_numbers(arrays: list[pa.Array], names: list[str], width: int | None) 
     else:
         rows, bad = _columns(arrays, names)
         labels = [f"column {name!r}" for name in names]
+    return finite_numbers(rows, bad, labels)
+
+
+def finite_numbers(rows: np.ndarray, bad: Bad, labels: list[str]) -> tuple[np.ndarray, Bad]:
+    """(N, F) float32, 0 where a number is not finite, and `bad` with these rows; `labels` name the columns."""
     with np.errstate(over="ignore"):
         values = rows.astype(np.float32)
     for i in np.flatnonzero(~np.isfinite(values).all(axis=1)):
@@ -170,10 +176,10 @@ def _columns(arrays: list[pa.Array], names: list[str]) -> tuple[np.ndarray, Bad]
     """(N, F) float64; strings (CSV) are parsed."""
     rows, bad = np.empty((len(arrays[0]), len(arrays)), dtype=np.float64), Bad()
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
-        if _is_string(array.type):
+        if is_string(array.type):
             rows[:, j], wrong = _parse(array)
             bad = {i: f"column {name!r} is {text!r}, not a number" for i, text in wrong.items()} | bad
-        elif _is_number(array.type) or pa.types.is_null(array.type):
+        elif is_number(array.type) or pa.types.is_null(array.type):
             rows[:, j] = _to_float(array)
         else:
             raise ColumnError(f"{name!r} holds {array.type}, expected numbers")
@@ -212,7 +218,7 @@ def _lists(array: pa.Array, shape: tuple[int, ...] | None) -> tuple[np.ndarray, 
             whole = len(found) <= 1
             lengths += found
         values = values.flatten()
-    if not _is_number(values.type) and not pa.types.is_null(values.type):
+    if not is_number(values.type) and not pa.types.is_null(values.type):
         raise ColumnError(f"holds {array.type}, expected lists of numbers")
     if pa.types.is_decimal(values.type):  # numpy has no such number
         values = pc.cast(values, pa.float64())
@@ -268,7 +274,7 @@ def image_shape(
     """
     array = arrays[0]
     kind = array.type
-    if len(arrays) > 1 or _is_number(kind):
+    if len(arrays) > 1 or is_number(kind):
         if given is None:
             raise ColumnError(
                 "one column per pixel tells no shape; set data.image.shape=[height,width,channels]"
@@ -339,7 +345,7 @@ def decode_images(
     """(N, H, W, C) uint8 from raw bytes, encoded pictures, lists, or one column per pixel."""
     array = arrays[0]
     rows = len(array)
-    if len(arrays) > 1 or _is_number(array.type):
+    if len(arrays) > 1 or is_number(array.type):
         values, bad = _columns(arrays, names)
         pixels = _to_pixels(values, bad)
     elif _is_list(array.type):

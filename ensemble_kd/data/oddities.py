@@ -13,13 +13,16 @@ from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.remarks import FAR, SHOWN, FarNumbers
 from ensemble_kd.data.scan import Scan
 from ensemble_kd.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Plan
+from ensemble_kd.data.table import TableEncoder
 
 
 class Oddities:
     """Takes the inputs of each split in order, and tells in the end."""
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, table: TableEncoder | None = None) -> None:
+        """Of an encoded `table` only the columns of numbers can be far out."""
         self.data = data
+        self.numbers = None if table is None else table.numbers
         self.copies = Copies()
         self.far: dict[str, FarNumbers] = {}
 
@@ -30,6 +33,8 @@ class Oddities:
         if split != "unlabelled":
             self.copies.add(split, values)
         if self.data.kind == "numeric":
+            if self.numbers is not None:
+                values = values[:, list(self.numbers.values())]
             far = self.far.setdefault(split, FarNumbers(values.shape[1]))
             if values.shape[1] == far.rows.shape[1]:
                 far.add(values, begin)
@@ -64,7 +69,7 @@ class Oddities:
             )
 
     def _tell_far(self, far: FarNumbers, split: str, found: Scan, problems: Problems) -> None:
-        columns = self.data.columns.input
+        columns = self.data.columns.input if self.numbers is None else list(self.numbers)
         names = columns if isinstance(columns, list) and len(columns) == far.rows.shape[1] else None
 
         def name(j: int) -> str:

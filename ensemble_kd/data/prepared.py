@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
-from ensemble_kd.config import Config, CsvConfig, text_source
+from ensemble_kd.config import Config, CsvConfig, DataConfig, text_source
 from ensemble_kd.data.copies import Copies, to_drop
 from ensemble_kd.data.decode import ColumnError, empty_texts
 from ensemble_kd.data.folders import PicturePiece
@@ -40,6 +40,7 @@ from ensemble_kd.data.sources import open_source, source_fingerprint
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan
 from ensemble_kd.data.statistics import NumberMoments, PixelMoments
 from ensemble_kd.data.survey import survey
+from ensemble_kd.data.table import TableEncoder, learn_table
 from ensemble_kd.data.tokenize import (
     TOKENIZER_FILE,
     HashedTokenizer,
@@ -127,11 +128,18 @@ def _decoded(
         if filled and split == "train":
             bad = dict(sorted((empty_texts(values) | bad).items()))
         problems.add_rows("bad inputs", piece.name, first, bad)
+        if bad and reader.kind == "numeric" and reader.table is None and len(reader.columns) > 1:
+            problems.add(
+                "data.table: where columns hold words or lack numbers, --set data.table={} makes columns of "
+                "0 and 1 of words, and the mean of train of what is missing"
+            )
         yield begin, table.num_rows, values
 
 
 def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader:
     data, layout = config.data, config.data.image
+    if data.table is not None:
+        return InputReader(data.kind, data.columns, table=_table(data, reading))
     if data.kind != "image":
         return InputReader(data.kind, data.columns)
     if data.source == "digits":
@@ -144,6 +152,17 @@ def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader
     return InputReader(
         data.kind, data.columns, shape, Pictures(layout.resize is not None, training=True, grey=grey)
     )
+
+
+def _table(data: DataConfig, reading: Reading) -> TableEncoder:
+    """How columns become numbers, from all rows of the source's train. Raises InputError where they cannot."""
+    assert data.table is not None
+    names = [data.columns.input] if isinstance(data.columns.input, str) else list(data.columns.input)
+    tables = (table for _, _, _, table in reading.tables("train", names))
+    try:
+        return learn_table(tables, names, data.table.most_values)
+    except ColumnError as error:
+        raise InputError([f"data.columns.input: {error}"]) from error
 
 
 def _filled(config: Config) -> bool:
@@ -175,7 +194,8 @@ def _check_tokenizer(config: Config, problems: Problems) -> None:
 
 def _check_inputs(reading: Reading, config: Config, problems: Problems) -> Oddities:
     """The second pass without writing: only what is wrong, or odd."""
-    reader, seen = _reader(config, reading, problems), Oddities(config.data)
+    reader = _reader(config, reading, problems)
+    seen = Oddities(config.data, reader.table)
     for split in reading.source.splits:
         filled, rows = _filled(config), 0
         for begin, count, values in _decoded(reading, reader, split, problems, filled):
@@ -354,7 +374,7 @@ def _write(
     reader = _reader(config, reading, problems)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
-    seen = Oddities(data)
+    seen = Oddities(data, reader.table)
     for split in READ_IN_ORDER:
         if split not in reading.source.splits:
             continue
@@ -412,10 +432,16 @@ def _describe(
     if data.target == "value":
         target = {"mean": float(known.mean(dtype=np.float64)), "std": float(known.std(dtype=np.float64))}
     mean, std = inputs.moments.result() if inputs.moments is not None else ([], [])
+    if reader.table is not None and mean:  # a rare word's 0 and 1, divided by its deviation, would be huge
+        scaled = set(reader.table.numbers.values())
+        mean = [value if j in scaled else 0.0 for j, value in enumerate(mean)]
+        std = [value if j in scaled else 1.0 for j, value in enumerate(std)]
     shape = [inputs.longest] if data.kind == "text" else list(reader.shape or [])
     preprocess: dict[str, Any] = {"columns": data.columns.model_dump(mode="json")}
     if data.csv != CsvConfig():
         preprocess["csv"] = data.csv.model_dump(mode="json")
+    if reader.table is not None:
+        preprocess["table"] = reader.table.to_list()
     if data.kind == "image":
         preprocess["image"] = {"shape": shape}
         if data.image.resize is not None:

@@ -22,6 +22,7 @@ from ensemble_kd.data.decode import (
 )
 from ensemble_kd.data.images import AS_THEY_ARE, Pictures
 from ensemble_kd.data.records import DataInfo
+from ensemble_kd.data.table import TableEncoder
 from ensemble_kd.data.tokenize import load_tokenizer, pad
 from ensemble_kd.errors import InputError
 
@@ -42,12 +43,17 @@ class InputReader:
         columns: ColumnsConfig,
         shape: list[int] | None = None,
         pictures: Pictures = AS_THEY_ARE,
+        *,
+        table: TableEncoder | None = None,
     ) -> None:
-        """Two columns of texts make pairs."""
+        """Two columns of texts make pairs; `table` encodes columns of words, or with missing numbers."""
         self.kind = kind
         self.columns = [columns.input] if isinstance(columns.input, str) else list(columns.input)
         self.shape = shape
         self.pictures = pictures
+        self.table = table
+        if table is not None:
+            self.shape = [table.width]
 
     def __call__(self, table: pa.Table) -> tuple[Any, Bad]:
         """Images (N, H, W, C), numbers (N, F), a list of texts or of pairs; and what is wrong, by row.
@@ -57,6 +63,8 @@ class InputReader:
         arrays = [single(table[name]) for name in self.columns]
         if self.kind == "text":
             return decode_texts(arrays[0]) if len(arrays) == 1 else decode_pairs(arrays, self.columns)
+        if self.table is not None:
+            return self.table(arrays)
         if self.kind == "numeric":
             numbers, bad = decode_numbers(arrays, self.columns, self.shape[0] if self.shape else None)
             self.shape = [numbers.shape[1]]
@@ -81,7 +89,7 @@ class Preprocessor:
         columns = ColumnsConfig(**info.preprocess["columns"])
         shape = None if info.kind == "text" else info.input_shape
         resize = info.preprocess.get("image", {}).get("resize") is not None
-        self.reader = InputReader(info.kind, columns, shape, Pictures(resize))
+        self.reader = InputReader(info.kind, columns, shape, Pictures(resize), table=table_encoder(info))
         self.columns = self.reader.columns
         self.tokenizer = None
         if info.kind == "text":
@@ -129,6 +137,15 @@ class Preprocessor:
             for i in np.flatnonzero(lengths > most)
         }
         return dict(sorted((found | bad).items()))
+
+
+def table_encoder(info: DataInfo) -> TableEncoder | None:
+    """What encodes the columns of a table with words or missing numbers; None where there is none."""
+    found = info.preprocess.get("table")
+    if not found:
+        return None
+    names = info.preprocess["columns"]["input"]
+    return TableEncoder.from_list([names] if isinstance(names, str) else list(names), found)
 
 
 def missing_column(field: str, name: str, source: str, columns: list[str]) -> str:

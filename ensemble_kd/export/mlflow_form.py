@@ -18,6 +18,8 @@ import pyarrow as pa
 
 import ensemble_kd
 from ensemble_kd.artifacts import finish
+from ensemble_kd.data.preprocess import table_encoder
+from ensemble_kd.data.records import DataInfo
 from ensemble_kd.errors import ExportError
 from ensemble_kd.export.graph import first_words
 from ensemble_kd.models.package import Package
@@ -50,7 +52,8 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
             ColSpec(Array(DataType.double), "probabilities"),
         ]
     )
-    columns = Schema([_column(name, example[name][0]) for name in example])
+    required = "table" not in source.info["preprocess"]  # of a table's columns values may be missing
+    columns = Schema([_column(name, example[name][0], required) for name in example])
     texts = source.info["kind"] == "text"
     options = ParamSchema([ParamSpec("truncate", DataType.boolean, False)]) if texts else None
     with tempfile.TemporaryDirectory() as scratch, _quiet():
@@ -113,6 +116,8 @@ def example_rows(info: dict[str, Any], inputs: np.ndarray) -> dict[str, list[Any
     names = [columns] if isinstance(columns, str) else list(columns)
     if info["kind"] == "text":
         return {name: ["text", "more"] for name in names}
+    if table := table_encoder(DataInfo.from_dict(info)):
+        return {name: [value, value] for name, value in zip(names, table.example(), strict=True)}
     rows = inputs[:2]
     if len(names) > 1:
         flat = rows.reshape(len(rows), -1)
@@ -122,13 +127,13 @@ def example_rows(info: dict[str, Any], inputs: np.ndarray) -> dict[str, list[Any
     return {names[0]: [[float(value) for value in row] for row in rows]}
 
 
-def _column(name: str, value: Any) -> Any:
+def _column(name: str, value: Any, required: bool) -> Any:
     from mlflow.types.schema import Array, ColSpec, DataType
 
     if isinstance(value, list):
         return ColSpec(Array(DataType.double), name)
     kinds = {str: DataType.string, bytes: DataType.binary, float: DataType.double}
-    return ColSpec(kinds[type(value)], name)
+    return ColSpec(kinds[type(value)], name, required=required)
 
 
 def _frame(columns: dict[str, list[Any]]) -> Any:

@@ -24,6 +24,8 @@ TABLE = 3
 """Columns of numbers beside which a short text (a name, a title) is one feature of several."""
 SHORT = 8
 """Words of such a text."""
+MOST_KINDS, COMES_BACK = 200, 5
+"""Different words of a column that is one feature of a table, and how often each occurs on average."""
 LEAST_PIXELS = 64
 """Numbers of a list, or columns, that may be a picture."""
 
@@ -40,6 +42,8 @@ class Inputs:
     """Whether one text is held against another, so that the order of words counts."""
     shape: list[int] | None = None
     """Of pictures that are raw numbers: height, width, channels."""
+    table: bool = False
+    """Of numbers, whether columns of words are among them, or numbers are missing."""
     unused: list[str] = field(default_factory=list)
     """Columns that are left out, each with the reason."""
 
@@ -113,8 +117,9 @@ def _as_asked(columns: list[Column], shape: list[int] | None) -> Inputs:
     kinds = {column.kind for column in columns}
     if kinds == {"text"} and len(columns) <= 2:
         return Inputs("text", names, why, compares=len(columns) == 2)
-    if kinds <= {"number", "flag"}:
-        return Inputs("numeric", [column.name for column in columns], why)
+    if kinds <= {"number", "flag", "text"}:
+        table = "text" in kinds or any(column.missing for column in columns)
+        return Inputs("numeric", [column.name for column in columns], why, table=table)
     if len(columns) == 1 and columns[0].kind in ("picture", "pixels", "list"):
         return _pictures(columns, shape) or _pixels(columns) or Inputs("numeric", names, why)
     raise InputError(
@@ -228,15 +233,25 @@ def _texts(columns: list[Column]) -> Inputs | None:
 
 
 def _numbers(columns: list[Column]) -> Inputs | None:
+    """Columns of numbers, and beside them of words that are few: kinds of something."""
     numbers = [column for column in columns if column.kind in ("number", "flag")]
-    whole = [column for column in numbers if not column.missing]
-    unused = [f"{column.name!r}: numbers are missing in it" for column in numbers if column.missing]
-    words = [f"{column.name!r} ({column.distinct:,} kinds)" for column in columns if column.kind == "text"]
-    if words:
-        remedy = "words, which no network here takes; write them as columns of 0 and 1 to use them"
-        unused.append(f"{', '.join(words)}: {remedy}")
-    if not whole:
+    words = [column for column in columns if column.kind == "text" and _few(column)]
+    many = [column for column in columns if column.kind == "text" and not _few(column)]
+    if not numbers and not words:
         return None
-    names = [column.name for column in whole]
+    unused = []
+    if many:
+        kinds = ", ".join(f"{column.name!r} ({column.distinct:,} kinds)" for column in many)
+        unused.append(f"{kinds}: too many different words for a table")
+    # in the order of the file, so that a request reads like a row of it
+    names = [column.name for column in columns if column in numbers or column in words]
     what = "the columns of numbers" if len(names) > 1 else "the only column of numbers"
-    return Inputs("numeric", names, what, unused=unused)
+    if words:
+        what = f"columns of numbers ({len(numbers)}) and of words ({len(words)})"
+    table = bool(words) or any(column.missing for column in numbers)
+    return Inputs("numeric", names, what, unused=unused, table=table)
+
+
+def _few(column: Column) -> bool:
+    """Whether its words come back often enough to be kinds of something, rather than names or texts."""
+    return column.distinct <= MOST_KINDS and column.known >= COMES_BACK * column.distinct

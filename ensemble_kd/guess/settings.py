@@ -129,7 +129,7 @@ def _data_block(
 ) -> None:
     """Puts what was found into `data`."""
     block = settings.raw["data"]
-    order = ("kind", "target", "columns", "class_names", "splits", "image", "text", "augment")
+    order = ("kind", "target", "columns", "class_names", "splits", "table", "image", "text", "augment")
     settings.raw["data"] = {"path": request.path} | {key: block.get(key) for key in order} | block
     settings.set("data.kind", inputs.kind)
     if label is not None:
@@ -142,6 +142,8 @@ def _data_block(
             settings.set("data.splits", splits)
     else:
         settings.drop("data.columns")
+    if inputs.table:
+        settings.set("data.table", {}, "Words become columns of 0 and 1, missing numbers the mean of train.")
     if inputs.shape is not None:
         settings.set("data.image", {"shape": inputs.shape}, f"Height, width, channels: {inputs.why}.")
 

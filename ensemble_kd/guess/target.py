@@ -64,6 +64,8 @@ def _found(facts: Facts) -> tuple[Column, str]:
     if facts.targets:
         return columns[facts.targets[0]], "the one target of targets.txt"
     named = [(rank, name) for name in columns if (rank := label_rank(name)) is not None]
+    if {"x", "z"} <= {plain(name) for name in columns}:  # coordinates
+        named = [(rank, name) for rank, name in named if plain(name) != "y"]
     for _, name in sorted(named, key=lambda pair: pair[0]):
         if columns[name].kind not in ("nothing", "other", "picture", "pixels"):
             return columns[name], "its name says so"

@@ -10,6 +10,8 @@ from typing import Any
 
 from ensemble_kd.serving.schema import RequestSchema
 
+MOST_SHOWN = 200
+"""Words of a column that its box offers."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5b6470; --line: #d4d9df; --paper: #fff;
   --back: #f4f6f8; --mark: #0b63c5; --on-mark: #fff; --track: #e3e8ee; --wrong: #a4161a; }
@@ -72,6 +74,14 @@ function row() {
     if (!pixels) throw new Error("choose an image first");
     return {[model.columns[0]]: pixels};
   }
+  if (model.kind === "table")
+    return Object.fromEntries(model.columns.map((name, i) => {
+      const given = at("cell" + i).value.trim();
+      if (given === "") return [name, null];
+      if (model.words[i]) return [name, given];
+      if (!Number.isFinite(Number(given))) throw new Error(name + ": " + given + " is not a number");
+      return [name, Number(given)];
+    }));
   const parts = at("numbers").value.split(/[\s,;]+/).filter(part => part);
   const wrong = parts.find(part => !Number.isFinite(Number(part)));
   if (wrong !== undefined) throw new Error(wrong + " is not a number");
@@ -168,6 +178,8 @@ else for (const box of document.querySelectorAll("textarea")) box.addEventListen
   const given = new URLSearchParams(location.search);
   if (model.kind === "text")
     model.columns.forEach((name, i) => { if (given.has(name)) at("text" + i).value = given.get(name); });
+  else if (model.kind === "table")
+    model.columns.forEach((name, i) => { if (given.has(name)) at("cell" + i).value = given.get(name); });
   else if (model.kind === "numeric" && given.has("numbers")) at("numbers").value = given.get("numbers");
   else if (given.has("image")) {
     const data = given.get("image").replaceAll(" ", "+");
@@ -195,7 +207,7 @@ HEADERS = {
 def render(schema: RequestSchema, needs_token: bool) -> bytes:
     """The page for a model's kind and columns."""
     info = schema.info
-    kind = "numeric" if schema.pixel_columns else info.kind
+    kind = "numeric" if schema.pixel_columns else info.kind if schema.table is None else "table"
     size = 1
     for part in info.input_shape:
         size *= part
@@ -207,6 +219,7 @@ def render(schema: RequestSchema, needs_token: bool) -> bytes:
         "listed": schema.listed,
         "token": needs_token,
         "value": info.target is not None,
+        "words": [column.values is not None for column in schema.table.columns] if schema.table else [],
     }
     token = '<div class="field"><label for="token">Token</label><input id="token" type="password"></div>'
     data = json.dumps(model).replace("<", "\\u003c")
@@ -262,6 +275,11 @@ def _fields(schema: RequestSchema, kind: str, size: int) -> str:
             '<div class="field"><label for="file">Image</label>'
             '<input id="file" type="file" accept="image/*"><canvas id="canvas" hidden></canvas></div>'
         )
+    if schema.table is not None:
+        return "\n".join(
+            _cell(i, name, column.values)
+            for i, (name, column) in enumerate(zip(schema.columns, schema.table.columns, strict=True))
+        )
     names = schema.columns if len(schema.columns) > 1 else []
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return (
@@ -270,11 +288,23 @@ def _fields(schema: RequestSchema, kind: str, size: int) -> str:
     )
 
 
+def _cell(i: int, name: str, words: tuple[str, ...] | None) -> str:
+    """A box of a table's column; with the known words to choose from, where it takes words."""
+    known = "".join(f'<option value="{html.escape(word)}">' for word in (words or ())[:MOST_SHOWN])
+    return (
+        f'<div class="field"><label for="cell{i}">{html.escape(name)}</label>'
+        f'<input id="cell{i}" {"" if words is None else f"list=words{i}"} autocomplete="off" '
+        f'placeholder="{"a number" if words is None else "a word"}, or nothing">'
+        + (f'<datalist id="words{i}">{known}</datalist>' if words is not None else "")
+        + "</div>"
+    )
+
+
 def _about(schema: RequestSchema, size: int) -> str:
     info = schema.info
     takes = {
         "text": "a text" if len(schema.columns) == 1 else f"{len(schema.columns)} texts",
-        "numeric": f"{size} numbers",
+        "numeric": f"{size} numbers" if schema.table is None else f"{len(schema.columns)} columns",
         "image": f"an image, scaled to {'x'.join(map(str, info.input_shape))} (height, width, channels)",
     }[info.kind]
     gives = f"chooses among {info.num_classes} classes" if info.target is None else "gives a number"

@@ -3,7 +3,7 @@
     {"rows": [{COLUMN: VALUE, ...}, ...], "on_bad_row": "error" | "null"}
 
 Columns are those of the training data; a text is a string, a number a number, or a list of all numbers
-where one column holds them; an image is base64 of a PNG, a JPEG, ... or of raw pixels, or a list of pixels.
+where one column holds them; in a table with words or missing numbers null is a value that is missing; an image is base64 of a PNG, a JPEG, ... or of raw pixels, or a list of pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSc
 from typing_extensions import TypedDict  # pydantic's, before Python 3.12
 
 from ensemble_kd.data.images import ACCEPTED
-from ensemble_kd.data.preprocess import TOO_LONG
+from ensemble_kd.data.preprocess import TOO_LONG, table_encoder
 from ensemble_kd.data.records import DataInfo
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -45,8 +45,9 @@ class RequestSchema:
     def __init__(self, info: DataInfo, columns: list[str], max_rows: int, truncate: bool = False) -> None:
         """With `truncate` a text that is far too long is cut; otherwise it is a bad row."""
         self.info, self.columns, self.max_rows, self.truncate = info, columns, max_rows, truncate
+        self.table = table_encoder(info)
         typed: Any = TypedDict
-        row: Any = with_config(STRICT)(typed("Row", {name: self._cell() for name in columns}))
+        row: Any = with_config(STRICT)(typed("Row", {name: self._cell(i) for i, name in enumerate(columns)}))
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=max_rows)]
         on_bad_row: Any = NotRequired[Literal["error", "null"]]
         body = typed("PredictRequest", {"rows": rows, "on_bad_row": on_bad_row})
@@ -55,14 +56,17 @@ class RequestSchema:
     @property
     def listed(self) -> bool:
         """Whether one column holds a row's numbers as a list."""
-        return self.info.kind == "numeric" and len(self.columns) == 1 and self.info.input_shape != [1]
+        alone = self.info.kind == "numeric" and len(self.columns) == 1 and self.info.input_shape != [1]
+        return alone and self.table is None
 
     @property
     def pixel_columns(self) -> bool:
         return self.info.kind == "image" and len(self.columns) > 1
 
-    def _cell(self) -> Any:
+    def _cell(self, column: int) -> Any:
         """The type of a column's values."""
+        if self.table is not None:
+            return float | None if self.table.columns[column].values is None else str | None
         if self.info.kind == "text":
             return str
         if self.listed:
@@ -99,8 +103,10 @@ class RequestSchema:
 
     def example(self) -> dict[str, Any]:
         """A body that is taken."""
-        if self.info.kind == "text":
-            cells: list[Any] = ["text"] * len(self.columns)
+        if self.table is not None:
+            cells: list[Any] = self.table.example()
+        elif self.info.kind == "text":
+            cells = ["text"] * len(self.columns)
         elif self.listed:
             cells = [[0.0] * self.info.input_shape[0]]
         elif self.info.kind == "numeric" or self.pixel_columns:
@@ -121,9 +127,12 @@ class RequestSchema:
             raise self._refused(error) from None
         rows, bad = request["rows"], dict[int, str]()
         arrays = []
-        for name in self.columns:
+        for i, name in enumerate(self.columns):
             cells = [row[name] for row in rows]
-            if self.info.kind == "text":
+            if self.table is not None:
+                numbers = self.table.columns[i].values is None
+                arrays.append(pa.array(cells, pa.float64() if numbers else pa.string()))
+            elif self.info.kind == "text":
                 self._shorten(cells, bad)
                 arrays.append(pa.array(cells, pa.string()))
             elif self.listed:
@@ -132,11 +141,11 @@ class RequestSchema:
             elif self.info.kind == "numeric" or self.pixel_columns:
                 arrays.append(pa.array(cells, pa.float64()))
             else:
-                for i, cell in enumerate(cells):
+                for j, cell in enumerate(cells):
                     try:
-                        cells[i] = _image_bytes(cell, self.info.input_shape)
+                        cells[j] = _image_bytes(cell, self.info.input_shape)
                     except ValueError as error:
-                        cells[i], bad[i] = None, str(error)
+                        cells[j], bad[j] = None, str(error)
                 arrays.append(pa.array(cells, pa.binary()))
         return pa.table(arrays, names=self.columns), request.get("on_bad_row") == "null", bad
 

@@ -74,18 +74,44 @@ def test_a_title_is_read_with_what_stands_below(tmp_path: Path) -> None:
     assert found(path, input=["Description"])["columns"] == {"input": "Description", "label": "Class Index"}
 
 
-def test_a_table_of_numbers_leaves_out_ids_labels_and_gaps(tmp_path: Path) -> None:
+def test_a_table_of_numbers_leaves_out_ids_and_labels_and_fills_gaps(tmp_path: Path) -> None:
     rows = [
         (i, "pqr"[i % 3], i % 3 + 5, i % 7, (i * 37 % 11) / 3, "" if i % 9 == 0 else i % 2)
         for i in range(ROWS)
     ]
     path = table(tmp_path / "a.csv", ["number", "species", "kind", "a", "b", "c"], rows)
     choice = chosen(path)
-    assert choice.settings.raw["data"]["columns"] == {"input": ["a", "b"], "label": "species"}
+    assert choice.settings.raw["data"]["columns"] == {"input": ["a", "b", "c"], "label": "species"}
+    assert choice.settings.raw["data"]["table"] == {}
     left = " ".join(choice.inputs.unused)
-    for reason in ("'number': an id", "'kind': says the same as 'species'", "'c': numbers are missing"):
+    for reason in ("'number': an id", "'kind': says the same as 'species'"):
         assert reason in left
     assert choice.recipe == "numeric"
+
+
+def test_words_that_come_back_are_features_of_a_table_and_names_are_not(tmp_path: Path) -> None:
+    rows = [(f"person {i}", "abc"[i % 3], "xy"[i % 2], i % 11, "pq"[i % 2]) for i in range(ROWS)]
+    path = table(tmp_path / "a.csv", ["passenger", "deck", "sex", "age", "survived"], rows)
+    choice = chosen(path)
+    assert choice.recipe == "numeric" and choice.settings.raw["data"]["table"] == {}
+    assert choice.settings.raw["data"]["columns"]["input"] == ["deck", "age"]  # sex says the same as the label
+    assert "'passenger'" in " ".join(choice.inputs.unused)
+    whole = table(tmp_path / "b.csv", ["a", "b", "label"], [(i % 7, i % 5, i % 2) for i in range(ROWS)])
+    assert "table" not in found(whole)
+
+
+def test_words_alone_are_a_table_too(tmp_path: Path) -> None:
+    rows = [("abc"[i % 3], "uvwxy"[i * 7 % 5], "pq"[i * i % 2]) for i in range(ROWS)]
+    path = table(tmp_path / "a.csv", ["doors", "boot", "class"], rows)
+    assert found(path)["columns"]["input"] == ["doors", "boot"] and found(path)["kind"] == "numeric"
+
+
+def test_x_y_z_are_coordinates(tmp_path: Path) -> None:
+    rows = [(i / 7, i / 3, i / 5, "pq"[i % 2]) for i in range(ROWS)]
+    path = table(tmp_path / "a.csv", ["x", "y", "z", "cut"], rows)
+    assert found(path)["columns"] == {"input": ["x", "y", "z"], "label": "cut"}
+    path = table(tmp_path / "b.csv", ["x", "y"], [(i / 7, i / 3) for i in range(ROWS)])
+    assert found(path)["columns"]["label"] == "y"
 
 
 def test_a_float_label_of_many_values_is_a_value(tmp_path: Path) -> None:
