@@ -126,7 +126,8 @@ class DataConfig(Block):
     text: TextConfig = TextConfig()
     """Tokenising (kind: text)."""
     table: TableConfig | None = None
-    """Columns of words and missing numbers (kind: numeric); null where all are numbers and none is missing."""
+    """Columns of words and missing numbers (kind: numeric); null where all are numbers, and none is missing:
+    then words and gaps are errors."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation (kind: image): used by teachers, and by `soft_targets.views`."""
     text_augment: TextAugmentConfig | None = None

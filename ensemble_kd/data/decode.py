@@ -155,7 +155,7 @@ def decode_numbers(arrays: list[pa.Array], names: list[str], width: int | None) 
 
 
 def finite_numbers(rows: np.ndarray, bad: Bad, labels: list[str]) -> tuple[np.ndarray, Bad]:
-    """(N, F) float32, 0 where a number is not finite, and `bad` with these rows; `labels` name the columns."""
+    """(N, F) float32, 0 where a number is not finite, and `bad` with these rows; `labels` name columns."""
     with np.errstate(over="ignore"):
         values = rows.astype(np.float32)
     for i in np.flatnonzero(~np.isfinite(values).all(axis=1)):

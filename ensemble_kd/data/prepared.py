@@ -155,7 +155,7 @@ def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader
 
 
 def _table(data: DataConfig, reading: Reading) -> TableEncoder:
-    """How columns become numbers, from all rows of the source's train. Raises InputError where they cannot."""
+    """How columns become numbers, from all rows of the source's train. Raises InputError if they cannot."""
     assert data.table is not None
     names = [data.columns.input] if isinstance(data.columns.input, str) else list(data.columns.input)
     tables = (table for _, _, _, table in reading.tables("train", names))

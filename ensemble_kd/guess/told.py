@@ -10,7 +10,7 @@ def found_lines(choice: Choice) -> list[str]:
     """What was found, for people."""
     facts, rows, label = choice.facts, choice.rows, choice.label
     kinds = {"text": "texts", "image": "images", "numeric": "numbers"}
-    what = kinds[choice.inputs.kind]
+    what = "a table" if choice.inputs.table else kinds[choice.inputs.kind]
     if isinstance(choice.inputs.names, list) and choice.inputs.kind == "text":
         what = "pairs of texts"
     target = f"{len(rows.classes)} classes" if label is None or label.target == "class" else "a number"

@@ -94,7 +94,7 @@ def test_words_that_come_back_are_features_of_a_table_and_names_are_not(tmp_path
     path = table(tmp_path / "a.csv", ["passenger", "deck", "sex", "age", "survived"], rows)
     choice = chosen(path)
     assert choice.recipe == "numeric" and choice.settings.raw["data"]["table"] == {}
-    assert choice.settings.raw["data"]["columns"]["input"] == ["deck", "age"]  # sex says the same as the label
+    assert choice.settings.raw["data"]["columns"]["input"] == ["deck", "age"]  # sex says what survived does
     assert "'passenger'" in " ".join(choice.inputs.unused)
     whole = table(tmp_path / "b.csv", ["a", "b", "label"], [(i % 7, i % 5, i % 2) for i in range(ROWS)])
     assert "table" not in found(whole)
