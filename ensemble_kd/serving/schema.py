@@ -3,7 +3,8 @@
     {"rows": [{COLUMN: VALUE, ...}, ...], "on_bad_row": "error" | "null"}
 
 Columns are those of the training data; a text is a string, a number a number, or a list of all numbers
-where one column holds them; null is a value that is missing in a table (`data.table`); an image is base64 of a PNG, a JPEG, ... or of raw pixels, or a list of pixels.
+where one column holds them; null is a value that is missing in a table (`data.table`); an image is base64
+of a PNG, a JPEG, ... or of raw pixels, or a list of pixels.
 """
 
 from __future__ import annotations
