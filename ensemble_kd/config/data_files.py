@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -18,6 +18,8 @@ MOST_PIXEL_VALUES = 64 * 10**6
 class ColumnsConfig(Block):
     """Which columns of the source hold what."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"weight"})
+
     input: str | list[str] = "input"
     """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
     of texts the two columns (tokenizer: pretrained)."""
@@ -27,6 +29,9 @@ class ColumnsConfig(Block):
     `data.target: value` of a number."""
     id: str | None = None
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
+    weight: str | None = None
+    """Column of train that says how much a row's loss counts, a number from 0 on: twice the weight is twice
+    the row. They are scaled to a mean of 1; rows of `data.unlabelled` weigh 1. Metrics count each row once."""
 
 
 class CsvConfig(Block):

@@ -116,6 +116,20 @@ def values(labels: pa.Array) -> tuple[np.ndarray, Iterator[tuple[int, str]]]:
     return rounded, ((int(i), f"label {_shown(labels[int(i)].as_py())}: {remedy}") for i in wrong)
 
 
+def weights(column: pa.Array) -> tuple[np.ndarray, Iterator[tuple[int, str]]]:
+    """Weights (N,) float64 of rows, 0 where wrong, and the wrong rows."""
+    if pa.types.is_string(column.type):
+        found = np.array([_number(text) for text in column.to_pylist()], np.float64)
+    else:
+        found = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False).astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+    found[wrong] = 0.0
+    return found, (
+        (int(i), f"weight {_shown(column[int(i)].as_py())}: a weight is a finite number from 0 on")
+        for i in wrong
+    )
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text) if text is not None else float("nan")

@@ -26,6 +26,7 @@ from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.records import (
     INFO_FILE,
     SPLITS,
+    WEIGHTS_FILE,
     Arrays,
     DataInfo,
     SplitWriter,
@@ -410,9 +411,20 @@ def _write(
         info.preprocess["columns"]["id"] = reading.source.id
     write_json(folder / INFO_FILE, info.to_dict())
     files = [name for writer in writers.values() for name in writer.files] + [INFO_FILE]
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)
+    if found.weights is not None:
+        np.save(folder / WEIGHTS_FILE, _weights(found.weights[made.part == TRAIN], writers["transfer"].rows))
+        files.append(WEIGHTS_FILE)
     if data.kind == "text" and data.text.tokenizer != "hashed":
         files.append(TOKENIZER_FILE)
     return info, files
+
+
+def _weights(train: np.ndarray, rows: int) -> np.ndarray:
+    """(rows,) float32 weights of the transfer set: train's with a mean of 1, and 1 for what follows them."""
+    found = np.ones(rows, np.float32)
+    found[: len(train)] = train / (train.mean() or 1.0)
+    return found
 
 
 def _ids(found: Scan, split: str, begin: int, rows: int, num_train: int) -> pa.Array:

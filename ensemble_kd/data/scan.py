@@ -27,6 +27,7 @@ from ensemble_kd.data.labels import (
     spread,
     value_column,
     values,
+    weights,
 )
 from ensemble_kd.data.pieces import Piece, Source
 from ensemble_kd.data.preprocess import missing_column
@@ -51,6 +52,8 @@ class Scan:
     classes: Classes = field(default_factory=lambda: Classes([]))
     spans: dict[str, list[Span]] = field(default_factory=dict)
     """Where the rows of each split lie."""
+    weights: np.ndarray | None = None
+    """(N,) Weights of train's rows where a column is named."""
 
     def train_row(self, row: int) -> str:
         return place(row, self.spans["train"])
@@ -113,6 +116,12 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
                 f"data.columns.id: {columns.id!r} is {what} too; name a column that only tells rows apart, "
                 "or leave it out, and row numbers do"
             )
+    for what, same in (("the label", columns.label), ("the id", columns.id)):
+        if columns.weight is not None and columns.weight == same:
+            problems.add(
+                f"data.columns.weight: {columns.weight!r} is {what} too; name a column that says how much "
+                "a row counts, or leave it out"
+            )
     unlabelled = {"unlabelled"}
     with suppress(InputError):  # a file that cannot be read is told below
         unlabelled |= {"train"} if without_labels(source, config) else set()
@@ -120,6 +129,7 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
         wanted = [("input", name) for name in dict.fromkeys(inputs)]
         wanted += [] if split in unlabelled else [("label", columns.label)]
         wanted += [("id", columns.id)] if columns.id is not None else []
+        wanted += [("weight", columns.weight)] if columns.weight is not None and split == "train" else []
         for piece in pieces:
             try:
                 have = piece.columns()
@@ -207,6 +217,8 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
             keys[columns.label] = class_column if classes else value_column
         elif split == "train":  # read for the number of its rows
             keys[columns.input if isinstance(columns.input, str) else columns.input[0]] = _no_label
+        if columns.weight is not None and split == "train":
+            keys[columns.weight] = value_column
         if id_column is not None:
             keys[id_column] = plain_values
         if not keys:
@@ -214,6 +226,13 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         found, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
         if split != "unlabelled":
             raw[split] = join(found[0])
+        if columns.weight is not None and split == "train":
+            result.weights, bad = weights(join(found[1]))
+            spread(bad, result.spans[split], "a wrong weight", problems)
+            if not problems and not result.weights.any():
+                problems.add(
+                    f"data.columns.weight: all of {columns.weight!r} are 0, so that nothing is learned"
+                )
         if id_column is not None:
             result.ids[split] = join(found[-1])
         rows = result.spans[split][-1].end if result.spans[split] else 0

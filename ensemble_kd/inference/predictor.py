@@ -144,9 +144,9 @@ class Predictor:
 
     @property
     def known_columns(self) -> list[str]:
-        """Columns that a table may have: those of the input, and the training data's labels and ids."""
+        """Columns that a table may have: inputs, and the training data's labels, ids and weights."""
         named = self.info.preprocess.get("columns", {})
-        return [*self.columns, *(named[key] for key in ("label", "id") if named.get(key))]
+        return [*self.columns, *(named[key] for key in ("label", "id", "weight") if named.get(key))]
 
     @property
     def class_names(self) -> list[str]:

@@ -60,14 +60,17 @@ class Batch:
     """(B,) int64: numbers of the examples in what they were drawn from, where that is known."""
     guesses: Tensor | None = None
     """(B,) int64: the ensemble's most probable class of each example without a label, -1 of the others."""
+    weights: Tensor | None = None
+    """(B,) float32: how much each example's losses count; None for 1 each."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
         rows = None if self.rows is None else self.rows[part]
         guesses = None if self.guesses is None else self.guesses[part]
+        weights = None if self.weights is None else self.weights[part]
         if self.masked is None:
             parts = self.inputs[part], self.labels[part], teacher
-            return Batch(*parts, progress=self.progress, rows=rows, guesses=guesses)
+            return Batch(*parts, progress=self.progress, rows=rows, guesses=guesses, weights=weights)
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
         begin, end, _ = part.indices(len(self))
         words = self.labels[int(ends[begin]) : int(ends[end])]

@@ -62,6 +62,7 @@ class DistillationLoss:
     reads them.
 
     `soft` reads the averaged teacher; each term is averaged over the teachers that run beside the student.
+    Where the batch has weights, soft_i, hard_i and guess_i are multiplied by that of their example.
     """
 
     soft: Objective | None = None
@@ -129,12 +130,14 @@ class DistillationLoss:
         if self.soft is not None and self.alpha > 0:
             if teacher is None:
                 raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
-            total = self.alpha * self.soft(student, teacher, batch).mean()
+            total = self.alpha * weighted(self.soft(student, teacher, batch), batch.weights).mean()
         if self.pseudo > 0:
-            hard = on_labels(self, student.logits, batch, 1 - self.alpha, self.pseudo).mean()
+            own = on_labels(self, student.logits, batch, 1 - self.alpha, self.pseudo)
+            hard = weighted(own, batch.weights).mean()
             total = hard if total is None else total + hard
         elif self.alpha < 1:
-            hard = self.hard(student.logits, batch.labels, self.label_smoothing).mean()
+            losses = self.hard(student.logits, batch.labels, self.label_smoothing)
+            hard = weighted(losses, batch.weights).mean()
             total = hard * (1 - self.alpha) if total is None else total + (1 - self.alpha) * hard
         for k, term in enumerate(self.terms):
             weight = term.weight.at(batch.progress)
@@ -149,6 +152,11 @@ class DistillationLoss:
         if total is None:  # every weight is 0 for now
             return student.logits.sum() * 0.0
         return total
+
+
+def weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses (..., B) times the weights (..., B) of their examples."""
+    return losses if weights is None else losses * weights
 
 
 def on_labels(
@@ -225,16 +233,21 @@ class StackedLoss:
             if teacher is None:
                 raise ValueError("alpha is above 0, but the batch has no teacher outputs")
             z, v = Outputs(student.logits[which]), Outputs(teacher.logits[which])
-            seen = batch if batch.labels.dim() == 1 else Batch(batch.inputs[which], batch.labels[which])
-            values.append(objective(z, v, seen).mean(-1).view(-1))
+            seen, weights = batch, batch.weights
+            if batch.labels.dim() > 1:
+                seen = Batch(batch.inputs[which], batch.labels[which])
+                weights = None if weights is None else weights[which]
+            values.append(weighted(objective(z, v, seen), weights).mean(-1).view(-1))
         if self.places is None:
             soft = torch.cat(values)
         else:
             soft = torch.cat([*values, student.logits.new_zeros(1, dtype=torch.float32)])[self.places]
         if self.reads_guesses:
             own = 1 - self.alpha[:, None]
-            return self.alpha * soft + on_labels(self, student.logits, batch, own, self.pseudo).mean(1)
+            losses = on_labels(self, student.logits, batch, own, self.pseudo)
+            return self.alpha * soft + weighted(losses, batch.weights).mean(1)
         if not self.reads_labels:
             return self.alpha * soft
-        hard = self.hard(student.logits, batch.labels, self.label_smoothing).mean(1)
+        losses = self.hard(student.logits, batch.labels, self.label_smoothing)
+        hard = weighted(losses, batch.weights).mean(1)
         return self.alpha * soft + (1 - self.alpha) * hard

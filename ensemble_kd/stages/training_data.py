@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemble_kd.artifacts import Manifest
 from ensemble_kd.data.prepared import Arrays, load_split, shard_paths
-from ensemble_kd.data.records import in_order
+from ensemble_kd.data.records import in_order, load_weights
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.streaming import open_stream
 from ensemble_kd.train.batches import Block
@@ -21,6 +21,7 @@ from ensemble_kd.train.stored_states import KeptStates
 
 GB = 1e9
 CORPUS = "corpus/"
+WEIGHTS = "weights"
 
 
 def input_bytes(info: dict[str, Any]) -> int:
@@ -88,6 +89,8 @@ def arrays_and_loader(
             rows = info["counts"]["transfer"]
             held = load_columns(folder, shards_of(manifest), layouts[name], rows)
             shared |= {f"{name}/{column}": values for column, values in held.items()}
+        if (weights := load_weights(data)) is not None:  # four bytes a row, where shards are streamed too
+            shared[WEIGHTS] = weights
         return shared | {f"{CORPUS}{name}": texts for name, texts in corpora().items()}
 
     shards = [str(path) for path in shard_paths(data, "transfer")] if streams else []
@@ -139,6 +142,7 @@ def load_training_data(
 
     data = TrainingData(info, split("validation"), split("test"))
     data.run = None if run is None else Path(run)
+    data.weights = arrays.get(WEIGHTS)
     data.corpora = {
         name.removeprefix(CORPUS): array for name, array in arrays.items() if name.startswith(CORPUS)
     }

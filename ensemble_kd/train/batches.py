@@ -310,6 +310,8 @@ class Batches:
     """Put texts of about the same length into a batch, so that little of it is padding."""
     masking: Masking | None = None
     """Masks words to be guessed; for masked language models."""
+    weights: Tensor | None = None
+    """(N,) float32: how much each row of the split counts; None for 1 each."""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of this replica: its share of each global batch."""
@@ -389,7 +391,8 @@ class Batches:
                 continue
             soft = None if teacher is None else Outputs(teacher[..., part, :])
             guessed = None if guesses is None else guesses[part]
-            yield Batch(batch_inputs, labels[part], soft, rows=rows[part], guesses=guessed)
+            weights = None if self.weights is None else self.weights[rows[part].cpu()].to(self.device)
+            yield Batch(batch_inputs, labels[part], soft, rows=rows[part], guesses=guessed, weights=weights)
 
 
 def cat(parts: list[Tensor], dim: int) -> Tensor:

@@ -215,6 +215,8 @@ class TrainingData:
     """The run's folder, in which members start from others'."""
     corpora: dict[str, np.ndarray] = field(default_factory=dict)
     """Texts (N, L) without labels, by fingerprint."""
+    weights: np.ndarray | None = None
+    """(N,) float32: how much each row of the transfer set counts; None for 1 each."""
 
     @cached_property
     def pieces(self) -> Tensor:
@@ -588,6 +590,7 @@ def make_batches(
         trim_padding=data.info["kind"] == "text",
         by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
         masking=masking,
+        weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
     )
 
 

@@ -131,20 +131,22 @@ class Reader:
         picked, guessed = (torch.tensor(numbers, device=device) for numbers in (places, guesses))
         reads_guesses = not self.guess.keys().isdisjoint(members)
         for parts in zip(*(stream.batches.epoch(epoch) for stream in streams), strict=True):
-            inputs, labels = parts[0].inputs, parts[0].labels
+            inputs, labels, weights = parts[0].inputs, parts[0].labels, parts[0].weights
             if len(parts) > 1:
                 inputs = _stacked([part.inputs for part in parts])[sources]
                 labels = torch.stack([part.labels for part in parts])[sources]
+                each = [part.weights for part in parts if part.weights is not None]
+                weights = torch.stack(each)[sources] if each else None
             soft = [part.teacher.logits for part in parts if part.teacher is not None]
             if not soft:
-                yield Batch(inputs, labels)
+                yield Batch(inputs, labels, weights=weights)
                 continue
             averaged = logits = soft[0] if len(soft) == 1 else torch.cat(soft)  # (total, B, C)
             if total == 1:
                 logits = logits.expand(len(members), -1, -1)
             elif not in_order:
                 logits = logits[picked]
-            batch = Batch(inputs, labels, Outputs(logits))
+            batch = Batch(inputs, labels, Outputs(logits), weights=weights)
             if reads_guesses:
                 answers = averaged.argmax(-1)[guessed]  # (n, B)
                 batch.guesses = answers.masked_fill(labels >= 0, -1)
