@@ -31,7 +31,8 @@ class ColumnsConfig(Block):
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
     weight: str | None = None
     """Column of train that says how much a row's loss counts, a number from 0 on: twice the weight is twice
-    the row. They are scaled to a mean of 1; rows of `data.unlabelled` weigh 1. Metrics count each row once."""
+    the row. They are scaled to a mean of 1; rows of `data.unlabelled` weigh 1. Metrics count all rows
+    alike."""
 
 
 class CsvConfig(Block):

@@ -116,8 +116,8 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
                 f"data.columns.id: {columns.id!r} is {what} too; name a column that only tells rows apart, "
                 "or leave it out, and row numbers do"
             )
-    for what, same in (("the label", columns.label), ("the id", columns.id)):
-        if columns.weight is not None and columns.weight == same:
+    for what, other in (("the label", columns.label), ("the id", columns.id)):
+        if columns.weight is not None and columns.weight == other:
             problems.add(
                 f"data.columns.weight: {columns.weight!r} is {what} too; name a column that says how much "
                 "a row counts, or leave it out"

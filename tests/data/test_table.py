@@ -19,7 +19,7 @@ from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.model_description import described
 from ensemble_kd.serving.schema import RefusedError, RequestSchema
 
-ROWS = {
+ROWS: dict[str, list[object]] = {
     "age": [20.0, None, 40.0, 60.0],
     "colour": ["red", "blue", "red", None],
     "code": ["1", "2", "?", "3"],

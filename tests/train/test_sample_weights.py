@@ -127,7 +127,8 @@ def test_weights_of_train_are_scaled_to_a_mean_of_1(tmp_path: Path) -> None:
     ids = load_split(tmp_path / "out", "transfer").ids[:train]  # row numbers, which are the weights
     assert np.allclose(found[:train] / found[1], ids / ids[1])
     arrays, load, _ = arrays_and_loader(tmp_path / "out", info.to_dict(), 1.0)
-    assert np.array_equal(load(arrays()).weights, found)
+    loaded = load(arrays()).weights
+    assert loaded is not None and np.array_equal(loaded, found)
 
 
 def test_without_the_column_there_are_none(tmp_path: Path) -> None:
