@@ -187,6 +187,14 @@ def test_a_member_that_fails_once_is_trained_all_the_same(
     assert names == ["teacher-000", "teacher-001", "teacher-002", "teacher-001"]
 
 
+def test_a_member_that_diverges_leaves_the_others(teachers: Callable[..., Path]) -> None:
+    bad = "teachers.overrides=[{}, {training: {learning_rate: 1.0e+30, optimizer: sgd}}, {}]"
+    with pytest.raises(TrainingError, match="teacher-001.*NaN or infinite"):
+        teachers(bad)
+    members = teachers(bad, "teachers.on_failure=exclude")
+    assert len(list(members.glob("*/manifest.json"))) == 2 and list(members.glob("*/failed.json"))
+
+
 def test_a_full_disk_ends_the_stage_with_the_member_s_name(
     teachers: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
