@@ -7,8 +7,8 @@ Ray's worker processes give. The watching process imports neither torch nor Ray.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -73,13 +73,10 @@ def attend(job: Job, warn: Callable[[str], None]) -> int:
 
     Raises TrainingError where the process was killed more often than `compute.max_failures`.
     """
-    settings = job.settings.model_copy(
-        update={"compute": job.settings.compute.model_copy(update={"executor": "local"})}
-    )
-    work = pickle.dumps((Job(**{**vars(job), "settings": settings}), held()))
+    work = packed(job)
     failures = job.settings.compute.max_failures
     for attempt in range(failures + 1):
-        code, asked = _attempt(pickle.dumps((sys.path, work)))
+        code, asked = _attempt(work)
         if code >= 0:
             return code
         name = signal.Signals(-code).name
@@ -129,13 +126,23 @@ def _passed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def packed(job: Job) -> bytes:
+    """As JSON what the process that works needs: the job, and what this one knows."""
+    settings = job.settings.model_dump(mode="json")
+    settings["compute"]["executor"] = "local"
+    return json.dumps({"job": {**vars(job), "settings": settings}, "path": sys.path, "held": held()}).encode()
+
+
+def unpacked(work: bytes) -> Job:
+    """Undo `packed`, in the process that works."""
+    found = json.loads(work)
+    sys.path[:] = found["path"]
+    hold([(name, options, tuple(public)) for name, options, public in found["held"]])
+    return Job(**{**found["job"], "settings": Config.model_validate(found["job"]["settings"])})
+
+
 def job() -> Job:
     """In the process that works: what there is to do. It ends with the one that watches it."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(DEATH_OF_PARENT, signal.SIGTERM)
-    path, work = pickle.load(sys.stdin.buffer)
-    sys.path[:] = path
-    found, known = pickle.loads(work)
-    hold(known)
-    assert isinstance(found, Job)
-    return found
+    return unpacked(sys.stdin.buffer.read())

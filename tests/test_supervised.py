@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import descendants, kill, wait_for
 
-from ensemble_kd import pipeline, supervised
+from ensemble_kd import pipeline, secret_options, supervised
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.errors import TrainingError
 
@@ -71,6 +71,36 @@ def test_where_nothing_could_work_side_by_side(
 
 def job(*overrides: str) -> supervised.Job:
     return supervised.Job("data", config(*overrides), None, False, False, None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["sweep={space: {temperature: [0.5, 2], training.learning_rate: 'loguniform(1e-4, 1e-1)'}}"],
+        ["student={model: {name: mlp, hidden: [4]}, temperature: auto, alpha: auto, terms: []}"],
+        ["teachers={source: callable, given: ['asked_teachers:linear']}", "specialists=null"],
+        ["teachers.model={name: custom, callable: 'counted_teacher:make', options: {path: a}}", "export={}"],
+    ],
+)
+def test_a_job_arrives_as_it_was_sent(overrides: list[str]) -> None:
+    settings = load_config("digits", overrides)
+    sent = supervised.Job("student", settings, "runs/a", True, True, "name: a")
+    found = supervised.unpacked(supervised.packed(sent))
+    assert found.settings.compute.executor == "local"
+    compute = found.settings.compute.model_copy(update={"executor": "auto"})
+    settings = found.settings.model_copy(update={"compute": compute})
+    assert supervised.Job(**{**vars(found), "settings": settings}) == sent
+
+
+def test_secret_options_arrive_and_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secret_options, "_held", [])
+    secret_options.remember("secret_nets:make", {"token": "tsk-1234567", "width": 4}, [])
+    known, work = secret_options.held(), supervised.packed(job())
+    assert known
+    monkeypatch.setattr(secret_options, "_held", [])
+    supervised.unpacked(work)
+    assert secret_options.held() == known
 
 
 class Ends:

@@ -19,8 +19,8 @@ class ComputeConfig(Block):
 
     executor: Literal["auto", "local", "ray"] = "auto"
     """Where members are trained and networks run: in worker processes (`ray`), or one after the other in this
-    process, without starting Ray (`local`). The results are the same. `auto` is Ray wherever something can
-    run side by side, else local."""
+    process, without starting Ray (`local`). `auto`: Ray; but where one process is all that could work at a
+    time, the command line does without it, and starts that process again should it die."""
     num_workers: int | tuple[int, int] | Literal["auto"] = "auto"
     """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work.
     `[min, max]`: elastic, the group grows and shrinks with the cluster's nodes."""
