@@ -176,9 +176,9 @@ def clusters(quick: bool) -> Measured:
 
 def _load_and_time(arrays: dict[str, Any], *, load: Callable[..., Any]) -> Any:
     """Runs in the Ray Train worker: its data, and from now on the whole time between two ends of epochs."""
-    import ensemble_kd.workers as workers
+    import ensemble_kd.member_loop as member_loop
 
-    original = workers.train_member
+    original = member_loop.train_member
 
     def timed(*args: Any, on_epoch: Callable[[dict[str, float]], None], **options: Any) -> bool:
         resumed = time.perf_counter()
@@ -191,7 +191,7 @@ def _load_and_time(arrays: dict[str, Any], *, load: Callable[..., Any]) -> Any:
 
         return original(*args, on_epoch=after, **options)
 
-    workers.train_member = timed  # type: ignore[assignment]
+    member_loop.train_member = timed  # type: ignore[assignment]
     return load(arrays)
 
 

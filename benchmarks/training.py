@@ -19,7 +19,7 @@ def _load_and_compare(arrays: dict[str, Any], *, load: Callable[..., Any], hidde
     """Runs in the Ray Train worker: its data, and from now on a bare epoch after each of the student's."""
     import torch
 
-    import ensemble_kd.workers as workers
+    import ensemble_kd.member_loop as member_loop
     from benchmarks.bare import BareLoop
     from ensemble_kd.train.batches import as_tensor
 
@@ -27,7 +27,7 @@ def _load_and_compare(arrays: dict[str, Any], *, load: Callable[..., Any], hidde
     bare = BareLoop(
         as_tensor(arrays["transfer/inputs"]), torch.tensor(arrays["ensemble/logits"][:, 0]), hidden
     )
-    original = workers.train_member
+    original = member_loop.train_member
 
     def compared(*args: Any, on_epoch: Callable[[dict[str, float]], None], **options: Any) -> bool:
         resumed = time.perf_counter()
@@ -41,7 +41,7 @@ def _load_and_compare(arrays: dict[str, Any], *, load: Callable[..., Any], hidde
 
         return original(*args, on_epoch=after, **options)
 
-    workers.train_member = compared  # type: ignore[assignment]
+    member_loop.train_member = compared  # type: ignore[assignment]
     return data
 
 

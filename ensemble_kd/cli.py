@@ -134,14 +134,35 @@ def _pipeline(
     recipe: str | None = None,
 ) -> Path:
     """Run it; returns the run folder, or this node's copy of it. `recipe` is kept there."""
+    from ensemble_kd import supervised
+
+    if supervised.wanted(settings, address, fresh):
+        job = supervised.Job(until, settings, run_dir, verbose, require_gap, recipe)
+        if code := supervised.attend(job, Screen(out).warning):
+            raise typer.Exit(code)
+    else:
+        _work(until, settings, run_dir, address, fresh, verbose, require_gap=require_gap, recipe=recipe)
+    return _local(run_dir or Path("runs") / settings.name, settings.compute.scratch)
+
+
+def _work(
+    until: str,
+    settings: Config,
+    run_dir: str | None,
+    address: str | None,
+    fresh: set[str],
+    verbose: bool,
+    *,
+    require_gap: bool,
+    recipe: str | None,
+) -> None:
     from ensemble_kd import pipeline
     from ensemble_kd.stages.context import Console
 
-    folder = run_dir or Path("runs") / settings.name
     screen = Screen(out)
     pipeline.run(
         settings,
-        folder,
+        run_dir or Path("runs") / settings.name,
         until=until,
         address=address,
         fresh=fresh,
@@ -150,7 +171,18 @@ def _pipeline(
         console=Console(screen.line, screen.warning, screen.progress),
         recipe=recipe,
     )
-    return _local(folder, settings.compute.scratch)
+
+
+@app.command("supervised-run", hidden=True)
+def supervised_run() -> None:
+    """What `run` starts where one process does it all; reads from its standard input what to do."""
+    from ensemble_kd import supervised
+
+    with reported(False):
+        job = supervised.job()
+    with reported(job.verbose):
+        options: dict[str, Any] = {"require_gap": job.require_gap, "recipe": job.recipe}
+        _work(job.until, job.settings, job.run_dir, None, set(), job.verbose, **options)
 
 
 def _stage_command(name: str, until: str, text: str) -> None:

@@ -24,7 +24,7 @@ def check_early(config: Config, address: str | None = None) -> None:
 
     `address` is that of the Ray cluster that the run will have.
     """
-    memory = memory_of(address)
+    memory = memory_of(config, address)
 
     def of_sizes(config: Config) -> list[str]:
         return size_problems(config, least_size(config), memory)
@@ -32,18 +32,24 @@ def check_early(config: Config, address: str | None = None) -> None:
     problems = of_sizes(config) + corner_problems(config, of_sizes)
     problems += callable_problems(config) + class_problems(config, _known_classes(config))
     problems += form_problems(config)
+    if address is not None and config.compute.executor == "local":
+        problems.append(
+            f"compute.executor: local, which is this process alone, but --address is {address}; leave one of "
+            "them out"
+        )
     if problems:
         raise ConfigError(problems)
 
 
-def memory_of(address: str | None) -> int | None:
+def memory_of(config: Config, address: str | None) -> int | None:
     """This machine's memory; None where the run's workers are on a cluster."""
-    return None if address or os.environ.get("RAY_ADDRESS") else memory_at_hand()
+    cluster = address or (config.compute.executor != "local" and os.environ.get("RAY_ADDRESS"))
+    return None if cluster else memory_at_hand()
 
 
 def too_large(config: Config, info: dict[str, Any], address: str | None = None) -> list[str]:
     """Networks that this machine cannot hold, once the data is known."""
-    memory = memory_of(address)
+    memory = memory_of(config, address)
 
     def of_sizes(config: Config) -> list[str]:
         return size_problems(config, size_of(info), memory)

@@ -98,7 +98,10 @@ def run(
         if recipe is not None:
             (folder / RECIPE).write_text(recipe, encoding="utf-8")
         tracker = Tracker(config.tracking, folder.parent, config.name, console.warning, folder)
-        runtime = Runtime(config.compute, address, verbose, termination=termination, warn=console.warning)
+        here = config.compute.executor == "local"
+        runtime = Runtime(
+            config.compute, address, verbose, here, termination=termination, warn=console.warning
+        )
         context = Context(config, folder, runtime, tracker, console)
         tracker.start("", config.model_dump(mode="json"), {"version": __version__, "folder": str(folder)})
         good = False

@@ -62,6 +62,8 @@ class Runtime:
     address: str | None = None
     """`auto` or `HOST:PORT`; None starts Ray on this machine."""
     verbose: bool = False
+    local: bool = False
+    """Whether everything runs in this process: Ray is never started, and one worker is all there is."""
     started: bool = False
     termination: Termination = field(default_factory=Termination)
     warn: Callable[[str], None] = lambda text: None
@@ -83,6 +85,7 @@ class Runtime:
         Without `libraries` those for data and training are not loaded, which takes seconds.
         Raises EnsembleKDError where the cluster cannot be reached.
         """
+        assert not self.local, "what has to do without Ray asks for it"
         if self.started:
             return
         if self.address is None and os.environ.get("RAY_ADDRESS"):  # inside a job
@@ -152,7 +155,9 @@ class Runtime:
         return sum(node.get("CPU", 0.0) for node in nodes), sum(node.get("GPU", 0.0) for node in nodes)
 
     def nodes(self) -> list[dict[str, float]]:
-        """What each living node has, whether it is in use or not."""
+        """What each living node has, whether it is in use or not; with `local`, what this machine has."""
+        if self.local:
+            return [{"CPU": float(cpus_here()), "GPU": float(gpus_here())}]
         self.start()
         import ray
 
@@ -173,7 +178,14 @@ class Runtime:
 
     def capacity(self) -> int:
         """Training workers that fit the cluster at once, each whole on one node."""
-        return fit(self.bundle(), self.nodes())
+        room = fit(self.bundle(), self.nodes())
+        return min(room, 1) if self.local else room
+
+    def device(self) -> Any:
+        """The torch device of work in this process."""
+        import torch
+
+        return torch.device("cuda" if self.gpus_per_worker() else "cpu")
 
     def group_size(self, members: int, replicas: int, path: str) -> int:
         """Workers for `members` with `replicas` workers each.
@@ -267,6 +279,17 @@ class Runtime:
                 time.sleep(0.5)
         finally:
             request_resources(bundles=[])
+
+
+def cpus_here() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus_here() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
 
 
 def fit(bundle: dict[str, float], nodes: list[dict[str, float]]) -> int:

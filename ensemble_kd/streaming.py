@@ -42,14 +42,13 @@ def open_stream(
     seed: int,
     views: int,
     epoch: int,
+    *,
+    here: bool = False,
 ) -> Iterator[Block]:
-    """The blocks of one epoch; equal for equal (seed, epoch).
+    """The blocks of one epoch; equal for equal (seed, epoch). With `here` this process reads them.
 
     `stores` are the soft targets' shards, in the order of `shards`; the members of several stand in a row.
     """
-    import ray.data
-    from ray.data import DataContext, ExecutionOptions
-
     order = np.random.default_rng(mix(seed, epoch)).permutation(len(shards))
     items = [
         {
@@ -60,23 +59,34 @@ def open_stream(
         for i in order
     ]
     layouts = [layout for _, layout in stores]
-    DataContext.get_current().enable_progress_bars = False
-    DataContext.get_current().execution_options = ExecutionOptions(preserve_order=True)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read,
-        batch_size=1,
-        num_cpus=CLAIM,
-        fn_kwargs={"info": info, "layouts": layouts, "views": views, "mirror": attached_spec()},
-    )
+    arguments: dict[str, Any] = {"info": info, "layouts": layouts, "views": views, "mirror": attached_spec()}
+    batches = _in_order(items, arguments) if here else _in_tasks(items, arguments)
     window: list[dict[str, np.ndarray]] = []
     mixed = 0
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+    for batch in batches:
         window.append(batch)
         if len(window) == WINDOW:
             yield from _blocks(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
             window, mixed = [], mixed + 1
     if window:
         yield from _blocks(mixed_rows(window, mix(seed, epoch, mixed, 3)), layouts)
+
+
+def _in_order(items: list[dict[str, Any]], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for item in items:
+        yield _read({name: [value] for name, value in item.items()}, **arguments)
+
+
+def _in_tasks(items: list[dict[str, Any]], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    import ray.data
+    from ray.data import DataContext, ExecutionOptions
+
+    DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().execution_options = ExecutionOptions(preserve_order=True)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read, batch_size=1, num_cpus=CLAIM, fn_kwargs=arguments
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
 
 
 def mixed_rows(window: list[dict[str, np.ndarray]], seed: int) -> dict[str, np.ndarray]:

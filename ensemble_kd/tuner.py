@@ -9,17 +9,14 @@ Ray is imported with this module: import it only where a sweep really starts.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import tempfile
-import time
 import traceback
 import uuid
-from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +28,19 @@ from ray.tune.search import Searcher
 
 from ensemble_kd import disk, local_group
 from ensemble_kd.disk import DiskError, told
-from ensemble_kd.errors import ConfigError, EnsembleKDError, TrainingError
+from ensemble_kd.errors import EnsembleKDError, TrainingError
 from ensemble_kd.failures import keep, last_words
+from ensemble_kd.member_loop import LoadData
 from ensemble_kd.mirror import attach, attached, attached_spec
+from ensemble_kd.proposals import Proposals
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import prepare
-from ensemble_kd.train.trials import JUDGED, Entry, Epochs, Packet, Trial
-from ensemble_kd.workers import LoadData
+from ensemble_kd.train.trials import Entry, Epochs, Trial
+from ensemble_kd.trial_steps import OBJECTIVE, TrialSteps, last_line, rungs
 
-OBJECTIVE = "objective"
-"""What Tune maximises: the metric, or its negative."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -51,8 +48,6 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-SECONDS_PER_REPORT = 0.5
-"""Epochs are told to Tune together where several fit into this."""
 
 
 class Students(tune.Trainable):
@@ -66,87 +61,22 @@ class Students(tune.Trainable):
         self.mirror = attach(shared["mirror"])
         hold(shared["secrets"])
         self.replicas: list[Any] = []
-        self.data = None
-        self.full: DiskError | None = None
+        self.options: dict[str, Any] = {"data": None, "start": self._together}
         if shared["replicas"] == 1:
-            self.data = _load(shared)
-            self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._begin(config)
+            device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+            self.options = {"data": _load(shared), "device": device}
+        self.steps = TrialSteps(config["work"], shared, mirror=self.mirror, **self.options)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.packet.close()
-        self._begin(new_config)
+        self.steps.close()
+        self.steps = TrialSteps(new_config["work"], self.shared, mirror=self.mirror, **self.options)
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        work = json.loads(config["work"])
-        self.kept = work["kept"]
-        trials = [[MemberTask(**fields) for fields in tasks] for tasks in work["trials"]]
-        names = [task.name for tasks in trials for task in tasks]
-        self.name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        try:
-            with told(self.name, Path(self.shared["members"]).parents[1]):
-                self._open(work, trials)
-        except DiskError as error:  # told with the first step: Tune would start this process again
-            self.full = error
-
-    def _open(self, work: dict[str, Any], trials: list[list[MemberTask]]) -> None:
-        members, folder = Path(self.shared["members"]), Path(self.shared["folder"])
-        self.written = [folder, *(task.folder(members) for tasks in trials for task in tasks)]
-        if self.mirror is not None:
-            for path in self.written:
-                self.mirror.pull(path)
-        if self.data is None:
-            self.packet = Packet(trials, None, members, start=self._together)  # type: ignore[arg-type]
-            return
-        self.packet = Packet(trials, self.data, members, fuse=work["fuse"], folder=folder, device=self.device)
-
     def step(self) -> dict[str, Any]:
-        """One epoch or, since a report costs Tune tenths of a second, as many as fit into one; never past a
-        rung, where ASHA compares. A full disk is told in the result's place, and ends the sweep."""
-        try:
-            if self.full is not None:
-                raise self.full
-            with told(self.name, Path(self.shared["members"]).parents[1]):
-                return self._epochs()
-        except DiskError as error:
-            return {"full": str(error), OBJECTIVE: math.nan, "epoch": 0, "done": True}
-
-    def _epochs(self) -> dict[str, Any]:
-        until = time.monotonic() + SECONDS_PER_REPORT
-        kept: list[list[Entry]] = []
-        while True:
-            standings = self.packet.step()
-            kept = kept or [[] for _ in standings]
-            for entries, standing in zip(kept, standings, strict=True):
-                entries += [standing["entry"]] if standing["entry"] else []
-            epoch = max(standing["epoch"] for standing in standings)
-            if self.packet.done or epoch in self.shared["rungs"] or time.monotonic() > until:
-                break
-        for entries, standing in zip(kept, standings, strict=True):
-            standing["entries"] = entries
-        if self.mirror is not None:
-            for path in self.written:
-                self.mirror.push_soon(path)
-            if self.packet.done:
-                self.mirror.flush()
-        metric, sign = self.shared["metric"], self.shared["sign"]
-        values = [
-            (s.get("values") or s["entry"] or {}).get(metric) for s in standings if s["state"] != "failed"
-        ]
-        known = [sign * value for value in values if value is not None]
-        if self.kept:
-            known = []
-        return {
-            "standings": json.dumps(standings),
-            "epoch": epoch,
-            OBJECTIVE: max(known, default=math.nan),
-            "done": self.packet.done,
-        }
+        return self.steps.step()
 
     def cleanup(self) -> None:
-        if self.full is None:
-            self.packet.close()
+        self.steps.close()
         self._release()
 
     # A student that needs several workers: plain actors inside this trial's own placement group. A trainer in
@@ -162,7 +92,7 @@ class Students(tune.Trainable):
                 if isinstance(cause := getattr(error, "cause", None), DiskError):
                     raise cause from error
                 if attempt == self.shared["max_failures"]:
-                    raise RuntimeError(_last_line(str(error))) from error
+                    raise RuntimeError(last_line(str(error))) from error
         raise AssertionError("unreachable")
 
     def _in_replicas(self, task: MemberTask) -> Epochs:
@@ -250,53 +180,18 @@ class _Replica:
             return bool(end.value)
 
 
-def _last_line(text: str) -> str:
-    """What an error of Ray's comes down to; the rest is advice that fills a screen."""
-    line = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "unknown")
-    return line.split(". ")[0][:300]
-
-
 def _load(shared: dict[str, Any]) -> Any:
     """The node's arrays, mapped and not copied."""
     arrays = {name: ray.get(reference) for name, reference in shared["references"].items()}
     return shared["load_data"](arrays)
 
 
-class Proposals(Searcher):
-    """Hands trials to Tune in packets and takes their results; the one place where trials change state."""
+class _Searcher(Searcher):
+    """The proposals, as Tune asks for them."""
 
-    def __init__(
-        self,
-        waiting: list[Trial],
-        propose: Callable[[], Trial | None],
-        follow_up: Callable[[], list[Trial]],
-        on_change: Callable[[Trial], None],
-        on_epoch: Callable[[Trial, Entry], None],
-        *,
-        fuse: int,
-        concurrent: int,
-        left: Callable[[], int],
-        too_many_failed: Callable[[], bool],
-        max_failures: int,
-        offset: float,
-        rounds: int = 1,
-        apart: bool = False,
-        packets: int = 0,
-    ) -> None:
-        """`left` says how many trials are still to be proposed; in `rounds` packets for each process, so that
-        a search learns in between. `apart` keeps baselines, which are never stopped, out of others' packets.
-        `packets` is the last number that an earlier run gave.
-        """
+    def __init__(self, proposals: Proposals) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
-        self.waiting, self.propose, self.follow_up = deque(waiting), propose, follow_up
-        self.on_change, self.on_epoch = on_change, on_epoch
-        self.fuse, self.concurrent, self.left = fuse, concurrent, left
-        self.too_many_failed, self.max_failures = too_many_failed, max_failures
-        self.rounds, self.apart, self.packets = rounds, apart, packets
-        self.offset, self.origin = offset, time.monotonic()
-        self.running: dict[str, list[Trial]] = {}
-        self.reasons: dict[str, str] = {}
-        """By Tune's trial: why its process failed last."""
+        self.proposals = proposals
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps copies of its searcher to resume from; we resume from the run folder
@@ -304,129 +199,16 @@ class Proposals(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `__getstate__`."""
 
-    def clock(self) -> float:
-        """Seconds since the sweep began, time in which it lay killed left out."""
-        return self.offset + time.monotonic() - self.origin
-
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.too_many_failed():
-            return str(Searcher.FINISHED)
-        if len(self.running) >= self.concurrent:
-            return None
-        trials = self._take()
-        if not trials and not self.running:
-            self.waiting.extend(self.follow_up())
-            trials = self._take()
-        if not trials:
-            return None if self.running else str(Searcher.FINISHED)
-        self.running[trial_id] = trials
-        if trials[0].packet is None:
-            self.packets += 1
-            for trial in trials:
-                trial.packet = self.packets
-        for trial in trials:
-            if trial.began is None:
-                trial.began = self.clock()
-            trial.state = "running"
-            self.on_change(trial)
-        fuse = 1 if trials[0].alone else self.fuse
-        work = {
-            "trials": [[asdict(task) for task in trial.tasks] for trial in trials],
-            "fuse": fuse,
-            # Without a baseline there is no verdict: ASHA, which is given no number, lets it run.
-            "kept": any(trial.kind == "hard" for trial in trials),
-        }
-        return {"work": json.dumps(work)}
-
-    def _take(self) -> list[Trial]:
-        """The next packet: at most `fuse` students, and no more than a fair share of what is left."""
-        busy = {task.fingerprint for trials in self.running.values() for t in trials for task in t.tasks}
-
-        def free() -> Trial | None:
-            """The first that waits and has no student that another process trains."""
-            clear = (t for t in self.waiting if not busy & {task.fingerprint for task in t.tasks})
-            return next(clear, None)
-
-        first = free()
-        if first is not None and first.packet is not None and not first.alone:  # as before a kill
-            again = [t for t in self.waiting if t.packet == first.packet and not t.alone]
-            self.waiting = deque(t for t in self.waiting if t not in again)
-            return again
-        share = math.ceil((len(self.waiting) + self.left()) / self.concurrent / self.rounds)
-        taken: list[Trial] = []
-        while not taken or (self.fuse > 1 and len(taken) < share):
-            trial = free()
-            if trial is None:
-                trial = self.propose()
-                if trial is None:
-                    break
-                self.waiting.append(trial)
-                if trial is not free():
-                    break
-            if taken and not self._fits(trial, taken):
-                break
-            self.waiting.remove(trial)
-            taken.append(trial)
-        return taken
-
-    def _fits(self, trial: Trial, taken: list[Trial]) -> bool:
-        size = sum(len(t.tasks) for t in [*taken, trial])
-        if self.apart and trial.kind != taken[0].kind:
-            return False
-        return size <= self.fuse and trial.packet is None and not (trial.alone or taken[0].alone)
+        return self.proposals.suggest(trial_id)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        _raise_full(result)
-        for trial, standing in zip(self.running[trial_id], json.loads(result["standings"]), strict=True):
-            self._follow(trial, standing)
+        self.proposals.on_trial_result(trial_id, result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        _raise_full(result or {})
-        trials = self.running.pop(trial_id, [])
-        if error and len(trials) > 1:  # which of them it was shows when each is alone
-            for trial in reversed([trial for trial in trials if not trial.over]):
-                trial.alone, trial.state, trial.packet = True, "waiting", None
-                self.waiting.appendleft(trial)
-            return
-        standings: list[dict[str, Any]] = [{} for _ in trials]
-        if result and "standings" in result and not error:
-            standings = json.loads(result["standings"])
-        for trial, standing in zip(trials, standings, strict=True):
-            if error or not standing:
-                reason = self.reasons.get(trial_id, "it died")
-                died = f"its process failed {self.max_failures + 1} times: {reason}"
-                standing = {"state": "failed", "reason": died, "entries": [], "fused": 1}
-            self._follow(trial, standing)
-            if not trial.over:
-                trial.state, trial.reason = "stopped", f"behind the others after {trial.epochs} epochs"
-                self._end(trial)
-
-    def _follow(self, trial: Trial, standing: dict[str, Any]) -> None:
-        if trial.over:
-            return
-        trial.fused = standing["fused"]
-        for entry in standing["entries"]:
-            if entry["epoch"] <= trial.epochs:  # told before its process died
-                continue
-            trial.history.append(entry)
-            trial.epochs = int(entry["epoch"])
-            trial.values = {key: entry[key] for key in JUDGED if key in entry}
-            self.on_epoch(trial, entry)
-        if standing["state"] != "running":
-            trial.state, trial.reason = standing["state"], standing["reason"]
-            trial.values = standing.get("values") or {}
-            self._end(trial)
-
-    def _end(self, trial: Trial) -> None:
-        trial.ended = self.clock()
-        self.on_change(trial)
-
-
-def _raise_full(result: dict[str, Any]) -> None:
-    if "full" in result:
-        raise DiskError(result["full"]).within("sweep")
+        self.proposals.on_trial_complete(trial_id, result, error)
 
 
 class _Asha(AsyncHyperBandScheduler):
@@ -440,6 +222,34 @@ class _Asha(AsyncHyperBandScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if math.isfinite(result.get(OBJECTIVE, math.nan)):
             super().on_trial_complete(tune_controller, trial, result)
+
+
+def _asha(asha: tuple[int, float], epochs: int, **where: str) -> _Asha:
+    grace, factor = asha
+    # One epoch more than there are, so that trials in their last epoch are left to finish themselves.
+    return _Asha("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=factor, **where)
+
+
+def stopper(asha: tuple[int, float], epochs: int) -> Callable[[str, dict[str, Any]], bool]:
+    """ASHA without Tune: whether a packet of that name is to be stopped after this result."""
+    scheduler = _asha(asha, epochs, metric=OBJECTIVE, mode="max")
+
+    @dataclass(frozen=True)
+    class Named:
+        trial_id: str
+
+    seen: set[str] = set()
+
+    def stops(name: str, result: dict[str, Any]) -> bool:
+        if name not in seen:
+            seen.add(name)
+            scheduler.on_trial_add(None, Named(name))
+        if result["done"]:
+            scheduler.on_trial_complete(None, Named(name), result)
+            return False
+        return scheduler.on_trial_result(None, Named(name), result) == scheduler.STOP
+
+    return stops
 
 
 class _Recoveries(tune.Callback):
@@ -456,7 +266,7 @@ class _Recoveries(tune.Callback):
             text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         except (OSError, TypeError):
             text = ""
-        reason = _last_line(text)
+        reason = last_line(text)
         self.searcher.reasons[trial.trial_id] = reason
         names = ", ".join(trial.name for trial in self.searcher.running.get(trial.trial_id, []))
         self.warn(f"sweep: the process of {names} failed ({reason}); its students go on in another")
@@ -500,7 +310,7 @@ def run_trials(
         "max_failures": compute.max_failures,
         "metric": metric,
         "sign": sign,
-        "rungs": _rungs(asha, epochs),
+        "rungs": rungs(asha, epochs),
         "mirror": attached_spec(),
         "secrets": held(),
         "meeting": tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None,
@@ -515,11 +325,7 @@ def run_trials(
     searcher = proposals(size)
     # Else Tune starts the second process only once the first is there, seconds later.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(searcher.concurrent)
-    scheduler = FIFOScheduler()
-    if asha is not None:
-        grace, factor = asha
-        # One epoch more than there are, so that trials in their last epoch are left to finish themselves.
-        scheduler = _Asha("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=factor)
+    scheduler = FIFOScheduler() if asha is None else _asha(asha, epochs)
     scratch = folder / ".ray"
     trainable = tune.with_resources(
         tune.with_parameters(Students, shared=shared), tune.PlacementGroupFactory(bundles)
@@ -530,7 +336,7 @@ def run_trials(
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
-            search_alg=searcher,
+            search_alg=_Searcher(searcher),
             scheduler=scheduler,
             num_samples=-1,
             reuse_actors=True,
@@ -571,17 +377,6 @@ def run_trials(
             mirror.pull(members)
 
 
-def _rungs(asha: tuple[int, float] | None, epochs: int) -> list[int]:
-    """The epochs at which ASHA decides: the first at or after each of its milestones."""
-    found = []
-    if asha is not None:
-        milestone, factor = float(asha[0]), asha[1]
-        while milestone <= epochs:
-            found.append(math.ceil(milestone))
-            milestone *= factor
-    return found
-
-
 def _measured(shared: dict[str, Any], task: MemberTask, limit: int, resources: dict[str, float]) -> int:
     """How many students to stack, measured for some steps where the trials will run."""
     if limit < 2:
@@ -601,28 +396,3 @@ def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
         return choose_fuse(task, _load(shared), limit, device=device)
     except torch.OutOfMemoryError:
         return 1
-
-
-def concurrency(runtime: Runtime, wanted: int | str, replicas: int) -> int:
-    """Trials at a time. Raises ConfigError where more are wanted than fit the cluster."""
-    capacity, workers = runtime.capacity(), runtime.compute.num_workers
-    most = workers[1] if isinstance(workers, tuple) else workers
-    fits = (capacity if most == "auto" else min(capacity, most)) // replicas
-    cpus, gpus = runtime.resources()
-    has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
-    each = "each" if replicas == 1 else f"each of {replicas} workers"
-    if not capacity:
-        raise ConfigError(runtime.too_much())
-    if fits < 1:
-        raise ConfigError(
-            f"student.replicas_per_member: {replicas} workers per student, but {has}; lower it, or "
-            "compute.cpus_per_worker or compute.gpus_per_worker"
-        )
-    if wanted == "auto":
-        return fits
-    if int(wanted) > fits:
-        raise ConfigError(
-            f"sweep.concurrent_trials: {wanted}, but {has}, room for {fits} trials, {each} with "
-            f"compute.cpus_per_worker = {runtime.compute.cpus_per_worker:g}; lower one of them, or use auto"
-        )
-    return int(wanted)

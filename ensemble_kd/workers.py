@@ -12,7 +12,6 @@ the others go on at their last epoch.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -25,21 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import disk
-from ensemble_kd.board import WAIT, Board, Event
-from ensemble_kd.disk import DiskError, told
+from ensemble_kd.board import Board, Event
+from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.failures import keep, last_words
-from ensemble_kd.mirror import Mirror, attach, attached_spec
+from ensemble_kd.local_training import train_here
+from ensemble_kd.member_loop import LoadData, after, train_next
+from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
-from ensemble_kd.train.loop import Interrupted, Replicas
-from ensemble_kd.train.member import MemberTask, TrainingData, finished, train_member
+from ensemble_kd.train.loop import Replicas
+from ensemble_kd.train.member import MemberTask, finished
 from ensemble_kd.train.process import WORKER, prepare
 
-LoadData = Callable[[dict[str, Any]], TrainingData]
-
-
-SECONDS_BETWEEN_CLAIMS = 0.2
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often a worker asks whether it is to stop."""
 SECONDS_BETWEEN_RESIZES = 15.0
@@ -78,8 +75,20 @@ def _worker(config: dict[str, Any]) -> None:
     threading.Thread(target=_look, args=(board, stop), name="stop", daemon=True).start()
     arrays = {name: ray.get(reference) for name, reference in config["references"].items()}
     data = config["load_data"](arrays)
+    queue, members = _Remote(board), Path(config["members"])
+    tasks = [MemberTask(**fields) for fields in config["tasks"]]
     try:
-        while _train_next(config, data, device, replicas, mirror, attempt, stop):
+        while train_next(
+            queue,
+            tasks,
+            members,
+            data,
+            device=device,
+            mirror=mirror,
+            stop=stop.is_set,
+            attempt=attempt,
+            replicas=replicas,
+        ):
             pass
     except DiskError as error:  # Ray would start the group again, into the same full disk
         ray.get(board.post.remote({"kind": "disk", "member": 0, "text": str(error)}))
@@ -88,71 +97,23 @@ def _worker(config: dict[str, Any]) -> None:
             raise
 
 
-def _train_next(
-    config: dict[str, Any],
-    data: TrainingData,
-    device: Any,
-    replicas: Replicas,
-    mirror: Mirror | None,
-    attempt: str,
-    stop: threading.Event,
-) -> bool:
-    """Claim a member and train it; whether there may be more. Raises DiskError with the member's name."""
-    import ray
-    import torch.distributed as dist
+class _Remote:
+    """The board, which lives in an actor."""
 
-    board, members = config["board"], Path(config["members"])
-    claimed = [ray.get(board.claim.remote(attempt)) if replicas.rank == 0 else None]
-    if replicas.size > 1:
-        dist.broadcast_object_list(claimed, group=replicas.group, group_src=0)
-    if claimed[0] is None:
-        return False
-    if claimed[0] == WAIT:
-        time.sleep(SECONDS_BETWEEN_CLAIMS)
-        return True
-    index: int = claimed[0]
-    task = MemberTask(**config["tasks"][index])
-    with told(task.name, members.parents[1]):
-        if mirror is not None:
-            _fetch(mirror, task.folder(members), replicas)
-        if finished(task, members) is not None:
-            if replicas.rank == 0:
-                if mirror is not None:  # a run that ended before it could send it
-                    mirror.push(task.folder(members))
-                board.skip.remote(index)
-            return True
+    def __init__(self, board: Any) -> None:
+        self.board = board
 
-        def report(kind: str, **fields: Any) -> None:
-            board.post.remote({"kind": kind, "member": index, **fields})
+    def claim(self, attempt: str) -> int | None:
+        import ray
 
-        if replicas.rank == 0:
-            report("start", pid=os.getpid())
+        claimed: int | None = ray.get(self.board.claim.remote(attempt))
+        return claimed
 
-        def on_epoch(entry: dict[str, float]) -> None:
-            if mirror is not None:
-                mirror.push_soon(task.folder(members))
-            report("epoch", entry=entry)
+    def post(self, event: Event) -> None:
+        self.board.post.remote(event)
 
-        try:
-            good = train_member(
-                task,
-                data,
-                members,
-                device=device,
-                replicas=replicas,
-                on_epoch=on_epoch,
-                on_warning=lambda text: report("warning", text=text),
-                stop=stop.is_set,
-            )
-            outcome = "done" if good else "failed"
-        except Interrupted:
-            outcome = "stopped"
-        if replicas.rank == 0:
-            if mirror is not None:
-                mirror.push_soon(task.folder(members))
-                mirror.flush()
-            report(outcome)
-    return outcome != "stopped"
+    def skip(self, member: int) -> None:
+        self.board.skip.remote(member)
 
 
 def _look(board: Any, stop: threading.Event) -> None:
@@ -171,20 +132,6 @@ def _look(board: Any, stop: threading.Event) -> None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _fetch(mirror: Mirror, folder: Path, replicas: Replicas) -> None:
-    """Bring a member's folder up to date; replicas get the very state that their first one has."""
-    import torch.distributed as dist
-
-    if replicas.rank == 0:
-        mirror.pull(folder)
-        if replicas.size > 1:
-            mirror.push(folder)
-    if replicas.size > 1:
-        dist.barrier(group=replicas.group)
-        if replicas.rank:
-            mirror.pull(folder)
-
-
 def train_members(
     runtime: Runtime,
     tasks: list[MemberTask],
@@ -196,7 +143,7 @@ def train_members(
     path: str,
     on_event: Callable[[MemberTask, Event], None] = lambda task, event: None,
 ) -> None:
-    """Train the tasks that are not finished yet, all in one worker group.
+    """Train the tasks that are not finished yet, all in one worker group, or in this process.
 
     `arrays()` gives the numpy arrays that every worker reads; they are put into the object store once and
     mapped into each worker without a copy. `load_data` turns them into TrainingData in the worker.
@@ -206,6 +153,9 @@ def train_members(
     if not open_tasks:
         return
     size = runtime.group_size(len(open_tasks), replicas, path)
+    if runtime.local:
+        train_here(runtime, open_tasks, members, load_data, arrays, path=path, on_event=on_event)
+        return
     elastic = _elastic(runtime, size, len(open_tasks), replicas)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -217,7 +167,7 @@ def train_members(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On the driver's node: with any other it would die while the run goes on.
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board)
-    board = actor.remote(list(range(len(open_tasks))), _after(open_tasks))
+    board = actor.remote(list(range(len(open_tasks))), after(open_tasks))
     resources = runtime.bundle()
     scratch = members.parent / ".ray"
     meeting = tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None
@@ -400,13 +350,6 @@ def _elastic(runtime: Runtime, size: int, members: int, replicas: int) -> tuple[
     if wanted == "auto" and runtime.address is not None and replicas == 1 and size > 1:
         return 1, size
     return None
-
-
-def _after(tasks: list[MemberTask]) -> dict[int, int]:
-    """For each task that starts from another of them, that other."""
-    places = {task.fingerprint: i for i, task in enumerate(tasks)}
-    started = {i: (task.initial or {}).get("member") for i, task in enumerate(tasks)}
-    return {i: places[member] for i, member in started.items() if member in places}
 
 
 def _said(error: BaseException) -> str:

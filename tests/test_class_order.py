@@ -212,7 +212,7 @@ def pretrained(tmp_path: Path, names: list[str] | None, flip: bool, **data: Any)
 
 
 @pytest.mark.slow
-def test_a_classifier_of_other_numbers_is_told(tmp_path: Path, ray_session: None) -> None:
+def test_a_classifier_of_other_numbers_is_told(tmp_path: Path) -> None:
     """Labels without names: nothing but the rows can tell. Other names do not help, the order does."""
     config = pretrained(tmp_path, CLASSES, flip=True)
     for names in (None, CLASSES):
@@ -230,7 +230,7 @@ def test_a_classifier_of_other_numbers_is_told(tmp_path: Path, ray_session: None
 
 
 @pytest.mark.slow
-def test_a_classifier_that_names_the_classes_is_matched_by_name(tmp_path: Path, ray_session: None) -> None:
+def test_a_classifier_that_names_the_classes_is_matched_by_name(tmp_path: Path) -> None:
     """Integer labels whose names the configuration lists: 0 is what the classifier has second."""
     config = pretrained(tmp_path, CLASSES, flip=True, class_names=CLASSES[::-1])
     manifests = pipeline.run(config, tmp_path / "run", until="soft-targets")

@@ -29,6 +29,7 @@ TINY = [
     "teachers.training.epochs=3",
     "student.training.epochs=3",
     "student.seeds=1",
+    "compute.executor=local",
     "specialists=null",
     "sweep=null",
     "export={forms: [onnx, int8, mlflow], calibrate: true, precision: 0.9, max_accuracy_loss: 5}",
@@ -41,7 +42,7 @@ def tiny(*overrides: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forms, "SECONDS", 0.01)

@@ -16,9 +16,9 @@ from ensemble_kd import disk, lease
 from ensemble_kd.config import load_config
 from ensemble_kd.errors import ArtifactError, EnsembleKDError, InputError, TrainingError
 from ensemble_kd.failures import FILE, last_words, packed, plain, raise_packed
+from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import soft_targets
 from ensemble_kd.stages.shards import _Pool
-from ensemble_kd.tuner import Proposals
 
 
 class Broken:

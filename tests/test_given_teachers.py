@@ -35,6 +35,7 @@ DIGITS = [
     "student.seeds=1",
     "student.model.hidden=[8]",
     "data.shard_rows=500",
+    "compute.executor=local",
     "tracking.enabled=false",
     "specialists=null",
     "sweep=null",
@@ -99,6 +100,7 @@ def texts_config(tmp_path: Path, teachers: dict[str, Any], **student: Any) -> Co
             "data": data,
             "teachers": teachers,
             "student": student,
+            "compute": {"executor": "local"},
             "tracking": {"enabled": False},
         }
     )
@@ -132,7 +134,7 @@ def plain_predictions(folder: Path, texts: list[str]) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_pretrained_classifier_teaches_as_it_is(tmp_path: Path, ray_session: None) -> None:
+def test_a_pretrained_classifier_teaches_as_it_is(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "classifier", CLASSES)
     config = texts_config(tmp_path, {"source": "pretrained", "given": [str(folder)]})
     pipeline.run(config, tmp_path / "run")
@@ -249,9 +251,7 @@ def asked(*names: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("values", ["logits", pytest.param("probabilities", marks=pytest.mark.long)])
-def test_a_function_leads_where_the_same_numbers_as_files_do(
-    tmp_path: Path, ray_session: None, values: str
-) -> None:
+def test_a_function_leads_where_the_same_numbers_as_files_do(tmp_path: Path, values: str) -> None:
     name = {"logits": "linear", "probabilities": "probabilities"}[values]
     own = [*asked(name), f"teachers.values={values}", "soft_targets.batch_size=100"]
     asked_teachers.CALLS.clear()
@@ -514,7 +514,7 @@ def test_a_transformer_in_mlflow_becomes_a_pretrained_teacher(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_model_folder_of_ours_teaches_others(tmp_path: Path, ray_session: None) -> None:
+def test_a_model_folder_of_ours_teaches_others(tmp_path: Path) -> None:
     pipeline.run(digits(*asked("linear"), "student.training.epochs=5"), tmp_path / "first")
     config = digits(*in_mlflow(str(tmp_path / "first" / "model")))
     pipeline.run(config, tmp_path / "second", until="soft-targets")

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,18 @@ PACKAGE = ROOT / "ensemble_kd"
 LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli"},
-    {"cli_data"},
+    {"cli_data", "supervised"},
     {"guess"},
     {"serving"},
     {"predict_files"},
     {"pipeline", "predict"},
     {"early"},
     {"stages"},
-    {"tuner", "export"},
+    {"trial_runs", "export"},
+    {"tuner"},
     {"inference", "workers", "streaming", "tracking", "report", "search"},
+    {"local_training", "trial_steps"},
+    {"member_loop", "proposals"},
     {"runtime", "train"},
     {"objectives", "models", "data", "ensemble"},
     {"pretrained", "model_size", "callables"},
@@ -73,10 +77,11 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(part for part in parts if part != "__init__"), path
 
 
-def imports(name: str, path: Path) -> set[str]:
+@cache
+def imports(name: str, path: Path) -> frozenset[str]:
     """Modules that a file imports, anywhere in it; `from a import b` counts as a.b where that is a module."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -89,7 +94,7 @@ def imports(name: str, path: Path) -> set[str]:
                 inner = ROOT / base.replace(".", "/") / alias.name
                 is_module = inner.is_dir() or inner.with_suffix(".py").exists()
                 found.add(f"{base}.{alias.name}" if is_module else base)
-    return found
+    return frozenset(found)
 
 
 def room(name: str) -> str | None:

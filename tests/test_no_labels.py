@@ -48,6 +48,7 @@ def config_of(folder: Path, label: str | None = None, judged: bool = True, **cha
             "alpha": 1.0,
             "seeds": 2,
         },
+        "compute": {"executor": "local"},
         "tracking": {"enabled": False},
     }
     return validate({**raw, **changes})
@@ -62,7 +63,7 @@ def test_train_rows_without_a_label_are_the_transfer_set(tmp_path: Path, label: 
 
 
 @pytest.mark.slow
-def test_a_student_learns_what_the_teacher_says(tmp_path: Path, ray_session: None) -> None:
+def test_a_student_learns_what_the_teacher_says(tmp_path: Path) -> None:
     pipeline.run(config_of(tmp_path / "data"), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert set(report["summary"]) == {"teacher", "ensemble", "distilled", "pseudo"}

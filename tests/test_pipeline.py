@@ -29,10 +29,12 @@ TINY = [
     "student.seeds=2",
     "student.model.hidden=[8]",
     "data.shard_rows=500",
+    "compute.executor=local",  # the same by Ray: tests/test_local.py
     "tracking.enabled=false",
     "specialists=null",  # tests/test_specialist_stages.py has them, tests/test_sweep.py sweeps
     "sweep=null",
 ]
+RAY = "compute.executor=ray"
 STAGES = ("data", "teachers", "gap", "soft-targets", "student", "report")
 
 
@@ -57,7 +59,7 @@ def run(folder: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], 
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     run(folder)
@@ -94,7 +96,7 @@ def test_running_again_keeps_everything_and_starts_no_ray(
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr("ensemble_kd.runtime.Runtime.start", refuse)
-    _, lines = run(copy)
+    _, lines = run(copy, RAY)
     assert lines.kept() == list(STAGES)
 
 
@@ -122,7 +124,7 @@ def test_the_baselines_are_trained_before_the_soft_targets(finished: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_gap_that_is_required_and_not_there_ends_the_run(tmp_path: Path, ray_session: None) -> None:
+def test_a_gap_that_is_required_and_not_there_ends_the_run(tmp_path: Path) -> None:
     """Teachers of the student's own kind, each with less training than it."""
     weak = [
         "teachers.model={name: mlp, hidden: [8], dropout: 0.3}",
@@ -216,7 +218,7 @@ def test_predictions_of_ones_own_take_the_place_of_teachers(finished: Path, tmp_
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_transfer_set_over_the_budget_is_streamed(tmp_path: Path, ray_session: None) -> None:
-    _, lines = run(tmp_path / "run", "compute.memory_budget=1e-9", "data.shard_rows=300", "sweep=null")
+    _, lines = run(tmp_path / "run", RAY, "compute.memory_budget=1e-9", "data.shard_rows=300", "sweep=null")
     assert any("is streamed" in line for line in lines.said)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["summary"]["distilled"]["n"] == 2
@@ -224,7 +226,7 @@ def test_a_transfer_set_over_the_budget_is_streamed(tmp_path: Path, ray_session:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_top_k_reports_its_error(tmp_path: Path, ray_session: None) -> None:
+def test_top_k_reports_its_error(tmp_path: Path) -> None:
     manifests, lines = run(tmp_path / "run", "soft_targets.top_k=4", "student.seeds=1")
     bound = manifests["soft-targets"].summary["error_bound_at_temperature_1"]
     assert 0 < bound < 1 and any("top 4, error at most" in line for line in lines.said)
@@ -232,7 +234,7 @@ def test_top_k_reports_its_error(tmp_path: Path, ray_session: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_student_in_integers(tmp_path: Path, ray_session: None) -> None:
+def test_a_student_in_integers(tmp_path: Path) -> None:
     run(tmp_path / "run", "student.seeds=1", "student.quantization={bits: 8}")
     package = load_package(tmp_path / "run" / "model")
     assert package.quantization is not None
@@ -247,9 +249,9 @@ def test_a_student_in_integers(tmp_path: Path, ray_session: None) -> None:
 def test_a_member_that_diverges_stops_the_run_or_is_left_out(tmp_path: Path, ray_session: None) -> None:
     bad = "teachers.overrides=[{}, {training: {learning_rate: 1.0e+30, optimizer: sgd}}, {}]"
     with pytest.raises(EnsembleKDError, match="teacher-001.*NaN or infinite"):
-        run(tmp_path / "run", bad)
+        run(tmp_path / "run", bad, RAY)
     assert len(weights(tmp_path / "run")) == 2, "the other members are kept"
-    manifests, lines = run(tmp_path / "run", bad, "teachers.on_failure=exclude", until="soft-targets")
+    manifests, lines = run(tmp_path / "run", bad, RAY, "teachers.on_failure=exclude", until="soft-targets")
     assert manifests["teachers"].summary["excluded"] == ["teacher-001"]
     assert any("teacher-001 left out" in line for line in lines.said)
 
@@ -265,7 +267,7 @@ def test_a_run_that_ends_in_the_middle_of_training_leaves_nothing_of_it(
 
     monkeypatch.setattr(Tracker, "metrics", full)  # called at each epoch
     with pytest.raises(OSError, match="No space left"):
-        run(tmp_path / "run", until="teachers")
+        run(tmp_path / "run", RAY, until="teachers")
     assert "ray-train" not in [thread.name for thread in threading.enumerate()]
 
 
@@ -275,6 +277,7 @@ def test_more_replicas_than_the_cluster_has_is_an_error(tmp_path: Path, ray_sess
     with pytest.raises(ConfigError, match=r"teachers\.replicas_per_member: .* the cluster has"):
         run(
             tmp_path / "run",
+            RAY,
             f"teachers.replicas_per_member={replicas}",
             f"teachers.training.batch_size={replicas}",
         )
@@ -285,8 +288,8 @@ def test_more_replicas_than_the_cluster_has_is_an_error(tmp_path: Path, ray_sess
 def test_replicas_train_a_member_together(tmp_path: Path, ray_session: None) -> None:
     if (os.cpu_count() or 1) < 2:
         pytest.skip("two workers need two CPUs")
-    one, _ = run(tmp_path / "one", until="teachers")
-    two, _ = run(tmp_path / "two", "teachers.replicas_per_member=2", until="teachers")
+    one, _ = run(tmp_path / "one", RAY, until="teachers")
+    two, _ = run(tmp_path / "two", RAY, "teachers.replicas_per_member=2", until="teachers")
     for a, b in zip(one["teachers"].summary["members"], two["teachers"].summary["members"], strict=True):
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=0.1)
 

@@ -513,7 +513,7 @@ def test_page_and_card_show_values() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_a_sweep_on_numbers(tmp_path: Path, ray_session: None) -> None:
+def test_a_run_with_a_sweep_on_numbers(tmp_path: Path) -> None:
     from sklearn.datasets import load_diabetes
 
     bunch = load_diabetes()
@@ -529,6 +529,7 @@ def test_a_run_with_a_sweep_on_numbers(tmp_path: Path, ray_session: None) -> Non
         teachers={"num_members": 2, "model": {"name": "mlp", "hidden": [16]}, "training": training},
         student={"model": {"name": "mlp", "hidden": [8]}, "training": training},
         sweep={"trials": 2, "search": "random", "scheduler": "none"},
+        compute={"executor": "local"},
         tracking={"enabled": False},
     )
     config: Config = validate(raw)

@@ -38,6 +38,7 @@ TINY = [
     "student.seeds=1",
     "student.model.hidden=[8]",
     "data.shard_rows=500",
+    "compute.executor=local",
     "tracking.enabled=false",
     "sweep=null",
 ]
@@ -64,7 +65,7 @@ def members(folder: Path, stage: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     run(folder)
     return folder
@@ -253,7 +254,7 @@ def test_a_streamed_transfer_set_reads_ensemble_and_combination(copy: Path) -> N
         ],
     ],
 )
-def test_every_form_ends_in_combined_targets(tmp_path: Path, ray_session: None, overrides: list[str]) -> None:
+def test_every_form_ends_in_combined_targets(tmp_path: Path, overrides: list[str]) -> None:
     manifests, _ = run(tmp_path / "run", *overrides, until="combined-targets")
     combined = manifests["combined-targets"]
     assert combined.summary["on"] and combined.summary["rows"] == 718

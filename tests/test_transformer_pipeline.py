@@ -33,7 +33,9 @@ from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+pytestmark = pytest.mark.slow
+
+RAY = "compute.executor=ray"
 
 TOPICS = [
     "card lost stolen card my card blocked".split(),
@@ -123,6 +125,7 @@ def settings(folder: Path, **student: Any) -> dict[str, Any]:
             "alpha": 0.7,
             **student,
         },
+        "compute": {"executor": "local"},
         "tracking": {"enabled": False},
     }
 
@@ -142,7 +145,7 @@ def entries(run: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     pipeline.run(configuration(folder), run)
     return run
@@ -157,7 +160,17 @@ def taught(undisturbed: Path, tmp_path: Path) -> Path:
 
 def command(folder: Path, run: Path) -> list[str]:
     configuration(folder)
-    return [sys.executable, "-m", "ensemble_kd", "run", str(folder / "run.yaml"), "--run-dir", str(run)]
+    return [
+        sys.executable,
+        "-m",
+        "ensemble_kd",
+        "run",
+        str(folder / "run.yaml"),
+        "--run-dir",
+        str(run),
+        "--set",
+        RAY,
+    ]
 
 
 def test_phases_terms_and_teachers_beside(folder: Path, undisturbed: Path) -> None:
@@ -202,9 +215,11 @@ def test_a_second_run_keeps_everything(folder: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_replicas_learn_beside_their_teachers(folder: Path, undisturbed: Path, taught: Path) -> None:
+def test_two_replicas_learn_beside_their_teachers(
+    folder: Path, undisturbed: Path, taught: Path, ray_session: None
+) -> None:
     """Phases, projections, running teachers on two workers: as on one at first, before dropout parts them."""
-    config = configuration(folder, "student.replicas_per_member=2")
+    config = configuration(folder, "student.replicas_per_member=2", RAY)
     pipeline.run(config, taught, until="student")
     found, wanted = entries(taught), entries(undisturbed)
     assert {name: entry["fingerprint"] for name, entry in found.items()} == {
@@ -340,7 +355,7 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(
     data, store = run / "data" / manifests["data"].fingerprint, manifests["soft-targets"]
     plan = student_stage.plan(config, run, data.name, store.fingerprint)
     tracker = Tracker(config.tracking, tmp_path, config.name, print)
-    with Runtime(config.compute) as runtime:
+    with Runtime(config.compute, local=True) as runtime:
         context = Context(config, run, runtime, tracker)
         found = student_stage.run(
             context,

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from ensemble_kd import trial_steps
+from ensemble_kd.proposals import Proposals
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.trials import Trial
+from ensemble_kd.trial_runs import concurrency
 
 pytest.importorskip("ray.tune")
 tuner = pytest.importorskip("ensemble_kd.tuner")
@@ -36,7 +39,7 @@ class Driver:
         self.over: list[Trial] = []
         self.too_many_failed = False
         settings: dict[str, Any] = {"fuse": 1, "concurrent": 2, "max_failures": 3}
-        self.searcher = tuner.Proposals(
+        self.searcher: Any = Proposals(
             waiting,
             self.propose,
             self.follow_up,
@@ -206,7 +209,7 @@ def test_no_student_is_trained_by_two_processes() -> None:
     [(None, 9, []), ((1, 3.0), 9, [1, 3, 9]), ((5, 3.0), 20, [5, 15]), ((2, 1.5), 5, [2, 3, 5])],
 )
 def test_reports_stop_at_every_rung(asha: Any, epochs: int, rungs: list[int]) -> None:
-    assert tuner._rungs(asha, epochs) == rungs
+    assert trial_steps.rungs(asha, epochs) == rungs
 
 
 def test_asha_takes_no_notice_of_what_has_no_number() -> None:
@@ -245,8 +248,8 @@ def test_concurrency_is_held_against_the_cluster(
     runtime = Runtime(ComputeConfig())
     monkeypatch.setattr(Runtime, "nodes", lambda self: [{"CPU": 4.0}])
     if says is None:
-        assert tuner.concurrency(runtime, wanted, replicas) == (fits if wanted == "auto" else wanted)
+        assert concurrency(runtime, wanted, replicas) == (fits if wanted == "auto" else wanted)
     else:
         with pytest.raises(ConfigError) as error:
-            tuner.concurrency(runtime, wanted, replicas)
+            concurrency(runtime, wanted, replicas)
         assert says in str(error.value)

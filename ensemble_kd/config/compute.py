@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
 
+if TYPE_CHECKING:
+    from ensemble_kd.config.run import Config
+
 
 class ComputeConfig(Block):
     """What the run may use of the cluster."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"executor"})
+
+    executor: Literal["auto", "local", "ray"] = "auto"
+    """Where members are trained and networks run: in worker processes (`ray`), or one after the other in this
+    process, without starting Ray (`local`). `auto`: Ray; but where one process is all that could work at a
+    time, the command line does without it, and starts that process again should it die."""
     num_workers: int | tuple[int, int] | Literal["auto"] = "auto"
     """Training workers; `auto`: one per GPU, or per CPU where there is none, as many as have work.
     `[min, max]`: elastic, the group grows and shrinks with the cluster's nodes."""
@@ -41,3 +50,28 @@ class TrackingConfig(Block):
     """Experiment that the runs are filed under."""
     enabled: bool = True
     """Whether anything is sent to MLflow."""
+
+
+def executor_problems(config: Config) -> list[str]:
+    """What `compute.executor: local` cannot do: anything that takes more than one process."""
+    if config.compute.executor != "local":
+        return []
+    workers, actors = config.compute.num_workers, config.soft_targets.num_actors
+    least = workers[0] if isinstance(workers, tuple) else workers
+    wanted = [
+        ("teachers.replicas_per_member", config.teachers.replicas_per_member, "set it to 1"),
+        ("student.replicas_per_member", config.student.replicas_per_member, "set it to 1"),
+        ("compute.num_workers", 1 if least == "auto" else least, "leave it at auto"),
+        ("soft_targets.num_actors", 1 if actors == "auto" else actors, "leave it at auto"),
+    ]
+    if config.specialists is not None:
+        replicas = config.specialists.replicas_per_member
+        wanted.append(("specialists.replicas_per_member", replicas, "set it to 1"))
+    if config.sweep is not None and config.sweep.concurrent_trials != "auto":
+        wanted.append(("sweep.concurrent_trials", config.sweep.concurrent_trials, "leave it at auto"))
+    return [
+        f"{path}: {count}, but compute.executor is local, which is this one process; {remedy}, or set "
+        "compute.executor to auto"
+        for path, count, remedy in wanted
+        if count > 1
+    ]

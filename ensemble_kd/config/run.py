@@ -9,7 +9,7 @@ from pydantic import Field
 from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
 from ensemble_kd.config.class_weights import class_weight_problems
-from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
+from ensemble_kd.config.compute import ComputeConfig, TrackingConfig, executor_problems
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
 from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
@@ -197,6 +197,7 @@ def _problems_between_fields(config: Config) -> list[str]:
         problems.append(f"compute.num_workers: at least 1, or auto; got {workers}")
     if isinstance(workers, tuple) and not 1 <= workers[0] <= workers[1]:
         problems.append(f"compute.num_workers: [min, max] with 1 <= min <= max; got {list(workers)}")
+    problems += executor_problems(config)
     actors = config.soft_targets.num_actors
     if actors != "auto" and actors < 1:
         problems.append(f"soft_targets.num_actors: at least 1, or auto; got {actors}")

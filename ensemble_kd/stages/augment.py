@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def run(context: Context, plan: StagePlan) -> Manifest:
         "settings": _absolute(settings).model_dump(mode="json"),
         "seed": context.config.seed,
     }
-    makes = _in_process if rows < IN_PROCESS and settings.masked_lm is None else _in_actors
+    small = rows < IN_PROCESS and settings.masked_lm is None
+    makes = _in_process if small or context.runtime.local else _in_actors
     making = makes(context, todo, arguments) if todo else iter(())
     title = "augmenting texts"
     context.console.progress(title, 0, len(parts), "starting")
@@ -332,9 +334,14 @@ class _Maker:
 
 
 def _in_process(context: Context, todo: list[str], arguments: dict[str, Any]) -> Iterator[str]:
-    maker = _Maker(**arguments)
-    for name in todo:
-        yield maker.make(name)
+    from ensemble_kd.train.process import borrowed
+
+    large = _settings(context.config).masked_lm is not None
+    use_gpu = large and context.runtime.local and context.runtime.gpus_per_worker() > 0
+    with borrowed(1) if large else nullcontext():
+        maker = _Maker(**arguments, use_gpu=use_gpu)
+        for name in todo:
+            yield maker.make(name)
 
 
 def _in_actors(context: Context, todo: list[str], arguments: dict[str, Any]) -> Iterator[str]:

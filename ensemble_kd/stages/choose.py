@@ -24,6 +24,7 @@ from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.objectives.base import OBJECTIVES
+from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
@@ -36,6 +37,7 @@ from ensemble_kd.train.fused import fuse_key, random_inputs
 from ensemble_kd.train.member import MemberTask, finished, load_logits
 from ensemble_kd.train.stack import deterministic
 from ensemble_kd.train.trials import Entry, Trial
+from ensemble_kd.trial_runs import concurrency, run_trials
 
 GRID = 2
 """Number of the grid and the rule, in the fingerprint: raised when either changes."""
@@ -159,10 +161,8 @@ def _train(
     """Bring every candidate to its end; `reason` and `state` of each say how it went."""
     if all(finished(task, members) for trial in trials for task in trial.tasks):
         return
-    from ensemble_kd import tuner
-
     config = context.config
-    concurrent = tuner.concurrency(context.runtime, "auto", config.student.replicas_per_member)
+    concurrent = concurrency(context.runtime, "auto", config.student.replicas_per_member)
     concurrent = min(concurrent, len(trials))
     fuse = 1
     if together:  # one packet for each process, the same ones after a kill
@@ -178,8 +178,8 @@ def _train(
         done = sum(t.epochs for t in trials) / max(1, trial.tasks[0].training["epochs"])
         context.console.progress("choose", done, len(trials), f"{trial.name}: epoch {entry['epoch']:.0f}")
 
-    def proposals(fuse: int) -> tuner.Proposals:
-        return tuner.Proposals(
+    def proposals(fuse: int) -> Proposals:
+        return Proposals(
             trials,
             lambda: None,
             list,
@@ -196,14 +196,14 @@ def _train(
 
     context.console.progress("choose", 0, len(trials), "starting workers")
     try:
-        tuner.run_trials(
+        run_trials(
             context.runtime,
             proposals,
             folder,
             members,
             load,
             arrays,
-            trials[0],
+            example=trials[0],
             metric="validation_loss",
             sign=-1,
             fuse=fuse,

@@ -222,7 +222,7 @@ def moments_of(
         cost = 10 * (layout.members * layout.top_k) ** 2
     alone = layout.top_k is None and layout.classes > HELD_ONCE_FROM
     moments: Moments
-    if alone or rows * cost < SPREAD_FROM or len(shards) < 2:
+    if alone or rows * cost < SPREAD_FROM or len(shards) < 2 or context.runtime.local:
         moments = empty(layout)
         for i, shard in enumerate(shards):
             context.console.progress("clusters", i, len(shards), "reading soft targets")

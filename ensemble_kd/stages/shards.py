@@ -21,12 +21,19 @@ from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_j
 from ensemble_kd.data.prepared import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
-from ensemble_kd.errors import ArtifactError, ConfigError, EnsembleKDError, InputError, TrainingError
+from ensemble_kd.errors import (
+    ArtifactError,
+    ConfigError,
+    EnsembleKDError,
+    InputError,
+    StoppedError,
+    TrainingError,
+)
 from ensemble_kd.failures import KEPT, keep, last_words, packed, raise_packed
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.secret_options import Held, held, hold
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
-from ensemble_kd.train.process import prepare
+from ensemble_kd.train.process import borrowed, prepare
 
 FLOAT16_LIMIT = 65504.0
 
@@ -127,24 +134,20 @@ def in_actors(
             f"soft_targets.num_actors: {config.num_actors}, but the cluster has room for {capacity}; "
             "lower it or use auto"
         )
-    import ray.data
-
     items = [{"item": json.dumps(item)} for item in todo]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Pool,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(actors, len(items)))),
-        num_cpus=context.config.compute.cpus_per_worker,
-        num_gpus=gpus or None,
-        fn_constructor_kwargs={
-            "actor": actor,
-            "arguments": {**arguments, "use_gpu": gpus > 0},
-            "mirror": attached_spec(),
-            "secrets": held(),
-        },
-    )
+    pool = {
+        "actor": actor,
+        "arguments": {**arguments, "use_gpu": gpus > 0},
+        "mirror": attached_spec(),
+        "secrets": held(),
+    }
+    if runtime.local:
+        rows = _here(items, pool)
+    else:
+        size = max(1, min(actors, len(items)))
+        rows = _on_ray(items, pool, size, context.config.compute.cpus_per_worker, gpus)
     try:
-        for row in dataset.iter_rows():
+        for row in rows:
             if row["failure"]:
                 raise_packed(row["failure"], stage, folder)
             yield Path(row["target"]), json.loads(row["entry"])
@@ -155,6 +158,31 @@ def in_actors(
             f"{stage}: Ray Data failed: {last_words(str(error))}; {KEPT}"
             + keep("".join(traceback.format_exception(error)), folder)
         ) from error
+
+
+def _on_ray(
+    items: list[Item], pool: dict[str, Any], size: int, cpus: float, gpus: float
+) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Pool,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=size),
+        num_cpus=cpus,
+        num_gpus=gpus or None,
+        fn_constructor_kwargs=pool,
+    )
+    yield from dataset.iter_rows()
+
+
+def _here(items: list[Item], pool: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One after the other in this process."""
+    with borrowed(1):
+        actor = _Pool(**pool)
+        for item in items:
+            row = actor({name: [value] for name, value in item.items()})
+            yield {name: column[0] for name, column in row.items()}
 
 
 class _Pool:
@@ -171,6 +199,8 @@ class _Pool:
             if self.mirror is not None:
                 self.mirror.ensure_all(arguments)
             self.actor = actor(**arguments)
+        except StoppedError:
+            raise
         except Exception as error:  # told with the first shard
             self.failure = packed(error, "starting an actor", Path.cwd())
 
@@ -182,6 +212,8 @@ class _Pool:
         if not failure:
             try:
                 entries = self._made(items, targets)
+            except StoppedError:  # asked to leave, in the driver's own process
+                raise
             except Exception as error:
                 failure = packed(error, Path(targets[0]).name, Path(targets[0]))
         return {

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ensemble_kd import space as spaces
 from ensemble_kd.artifacts import Manifest, finish, read_json, write_json
@@ -28,6 +28,7 @@ from ensemble_kd.config import (
     settled,
 )
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
@@ -38,9 +39,7 @@ from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.member import MemberTask
-
-if TYPE_CHECKING:
-    from ensemble_kd.tuner import Proposals
+from ensemble_kd.trial_runs import concurrency, run_trials
 
 FUSED_AT_MOST = 64
 """Students stacked in one process, where `fuse` is to be measured."""
@@ -165,11 +164,9 @@ def run(
 
 
 def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, Any]], load: Any) -> None:
-    from ensemble_kd import tuner
-
     config, settings = context.config, sweep.settings
     replicas = config.student.replicas_per_member
-    concurrent = tuner.concurrency(context.runtime, settings.concurrent_trials, replicas)
+    concurrent = concurrency(context.runtime, settings.concurrent_trials, replicas)
     structural = [p for p in sweep.space if p.split(".")[0] in ("model", "targets") or p in UNFUSED]
     fuse: int | str = 1 if structural and settings.fuse == "auto" else settings.fuse
     if fuse == "auto" and (sweep.folder / FUSE).exists():  # stacks go on from common checkpoints
@@ -186,7 +183,7 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
         stacked = f", up to {fuse} students stacked in each" if fuse > 1 else ""
         to_go = sweep.left() + len(sweep.waiting())
         context.console.line(f"sweep: {to_go} trials to go, {concurrent} at a time{stacked}")
-        return tuner.Proposals(
+        return Proposals(
             sweep.waiting(),
             sweep.propose,
             sweep.follow_up,
@@ -206,14 +203,14 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
     share = max(1, -(-sweep.total * settings.num_seeds // concurrent))
     context.console.progress("sweep", 0, sweep.total, "starting workers")
     try:
-        tuner.run_trials(
+        run_trials(
             context.runtime,
             proposals,
             sweep.folder,
             sweep.members,
             load,
             arrays,
-            sweep.example(),
+            example=sweep.example(),
             metric=settings.metric,
             sign=sign(settings),
             fuse=fuse,

@@ -154,9 +154,11 @@ def load_training_data(
     else:
         read = {None: [], "both": ["ensemble", "specialists"]}
 
-        def stream(targets: str | None, seed: int, views: int) -> Callable[[int], Iterator[Block]]:
+        def stream(
+            targets: str | None, seed: int, views: int, here: bool = False
+        ) -> Callable[[int], Iterator[Block]]:
             chosen = [(parts[name], layouts[name]) for name in read.get(targets, [str(targets)])]
-            return partial(open_stream, shards, chosen, info, seed, views)
+            return partial(open_stream, shards, chosen, info, seed, views, here=here)
 
         data.stream = stream
     return data

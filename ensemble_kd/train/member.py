@@ -207,8 +207,9 @@ class TrainingData:
     """As `teacher`, each member combined with its specialists."""
     states: KeptStates | None = None
     """Hidden states and attention of the members, aligned with `transfer`, where these are held."""
-    stream: Callable[[str | None, int, int], Callable[[int], Iterator[Block]]] | None = None
-    """(`targets` or None, seed, views) -> epoch -> blocks, for a transfer set that is not in memory."""
+    stream: Callable[..., Callable[[int], Iterator[Block]]] | None = None
+    """(`targets` or None, seed, views, here=False) -> epoch -> blocks, for a transfer set that is not in
+    memory."""
     generalists: Path | None = None
     """Folder of the trained members that specialists start from."""
     run: Path | None = None

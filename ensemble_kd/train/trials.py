@@ -15,6 +15,7 @@ import torch
 
 from ensemble_kd.artifacts import fingerprint, read_json
 from ensemble_kd.disk import code_of
+from ensemble_kd.errors import StoppedError
 from ensemble_kd.train.fused import Entry, fuse_key, fused_epochs
 from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, member_epochs
 
@@ -187,7 +188,7 @@ class Packet:
                 slot.state = "finished" if good else "failed"
                 slot.reason = None if good else _why(slot.task, self.members)
         except Exception as error:  # one trial's failure, of whatever kind, is its own; a full disk is all's
-            if code_of(error) is not None:
+            if code_of(error) is not None or isinstance(error, StoppedError):
                 raise
             if len(slots) > 1:  # they may fit, or run, one by one
                 for slot in slots:

@@ -104,7 +104,7 @@ def configuration(tmp_path: Path) -> Config:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_every_form_treats_a_long_text_alike(tmp_path: Path, ray_session: None) -> None:
+def test_every_form_treats_a_long_text_alike(tmp_path: Path) -> None:
     from mlflow import pyfunc
     from transformers import AutoTokenizer
 

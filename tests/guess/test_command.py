@@ -100,12 +100,12 @@ def test_shared_sets_are_understood_or_refused(name: str, says: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
 def test_run_data_trains_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensemble_kd.guess.command.measure", lambda choice, folder: PACE)
     path = str(table(tmp_path / "a.csv", ["label", "a", "b", "c"], NUMBERS))
     folder = tmp_path / "run"
     small = ["teachers.num_members=2", "teachers.training.epochs=2", "student.training.epochs=2"]
+    small.append("compute.executor=local")
     sets = [part for setting in [*small, "student.seeds=1"] for part in ("--set", setting)]
     done = CliRunner().invoke(app, ["run", "--data", path, "--run-dir", str(folder), *sets])
     assert done.exit_code == 0, done.output
