@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console as Rich
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ensemble_kd import __version__, cli_data
@@ -28,6 +27,7 @@ from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
+from ensemble_kd.screen import Screen
 from ensemble_kd.stage_list import ENTRIES, STAGES
 
 if TYPE_CHECKING:  # what takes time to import comes with the command that needs it: --help is quick
@@ -83,43 +83,6 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own m
 
 
 # ------------------------------------------------------------------------------------------ pipeline
-
-
-class Screen:
-    """A progress bar for long work on a terminal, plain lines elsewhere."""
-
-    def __init__(self, rich: Rich) -> None:
-        self.rich = rich
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=rich,
-            transient=True,
-        )
-        self.tasks: dict[str, TaskID] = {}
-
-    def line(self, text: str) -> None:
-        self.rich.print(escape(text))
-
-    def warning(self, text: str) -> None:
-        self.rich.print(f"[yellow]warning:[/] {escape(text)}")
-
-    def progress(self, task: str, done: float, total: float, note: str) -> None:
-        if not self.rich.is_terminal:
-            return
-        if total == 0:
-            if task in self.tasks:
-                self.bar.remove_task(self.tasks.pop(task))
-            if not self.tasks:
-                self.bar.stop()
-            return
-        if task not in self.tasks:
-            self.bar.start()
-            self.tasks[task] = self.bar.add_task(task, total=total, note=note)
-        self.bar.update(self.tasks[task], completed=done, total=total, note=escape(note))
 
 
 def _pipeline(

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ensemble_kd"
 # From the top down; a room may import from every line below its own, and from itself.
 LEVELS = [
     {"jobs", "tune", "__main__"},
-    {"cli"},
+    {"cli", "api"},
     {"cli_data"},
     {"guess"},
     {"serving"},
@@ -38,6 +38,7 @@ LEVELS = [
     {"config_checks"},
     {"crash", "failures"},
     {"config_yaml"},
+    {"screen"},
     {"termination", "home", "disk", "safe_files", "secret_options", "paths", "remote"},
     {"errors"},
     {"redact", "stage_list"},
@@ -112,8 +113,8 @@ ALL = dict(modules())
 @pytest.mark.parametrize("name", ALL)
 def test_imports_point_downwards(name: str) -> None:
     here = room(name)
-    if here is None:  # ensemble_kd/__init__.py: the version alone
-        assert not imports(name, ALL[name])
+    if here is None:  # ensemble_kd/__init__.py: names that load at their first use
+        assert {room(target) for target in imports(name, ALL[name])} <= {"api", None}
         return
     for target in imports(name, ALL[name]):
         there = room(target)
