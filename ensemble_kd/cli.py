@@ -21,7 +21,7 @@ from rich.console import Console as Rich
 from rich.markup import escape
 from rich.table import Table
 
-from ensemble_kd import __version__, cli_data
+from ensemble_kd import __version__, cli_data, cli_doctor, cli_recipes
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
@@ -329,46 +329,22 @@ def _warn(text: str) -> None:
 
 
 @app.command()
-def recipes() -> None:
-    """List the shipped recipes."""
-    import yaml
-
-    from ensemble_kd.config import recipe_paths
-
-    table = Table("recipe", "data", "teachers", "student", "file")
-    for name, path in recipe_paths().items():
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        teachers_, student_ = raw.get("teachers", {}), raw.get("student", {})
-        table.add_row(
-            name,
-            f"{raw['data'].get('kind', 'image')} ({raw['data'].get('source', 'files')})",
-            f"{teachers_.get('num_members', 5)} x {escape(_model(teachers_))}",
-            escape(_model(student_)),
-            os.path.relpath(path),
-        )
-    out.print(table)
-
-
-def _model(block: dict[str, Any]) -> str:
-    model = dict(block.get("model", {"name": "mlp"}))
-    name = model.pop("name")
-    shown = {k: v for k, v in model.items() if "dropout" not in k}
-    return " ".join([name, *(f"{k}={v}" for k, v in shown.items())])
+def recipes(show: cli_recipes.Show = None, copy: cli_recipes.Copy = None) -> None:
+    """List the shipped recipes; --show prints one, --copy writes it here to be changed."""
+    with reported(False):
+        cli_recipes.recipes(out, show, copy)
 
 
 @app.command()
 def spaces() -> None:
     """List the shipped search spaces."""
-    import yaml
+    out.print(cli_recipes.spaces())
 
-    from ensemble_kd.config import space_paths
 
-    table = Table("space", "fields of student", "file")
-    for name, path in space_paths().items():
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        shown = "\n".join(f"{field}: {value}" for field, value in fields.items())
-        table.add_row(name, escape(shown), os.path.relpath(path))
-    out.print(table)
+@app.command()
+def doctor(json_: cli_doctor.Json = False) -> None:
+    """What this machine has, and what is missing with the line that installs it."""
+    raise typer.Exit(cli_doctor.doctor(out, json_))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from ensemble_kd.api.frames import read_file, read_splits, write_answers, write_
 from ensemble_kd.api.orders import Task
 from ensemble_kd.api.problems import InputValueError, as_value_errors
 from ensemble_kd.api.run import Run, Voice, execute
-from ensemble_kd.api.settings import assignments
+from ensemble_kd.api.settings import assignments, check_names
 from ensemble_kd.api.students import student_settings
 from ensemble_kd.api.tables import SPLITS, Rows, check_label, rows_of, splits_of
 from ensemble_kd.api.teachers import answers_of, as_list, settings_of
@@ -21,6 +21,7 @@ from ensemble_kd.config import apply_override
 from ensemble_kd.config.base import RUN_NAME
 from ensemble_kd.guess.choice import Choice, Request
 from ensemble_kd.guess.command import Asked, make
+from ensemble_kd.guess.inputs import MISSING
 from ensemble_kd.guess.inspect import run_name
 from ensemble_kd.guess.pictures import layout
 from ensemble_kd.guess.settings import choose
@@ -83,6 +84,7 @@ def distill(
     """
     voice = Voice(progress)
     with as_value_errors():
+        check_names(overrides, distill)
         wanted: list[str] = []
         block = settings_of(teachers)
         given = block is None
@@ -105,10 +107,13 @@ def distill(
         if given:
             assert not isinstance(found, str)
             choice = choose(_request(Asked(*asked, tuple(wanted))))
+            _check_whole(choice)
             wanted = [*_taught(teachers, classes, choice, found, folder, voice), *wanted]
         made = make(
             Asked(*asked, tuple(wanted)), voice.line, voice.note, (lambda _: folder) if budget else None
         )
+        if not isinstance(found, str):
+            _check_whole(made.choice)
         return execute(made.config, folder, voice, recipe=made.text)
 
 
@@ -146,12 +151,18 @@ def _gathered(parts: dict[str, Any], given: bool) -> str | dict[str, Rows]:
 
 def _alike(splits: dict[str, Rows]) -> None:
     """Raises ValueError for arrays of other shapes than train's."""
-    shape = _shape(splits["train"])
+    shape, kind = _shape(splits["train"]), _kind(splits["train"])
     for name, rows in splits.items():
+        if _kind(rows) != kind:
+            raise InputValueError(f"{name}: {_kind(rows)}, and train is {kind}; give both as the same kind")
         if _shape(rows) != shape:
             raise InputValueError(
                 f"{name}: rows of X have shape {_shape(rows)}, those of train {shape}; give the same features"
             )
+
+
+def _kind(rows: Rows) -> str:
+    return "a table" if rows.inputs is None else "an array"
 
 
 def _shape(rows: Rows) -> tuple[int, ...] | None:
@@ -186,6 +197,21 @@ def _written(folder: Path, splits: dict[str, Rows], label: str | None, wanted: l
     if train.shape is not None:
         wanted.insert(0, f"data.image.shape={list(train.shape)}")
     return write_rows(folder, splits)
+
+
+def _check_whole(choice: Choice) -> None:
+    """Raises ValueError for numbers that are missing in columns that nobody left out."""
+    found = [
+        column
+        for column in choice.facts.columns.values()
+        if column.kind == "number" and f"{column.name!r}: {MISSING}" in choice.inputs.unused
+    ]
+    if found:
+        shown = ", ".join(f"{c.name!r} ({c.missing:,} of {c.rows:,} sampled rows)" for c in found[:5])
+        raise InputValueError(
+            f"train: numbers are missing in {shown}; fill them in, or name the columns to use without them: "
+            "input=[...]"
+        )
 
 
 # --------------------------------------------------------------------------------------------- teachers

@@ -12,7 +12,7 @@ from rich.console import Console as Rich
 from ensemble_kd import pipeline
 from ensemble_kd.api.problems import as_value_errors
 from ensemble_kd.api.results import Results
-from ensemble_kd.api.settings import Settings, configuration
+from ensemble_kd.api.settings import Settings, check_names, configuration
 from ensemble_kd.config import Config
 from ensemble_kd.errors import InputError
 from ensemble_kd.screen import Screen
@@ -69,6 +69,7 @@ class Run(Results):
         fresh: names of stages to redo, or True for all. Raises as `run`.
         """
         with as_value_errors():
+            check_names(overrides, self.resume)
             config = configuration(self.config, overrides)
             return execute(
                 config, self.folder, Voice(progress), recipe=None if overrides else self._recipe, fresh=fresh
@@ -133,6 +134,7 @@ def run(
     EnsembleKDError for what goes wrong later.
     """
     with as_value_errors():
+        check_names(overrides, run)
         settings = configuration(config, overrides)
         return execute(
             settings,
@@ -154,6 +156,7 @@ def check(config: Settings, *, output: str | Path | None = None, **overrides: An
     cannot be told), work (what is to be trained). Raises ValueError with all problems of settings and data.
     """
     with as_value_errors():
+        check_names(overrides, check)
         settings = configuration(config, overrides)
         folder = pipeline.copied(settings, _folder(output, settings))
         lines = pipeline.check(settings, folder, Voice(True).console)

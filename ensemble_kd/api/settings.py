@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"{type(value).__name__} cannot be written")
+
+
+def check_names(overrides: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Raises ConfigValueError for a keyword that is no setting, and nearly one of the function's own."""
+    own = [*inspect.signature(function).parameters][:-1]
+    for name in overrides:
+        if re.split(r"__|\.", name)[0] in Config.model_fields:
+            continue
+        close = difflib.get_close_matches(name, own, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(own)}"
+        raise ConfigValueError(
+            f"{name}: no argument of {function.__name__}, and no block of settings; {hint}"
+        )
 
 
 def configuration(config: Settings, overrides: Mapping[str, Any]) -> Config:

@@ -61,13 +61,14 @@ def rows_of(data: Any, where: str, labelled: bool = True) -> Rows:
         return _arrays(X, y, where)
     if _is_pandas(data):
         return _nonempty(Rows(_from_pandas(data, where), frame=data), where)
-    if (table := _as_arrow(data, where)) is not None:
+    series = hasattr(data, "iloc") and getattr(data, "ndim", None) == 1
+    if not series and (table := _as_arrow(data, where)) is not None:
         return _nonempty(Rows(table), where)
     if hasattr(data, "__array__") or (isinstance(data, list | tuple) and len(data)):
         if labelled:
             raise InputValueError(
-                f"{where}: an array without labels; give the pair ({where}_X, {where}_y), or a table with a "
-                "column of labels"
+                f"{where}: {type(data).__name__} without labels; give the pair ({where}_X, {where}_y), or a "
+                "table with a column of labels"
             )
         return _arrays(data, None, where)
     raise InputValueError(f"{where}: {type(data).__name__} cannot be read as rows; give {TAKEN}")

@@ -24,6 +24,8 @@ TABLE = 3
 """Columns of numbers beside which a short text (a name, a title) is one feature of several."""
 SHORT = 8
 """Words of such a text."""
+MISSING = "numbers are missing in it"
+"""Why a column of numbers is left out."""
 LEAST_PIXELS = 64
 """Numbers of a list, or columns, that may be a picture."""
 
@@ -230,7 +232,7 @@ def _texts(columns: list[Column]) -> Inputs | None:
 def _numbers(columns: list[Column]) -> Inputs | None:
     numbers = [column for column in columns if column.kind in ("number", "flag")]
     whole = [column for column in numbers if not column.missing]
-    unused = [f"{column.name!r}: numbers are missing in it" for column in numbers if column.missing]
+    unused = [f"{column.name!r}: {MISSING}" for column in numbers if column.missing]
     words = [f"{column.name!r} ({column.distinct:,} kinds)" for column in columns if column.kind == "text"]
     if words:
         remedy = "words, which no network here takes; write them as columns of 0 and 1 to use them"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ensemble_kd
+from ensemble_kd.api import distill as distill_module
 from ensemble_kd.api.problems import in_python
 from ensemble_kd.api.settings import assignments, configuration
 from ensemble_kd.api.students import student_settings
@@ -113,7 +114,13 @@ def test_students() -> None:
         student_settings("perceptron")
 
 
-FRAME = pd.DataFrame({"one": range(40), "two": [i * 7 % 11 / 3 for i in range(40)], "kind": ["a", "b"] * 20})
+FRAME = pd.DataFrame(
+    {
+        "one": [i % 9 / 2 for i in range(40)],
+        "two": [i * 7 % 11 / 3 for i in range(40)],
+        "kind": ["a", "b"] * 20,
+    }
+)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +137,17 @@ FRAME = pd.DataFrame({"one": range(40), "two": [i * 7 % 11 / 3 for i in range(40
         ({"train": {"train": FRAME, "test": FRAME}, "test": FRAME}, "test: given, and train has a split"),
         ({"train": 5}, "train: int cannot be read as rows"),
         ({"student": "perceptron"}, "'perceptron' is no network"),
+        ({"lable": "kind"}, "lable: no argument of distill, and no block of settings; did you mean 'label'?"),
+        ({"train": FRAME.assign(one=FRAME.one.where(FRAME.one > 1))}, "missing in 'one' (15 of 40"),
+        ({"unlabelled": np.zeros((3, 2))}, "unlabelled: an array, and train is a table"),
+        ({"train": FRAME["one"]}, "Series without labels; give the pair"),
     ],
 )
-def test_mistakes_of_a_call_are_value_errors(arguments: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_mistakes_of_a_call_are_value_errors(
+    arguments: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill_module, "execute", lambda *args, **kwargs: pytest.fail("it would have run"))
     given = {"train": FRAME, "label": "kind", "output": tmp_path / "run", "progress": False, **arguments}
     with pytest.raises(ValueError, match="(?s).*") as caught:
         ensemble_kd.distill(given.pop("train"), **given)
     assert says in str(caught.value), caught.value
-    assert not (tmp_path / "run" / "data").exists()  # nothing has run
