@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ensemble_kd.api.results import Results
 from ensemble_kd.api.settings import Settings, check_names, configuration
 from ensemble_kd.config import Config
 from ensemble_kd.errors import InputError
+from ensemble_kd.redact import MASK
 from ensemble_kd.screen import Screen
 from ensemble_kd.stage_list import STAGES
 from ensemble_kd.stages.context import Console
@@ -57,9 +59,14 @@ class Run(Results):
 
     @property
     def config(self) -> Config:
-        """The settings, as they were understood."""
+        """The settings, as they were understood. Raises ValueError where secrets in them were masked."""
         if self._config is None:
             with as_value_errors():
+                if MASK in json.dumps(self.settings):
+                    raise InputError(
+                        f"{self.folder}: its settings hold secrets, which are not kept; give them again: "
+                        f"run(config, output={str(self.folder)!r})"
+                    )
                 self._config = configuration(self.settings, {})
         return self._config
 

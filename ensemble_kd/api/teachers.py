@@ -137,9 +137,7 @@ def _teacher(teacher: Any, index: int, count: int, classes: Any, task: Task) -> 
         return Teacher(where, ask, own if order is None else order)
     inputs = _inputs(task, where)
     if isinstance(teacher, str | Path):
-        return Teacher(
-            where, _classifier(str(teacher), where, task, order, inputs), None if order is None else order
-        )
+        return Teacher(where, _classifier(str(teacher), where, task, order, inputs), order)
     if (parts := _transformers_parts(teacher, where)) is not None:
         return Teacher(where, _saved(parts, where, task, order, inputs), order)
     if order is None and callable(teacher):
@@ -242,6 +240,9 @@ def _classifier(
     source: str, where: str, task: Task, order: list[int] | None, inputs: Callable[[Rows, slice], Any]
 ) -> Callable[[Rows, slice], Any]:
     from ensemble_kd.models.classifier import load_classifier
+    from ensemble_kd.models.foreign import UNNAMED, class_names
+    from ensemble_kd.models.transformer_config import pretrained_config
+    from ensemble_kd.pretrained import resolve_source
 
     info = {
         "kind": task.kind,
@@ -256,8 +257,11 @@ def _classifier(
         )
     try:
         answer = load_classifier(source, info, where, named=order is None)
+        names = class_names(pretrained_config(resolve_source(source, where)))
     except ConfigError as error:
         raise InputValueError(error.problems) from None
+    if order is None and all(UNNAMED.fullmatch(name) for name in names):
+        assumed_order(where, task)
     return lambda rows, part: answer(inputs(rows, part))
 
 

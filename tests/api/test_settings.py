@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def test_mistakes_in_settings_are_value_errors(config: Any, overrides: dict[str,
 def test_a_stage_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stage: 'studnt' is none"):
         ensemble_kd.run(DIGITS, output=tmp_path, until="studnt")
+
+
+def test_masked_secrets_are_not_taken_for_the_secrets(tmp_path: Path) -> None:
+    raw = configuration(DIGITS, {}).model_dump(mode="json")
+    raw["tracking"]["uri"] = "postgresql://user:***@host/db"
+    (tmp_path / "resolved.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="hold secrets, which are not kept; give them again"):
+        ensemble_kd.Run(tmp_path).resume()
+    raw["tracking"]["uri"] = None
+    (tmp_path / "resolved.json").write_text(json.dumps(raw))
+    assert ensemble_kd.Run(tmp_path).config == configuration(DIGITS, {})
 
 
 def test_check_says_what_a_run_would_do(tmp_path: Path) -> None:

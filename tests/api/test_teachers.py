@@ -192,5 +192,10 @@ def test_a_transformer_with_its_tokenizer(tmp_path: Path) -> None:
         wanted = model.eval()(**encoded).logits.numpy()[:, ::-1]
     for each in found:
         assert np.allclose(each["train"], wanted, atol=1e-5)
+    unnamed = str(write_classifier(tmp_path / "unnamed"))
+    with pytest.raises(ValueError, match="nothing says which class each of its 2 outputs is"):
+        answers_of(unnamed, None, rows, here)
+    (turned,) = answers_of(unnamed, ["money", "animal"], rows, here)
+    assert np.allclose(turned["train"], found[0]["train"], atol=1e-5)  # the same weights, without names
     with pytest.raises(ValueError, match=r"give \(model, tokenizer\)"):
         answers_of(model, None, rows, here)
