@@ -21,7 +21,7 @@ from rich.console import Console as Rich
 from rich.markup import escape
 from rich.table import Table
 
-from ensemble_kd import __version__, cli_data, cli_doctor, cli_recipes
+from ensemble_kd import __version__, cli_compare, cli_data, cli_doctor, cli_recipes
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
@@ -339,6 +339,13 @@ def recipes(show: cli_recipes.Show = None, copy: cli_recipes.Copy = None) -> Non
 def spaces() -> None:
     """List the shipped search spaces."""
     out.print(cli_recipes.spaces())
+
+
+@app.command()
+def compare(runs: cli_compare.Runs, json_: cli_doctor.Json = False) -> None:
+    """Runs side by side, the best first, with paired intervals where their test rows are the same."""
+    with reported(False):
+        cli_compare.compare(out, runs, json_)
 
 
 @app.command()

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "ensemble_kd"
 LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli", "api"},
-    {"cli_data", "cli_doctor", "cli_recipes"},
-    {"doctor"},
+    {"cli_compare", "cli_data", "cli_doctor", "cli_recipes"},
+    {"compare", "doctor"},
     {"guess"},
     {"serving"},
     {"predict_files"},
