@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console as Rich
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ensemble_kd import __version__, cli_data
+from ensemble_kd import __version__, cli_compare, cli_data, cli_doctor, cli_recipes
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
 from ensemble_kd.mirror import Mirror, is_remote
 from ensemble_kd.redact import redacted
+from ensemble_kd.screen import Screen
 from ensemble_kd.stage_list import ENTRIES, STAGES
 
 if TYPE_CHECKING:  # what takes time to import comes with the command that needs it: --help is quick
@@ -83,43 +83,6 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's own m
 
 
 # ------------------------------------------------------------------------------------------ pipeline
-
-
-class Screen:
-    """A progress bar for long work on a terminal, plain lines elsewhere."""
-
-    def __init__(self, rich: Rich) -> None:
-        self.rich = rich
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=rich,
-            transient=True,
-        )
-        self.tasks: dict[str, TaskID] = {}
-
-    def line(self, text: str) -> None:
-        self.rich.print(escape(text))
-
-    def warning(self, text: str) -> None:
-        self.rich.print(f"[yellow]warning:[/] {escape(text)}")
-
-    def progress(self, task: str, done: float, total: float, note: str) -> None:
-        if not self.rich.is_terminal:
-            return
-        if total == 0:
-            if task in self.tasks:
-                self.bar.remove_task(self.tasks.pop(task))
-            if not self.tasks:
-                self.bar.stop()
-            return
-        if task not in self.tasks:
-            self.bar.start()
-            self.tasks[task] = self.bar.add_task(task, total=total, note=note)
-        self.bar.update(self.tasks[task], completed=done, total=total, note=escape(note))
 
 
 def _pipeline(
@@ -398,46 +361,29 @@ def _warn(text: str) -> None:
 
 
 @app.command()
-def recipes() -> None:
-    """List the shipped recipes."""
-    import yaml
-
-    from ensemble_kd.config import recipe_paths
-
-    table = Table("recipe", "data", "teachers", "student", "file")
-    for name, path in recipe_paths().items():
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        teachers_, student_ = raw.get("teachers", {}), raw.get("student", {})
-        table.add_row(
-            name,
-            f"{raw['data'].get('kind', 'image')} ({raw['data'].get('source', 'files')})",
-            f"{teachers_.get('num_members', 5)} x {escape(_model(teachers_))}",
-            escape(_model(student_)),
-            os.path.relpath(path),
-        )
-    out.print(table)
-
-
-def _model(block: dict[str, Any]) -> str:
-    model = dict(block.get("model", {"name": "mlp"}))
-    name = model.pop("name")
-    shown = {k: v for k, v in model.items() if "dropout" not in k}
-    return " ".join([name, *(f"{k}={v}" for k, v in shown.items())])
+def recipes(show: cli_recipes.Show = None, copy: cli_recipes.Copy = None) -> None:
+    """List the shipped recipes; --show prints one, --copy writes it here to be changed."""
+    with reported(False):
+        cli_recipes.recipes(out, show, copy)
 
 
 @app.command()
 def spaces() -> None:
     """List the shipped search spaces."""
-    import yaml
+    out.print(cli_recipes.spaces())
 
-    from ensemble_kd.config import space_paths
 
-    table = Table("space", "fields of student", "file")
-    for name, path in space_paths().items():
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        shown = "\n".join(f"{field}: {value}" for field, value in fields.items())
-        table.add_row(name, escape(shown), os.path.relpath(path))
-    out.print(table)
+@app.command()
+def compare(runs: cli_compare.Runs, json_: cli_doctor.Json = False) -> None:
+    """Runs side by side, the best first, with paired intervals where their test rows are the same."""
+    with reported(False):
+        cli_compare.compare(out, runs, json_)
+
+
+@app.command()
+def doctor(json_: cli_doctor.Json = False) -> None:
+    """What this machine has, and what is missing with the line that installs it."""
+    raise typer.Exit(cli_doctor.doctor(out, json_))
 
 
 @app.command()

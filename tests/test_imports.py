@@ -17,8 +17,9 @@ PACKAGE = ROOT / "ensemble_kd"
 # From the top down; a room may import from every line below its own, and from itself.
 LEVELS = [
     {"jobs", "tune", "__main__"},
-    {"cli"},
-    {"cli_data", "supervised"},
+    {"cli", "api"},
+    {"cli_compare", "cli_data", "cli_doctor", "cli_recipes", "supervised"},
+    {"compare", "doctor"},
     {"guess"},
     {"serving"},
     {"predict_files"},
@@ -42,6 +43,7 @@ LEVELS = [
     {"config_checks"},
     {"crash", "failures"},
     {"config_yaml"},
+    {"screen"},
     {"termination", "home", "disk", "safe_files", "secret_options", "paths", "remote"},
     {"errors"},
     {"redact", "stage_list"},
@@ -117,8 +119,8 @@ ALL = dict(modules())
 @pytest.mark.parametrize("name", ALL)
 def test_imports_point_downwards(name: str) -> None:
     here = room(name)
-    if here is None:  # ensemble_kd/__init__.py: the version alone
-        assert not imports(name, ALL[name])
+    if here is None:  # ensemble_kd/__init__.py: names that load at their first use
+        assert {room(target) for target in imports(name, ALL[name])} <= {"api", None}
         return
     for target in imports(name, ALL[name]):
         there = room(target)

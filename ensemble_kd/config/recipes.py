@@ -41,9 +41,14 @@ def file_of(path: str | Path) -> Path:
     """A configuration's file, or that of the shipped recipe of this name. Raises ConfigError."""
     if str(path) and exists(path):
         return Path(path).expanduser()
+    return recipe_paths()[shipped(str(path), "configuration file or recipe")]
+
+
+def shipped(name: str, what: str = "recipe") -> str:
+    """The name of a shipped recipe. Raises ConfigError for another."""
     recipes = recipe_paths()
-    if str(path) not in recipes:
-        close = difflib.get_close_matches(str(path), recipes, n=1)
+    if name not in recipes:
+        close = difflib.get_close_matches(name, recipes, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(recipes)}"
-        raise ConfigError(f"no such configuration file or recipe: {one_line(str(path), 300)}; {hint}")
-    return recipes[str(path)]
+        raise ConfigError(f"no such {what}: {one_line(name, 300)}; {hint}")
+    return name

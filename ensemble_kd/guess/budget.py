@@ -116,7 +116,11 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     each = epochs * (seen * speed.teacher_train + rows.validation * speed.teacher_predict)
     each += (rows.validation + rows.test) * speed.teacher_predict
     rounds = -(-members // speed.workers)
-    lines.append(Line("teachers", f"{members} x {seen:,} rows x {epochs} epochs", wide * rounds * each))
+    given = teachers.get("source", "train") == "predictions"  # they cost no step and no pass
+    if given:
+        members, wide = len(teachers["predictions"]["train"]), 0.0
+    said = f"{members} given" if given else f"{members} x {seen:,} rows x {epochs} epochs"
+    lines.append(Line("teachers", said, wide * rounds * each))
     answers = rows.transfer * views * members
     said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
     answered = Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers)

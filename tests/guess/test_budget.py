@@ -117,3 +117,13 @@ def test_epochs_that_are_auto_are_planned_and_cut_only_where_need_be() -> None:
     assert settings.raw == raw
     fit(settings, ROWS, PACE, 0.3 * total(plan(raw, ROWS, PACE)), set(), "Xm")
     assert settings.get("teachers.training.epochs") < 20
+
+
+def test_teachers_whose_predictions_are_given_cost_nothing() -> None:
+    raw = deepcopy(RAW)
+    raw["teachers"] |= {"source": "predictions", "predictions": {"train": ["a", "b"]}}
+    raw["soft_targets"] = {"views": 1}
+    before, after = ({line.stage: line for line in plan(each, ROWS, PACE)} for each in (RAW, raw))
+    assert after["teachers"].work == "2 given" and after["teachers"].seconds == pytest.approx(10)
+    assert after["soft-targets"].seconds == pytest.approx(10)
+    assert after["gap"].seconds == before["gap"].seconds
