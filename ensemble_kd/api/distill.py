@@ -110,7 +110,6 @@ def distill(
         made = make(
             Asked(*asked, tuple(wanted)), voice.line, voice.note, (lambda _: folder) if budget else None
         )
-        if not isinstance(found, str):
         return execute(made.config, folder, voice, recipe=made.text)
 
 
