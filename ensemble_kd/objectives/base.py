@@ -60,6 +60,8 @@ class Batch:
     """(B,) int64: numbers of the examples in what they were drawn from, where that is known."""
     guesses: Tensor | None = None
     """(B,) int64: the ensemble's most probable class of each example without a label, -1 of the others."""
+    group: Any = None
+    """torch.distributed process group of the replicas that hold the batch's other rows; None for none."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
@@ -67,11 +69,13 @@ class Batch:
         guesses = None if self.guesses is None else self.guesses[part]
         if self.masked is None:
             parts = self.inputs[part], self.labels[part], teacher
-            return Batch(*parts, progress=self.progress, rows=rows, guesses=guesses)
+            return Batch(*parts, progress=self.progress, rows=rows, guesses=guesses, group=self.group)
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
         begin, end, _ = part.indices(len(self))
         words = self.labels[int(ends[begin]) : int(ends[end])]
-        return Batch(self.inputs[part], words, teacher, self.masked[part], self.progress, rows)
+        return Batch(
+            self.inputs[part], words, teacher, self.masked[part], self.progress, rows, group=self.group
+        )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -88,6 +92,10 @@ class Objective(Protocol):
     which is given both networks' outputs for some made-up batch, raises ConfigError (what, both sides,
     remedy) where they do not fit, and returns what is to be trained along; `__call__` is then given that as
     a fourth argument, `learned`. It is saved with the student's checkpoints, and left out of what is shipped.
+
+    One that relates the rows of a batch to each other declares `relates: ClassVar[bool] = True` and
+    `least_rows`, how many it takes. Then gradient accumulation, which would cut the batch, is refused, and it
+    reads the rows of all replicas (`objectives.gathered`, `batch.group`).
     """
 
     needs: ClassVar[frozenset[str]]
