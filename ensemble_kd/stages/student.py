@@ -32,6 +32,7 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
+from ensemble_kd.stages.relations import relation_problems
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.start import (
     Basis,
@@ -77,6 +78,7 @@ def objective_problems(config: Config) -> list[str]:
             problems += _soft_problems(config, path, block, fields)
         try:
             terms = build_terms(block.terms, block.temperature, f"{path}.terms")
+            problems += relation_problems(path, block.training, terms, block.terms)
             if _of_values(config, block):
                 for k, term in enumerate(terms):
                     problems += value_problems(term.objective, block.terms[k]["name"], term.path)
