@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,24 @@ from ensemble_kd.objectives.base import STRICT, Batch, register
 from ensemble_kd.objectives.hidden import at_least_float32, unit
 from ensemble_kd.objectives.layers import Pair
 from ensemble_kd.objectives.maps import Maps, block_pairs, maps_only, pooled_alike
+
+
+class _MeanSquare(torch.autograd.Function):
+    """mean_c F_c^2, (B, C, H, W) -> (B, H, W).
+
+    autograd's own gradient of a mean over channels lies in memory channel by channel, unlike the maps, and all
+    that a network does with it would take several times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        ctx.save_for_backward(maps)
+        return torch.linalg.vector_norm(maps, dim=1).square() / maps.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (maps,) = ctx.saved_tensors
+        return maps * (gradients[0] * (2 / maps.shape[1]))[:, None]
 
 
 @register("attention_transfer")
@@ -53,8 +71,10 @@ class AttentionTransfer:
         return torch.stack(terms).sum(0)
 
     def _attention(self, maps: Tensor) -> Tensor:
-        powers = maps.square() if self.p == 2 else maps.abs().pow(self.p)
-        return powers.mean(1).flatten(1)
+        if self.p == 2:
+            squares: Tensor = _MeanSquare.apply(maps)
+            return squares.flatten(1)
+        return maps.abs().pow(self.p).mean(1).flatten(1)
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[Pair]:
         return maps_only(block_pairs(self.layers, student, teacher))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
@@ -32,20 +33,33 @@ Sections = Annotated[tuple[tuple[str, str], ...] | None, PlainValidator(_read)]
 
 
 class ToWidth(nn.Module):
-    """Per map of the student a 1x1 convolution to the teacher's channels, where theirs differ."""
+    """Per map of the student a 1x1 convolution to the teacher's channels, where theirs differ.
+
+    F -> W F + b, E -> V E + c at each place turn G into (W G + b mean(E)^T) V^T + (W mean(F) + b) c^T, and
+    that is computed in their stead: maps are far larger than G.
+    """
 
     def __init__(self, channels: dict[str, tuple[int, int]], like: Tensor) -> None:
         super().__init__()
         made: Any = {"device": like.device, "dtype": at_least_float32(like).dtype}
         self.places = {name: i for i, name in enumerate(channels)}
-        self.maps = nn.ModuleList(nn.Conv2d(a, b, 1, **made) for a, b in channels.values())
+        self.maps = nn.ModuleList(nn.Linear(a, b, **made) for a, b in channels.values())
 
-    def forward(self, name: str, state: Tensor) -> Tensor:
-        if name not in self.places:
-            return state
-        with torch.autocast(state.device.type, enabled=False):
-            mapped: Tensor = self.maps[self.places[name]](state)
-        return mapped
+    def forward(self, flow: Tensor, first: Tensor, last: Tensor, names: tuple[str, str]) -> Tensor:
+        """G of the mapped maps, from that of the maps as they are, `flow` (B, m, n), and their means."""
+        with torch.autocast(flow.device.type, enabled=False):
+            if names[0] in self.places:
+                weight, bias = self._of(names[0])
+                flow = weight @ flow + bias[:, None] * last[:, None, :]
+                first = F.linear(first, weight, bias)
+            if names[1] in self.places:
+                weight, bias = self._of(names[1])
+                flow = flow @ weight.T + first[:, :, None] * bias
+            return flow
+
+    def _of(self, name: str) -> tuple[Tensor, Tensor]:
+        linear: Any = self.maps[self.places[name]]
+        return linear.weight, linear.bias
 
 
 @register("fsp")
@@ -101,11 +115,10 @@ class FSP:
         assert student.hidden is not None and teacher.hidden is not None, "as `needs` says"
         terms = []
         for ours, theirs in zip(*self._both(student, teacher), strict=True):
-            maps = [at_least_float32(student.hidden[name]) for name in ours]
-            if learned is not None:
-                maps = [learned(name, state) for name, state in zip(ours, maps, strict=True)]
-            target = flow(*(at_least_float32(teacher.hidden[name].detach()) for name in theirs))
-            squares = (flow(*maps) - target).square()  # (B, m, n)
+            own = flow(*(at_least_float32(student.hidden[name]) for name in ours))
+            theirs_flow = flow(*(at_least_float32(teacher.hidden[name].detach()) for name in theirs))
+            mapped = own[0] if learned is None else learned(*own, ours)
+            squares = (mapped - theirs_flow[0]).square()  # (B, m, n)
             terms.append(squares.mean((1, 2)) if self.reduction == "mean" else squares.sum((1, 2)))
         return torch.stack(terms).sum(0)
 
@@ -145,12 +158,43 @@ def own_sections(outputs: Outputs) -> tuple[tuple[str, str], ...]:
     return tuple(zip(order, order[1:], strict=False))
 
 
-def flow(first: Tensor, last: Tensor) -> Tensor:
-    """G (B, m, n) of maps (B, m, H, W) and (B, n, H, W)."""
-    first, last = pooled_alike(first, last)
-    height, width = first.shape[2:]
-    with torch.autocast(first.device.type, enabled=False):
-        return first.flatten(2) @ last.flatten(2).transpose(1, 2) / (height * width)
+def flow(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G (B, m, n) of maps (B, m, H, W) and (B, n, H, W), and their means (B, m) and (B, n)."""
+    found: tuple[Tensor, Tensor, Tensor] = _Flow.apply(*map(_places, pooled_alike(first, last)))
+    return found
+
+
+class _Flow(torch.autograd.Function):
+    """G and means of maps (B, HW, m) and (B, HW, n).
+
+    autograd's own gradient of the product lies the other way round in memory than the maps, and all that a
+    network does with it would take several times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(first, last)
+        with torch.autocast(first.device.type, enabled=False):
+            products = first.transpose(1, 2) @ last
+        return products / first.shape[1], first.mean(1), last.mean(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = ctx.saved_tensors
+        places = first.shape[1]
+        of_flow, of_first, of_last = (gradient / places for gradient in gradients)
+        with torch.autocast(first.device.type, enabled=False):
+            return (
+                torch.baddbmm(of_first[:, None], last, of_flow.transpose(1, 2)),
+                torch.baddbmm(of_last[:, None], first, of_flow),
+            )
+
+
+def _places(maps: Tensor) -> Tensor:
+    """Maps (B, C, H, W) as (B, HW, C); a view of them in either order of memory."""
+    if maps.is_contiguous():
+        return maps.flatten(2).transpose(1, 2)
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _told(sections: tuple[tuple[str, str], ...]) -> str:

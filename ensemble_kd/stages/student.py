@@ -19,6 +19,7 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
+from ensemble_kd.objectives.whole_batches import relation_problems
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, of_targets
 from ensemble_kd.stages.context import Context, StagePlan
@@ -32,7 +33,6 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.relations import relation_problems
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.start import (
     Basis,

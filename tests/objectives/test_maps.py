@@ -176,15 +176,20 @@ def test_fsp_reads_the_sections_of_a_residual_network() -> None:
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-4)
 
 
-def test_fsp_projects_other_channels() -> None:
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("widths", [(4, 3), (2, 5), (4, 5)])
+def test_fsp_projects_other_channels(widths: tuple[int, int], size: int) -> None:
+    """As if the 1x1 convolutions ran over the maps, of which one is averaged down where sizes differ."""
     objective: Any = build_objective({"name": "fsp"}, 1.0)
-    student, teacher = net((2, 4, 4), (3, 4, 4)), net((4, 8, 8), (3, 8, 8), seed=1)
+    student = net((2, size, size), (3, 4, 4))
+    teacher = net((widths[0], 8, 8), (widths[1], 8, 8), seed=1)
     torch.manual_seed(0)
     learned = objective.prepare(student, teacher)
-    assert [tuple(p.shape) for p in learned.parameters()] == [(4, 2, 1, 1), (4,)]  # layer_1 alone
-    convolution = learned.maps[0]
-    first = F.conv2d(states(student)["layer_1"], convolution.weight, convolution.bias)
-    ours = reference_flow(numbers(first), numbers(states(student)["layer_2"]))
+    assert len(list(learned.parameters())) == 2 * sum(a != b for a, b in zip(widths, (2, 3), strict=True))
+    mapped = dict(states(student))
+    for name, linear in zip(learned.places, learned.maps, strict=True):
+        mapped[name] = F.conv2d(mapped[name], linear.weight[:, :, None, None], linear.bias)
+    ours = reference_flow(*map(numbers, mapped.values()))
     theirs = reference_flow(*map(numbers, states(teacher).values()))
     loss = objective(student, teacher, BATCH, learned)
     np.testing.assert_allclose(loss.detach().numpy(), ((ours - theirs) ** 2).sum((1, 2)), rtol=1e-4)

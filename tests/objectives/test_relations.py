@@ -19,7 +19,7 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.objectives.relations import AT_ONCE
-from ensemble_kd.stages.relations import relation_problems
+from ensemble_kd.objectives.whole_batches import relation_problems
 
 ROWS = 7
 ALL: list[dict[str, Any]] = [
