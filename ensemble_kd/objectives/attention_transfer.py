@@ -19,8 +19,8 @@ from ensemble_kd.objectives.maps import Maps, block_pairs, maps_only, pooled_ali
 class _MeanSquare(torch.autograd.Function):
     """mean_c F_c^2, (B, C, H, W) -> (B, H, W).
 
-    autograd's own gradient of a mean over channels lies in memory channel by channel, unlike the maps, and all
-    that a network does with it would take several times as long.
+    autograd's own gradient of a mean over channels lies in memory channel by channel, unlike the maps, and
+    all that a network does with it would take several times as long.
     """
 
     @staticmethod

@@ -116,9 +116,10 @@ class FSP:
         terms = []
         for ours, theirs in zip(*self._both(student, teacher), strict=True):
             own = flow(*(at_least_float32(student.hidden[name]) for name in ours))
-            theirs_flow = flow(*(at_least_float32(teacher.hidden[name].detach()) for name in theirs))
+            maps = (at_least_float32(teacher.hidden[name].detach()) for name in theirs)
+            target = products(*map(_places, pooled_alike(*maps)))
             mapped = own[0] if learned is None else learned(*own, ours)
-            squares = (mapped - theirs_flow[0]).square()  # (B, m, n)
+            squares = (mapped - target).square()  # (B, m, n)
             terms.append(squares.mean((1, 2)) if self.reduction == "mean" else squares.sum((1, 2)))
         return torch.stack(terms).sum(0)
 
@@ -174,9 +175,7 @@ class _Flow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(first, last)
-        with torch.autocast(first.device.type, enabled=False):
-            products = first.transpose(1, 2) @ last
-        return products / first.shape[1], first.mean(1), last.mean(1)
+        return products(first, last), first.mean(1), last.mean(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,6 +187,12 @@ class _Flow(torch.autograd.Function):
                 torch.baddbmm(of_first[:, None], last, of_flow.transpose(1, 2)),
                 torch.baddbmm(of_last[:, None], first, of_flow),
             )
+
+
+def products(first: Tensor, last: Tensor) -> Tensor:
+    """G (B, m, n) of maps (B, HW, m) and (B, HW, n)."""
+    with torch.autocast(first.device.type, enabled=False):
+        return first.transpose(1, 2) @ last / first.shape[1]
 
 
 def _places(maps: Tensor) -> Tensor:
