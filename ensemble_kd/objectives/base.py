@@ -101,7 +101,8 @@ class Objective(Protocol):
     needs: ClassVar[frozenset[str]]
     """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One
     whose `first_only` is true reads hidden states at the first position alone, and takes teacher's states
-    (B, 1, D) as well."""
+    (B, 1, D) as well; one whose `reads_last` is true reads the last state, by no name, and
+    with `features_only` takes it as the store keeps it."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Losses of the examples (B,). The teacher gets no gradient."""

@@ -45,6 +45,16 @@ class Relation:
     """Of texts: the `mean` over the tokens, or the `first`, [CLS]."""
 
     @property
+    def reads_last(self) -> bool:
+        """Whether the last state of the teacher is read, whatever its name."""
+        return self.states is None
+
+    @property
+    def features_only(self) -> bool:
+        """Whether that is what the store can keep as `features`."""
+        return self.states is None and not self.maps
+
+    @property
     def first_only(self) -> bool:
         return self.positions == "first"
 
