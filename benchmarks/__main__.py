@@ -22,6 +22,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     faults,
     fused,
     fuzz,
+    relations,
     scale,
     scaling,
     serve,

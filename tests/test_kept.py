@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -117,7 +118,7 @@ BILSTM = {"name": "bilstm"}
         (
             {"keep": ["logits"]},
             {},
-            "soft_targets.keep.0: input should be 'hidden' or 'attention', got 'logits'",
+            "soft_targets.keep.0: input should be 'hidden', 'attention' or 'features', got 'logits'",
         ),
     ],
 )
@@ -135,6 +136,26 @@ def test_images_have_no_states_to_keep(tmp_path: Path) -> None:
         ConfigError, match=r"soft_targets\.keep: .* alone, and data\.kind is 'image'; set keep"
     ):
         validate(raw)
+
+
+def test_features_are_kept_of_images_alone(tmp_path: Path) -> None:
+    digits: dict[str, Any] = {"name": "digits", "data": {"source": "digits"}}
+    model = {"name": "mlp", "hidden": [12, 5]}
+    info = {"kind": "image", "input_shape": [8, 8, 1], "num_classes": 10, "mean": [0.5], "std": [0.5]}
+
+    def of(keep: dict[str, Any], *overrides: dict[str, Any]) -> Config:
+        teachers = {"num_members": 2, "model": model, "overrides": list(overrides)}
+        return validate({**digits, "teachers": teachers, "soft_targets": {"keep": ["features"], **keep}})
+
+    kept = kept_of(of({"keep_dtype": "float32"}), info)
+    assert kept is not None and kept.columns(1, 2) == {"features": ((1, 2, 5), np.float32)}
+    other = of({}, {"model": {"name": "mlp", "hidden": [7]}}, {})
+    with pytest.raises(ConfigError, match="features of one width, and teacher 0 has 7, teacher 1 has 5"):
+        kept_of(other, info)
+    with pytest.raises(ConfigError, match="keep_layers, keep_positions: for hidden states and attention"):
+        of({"keep_layers": [1]})
+    with pytest.raises(ConfigError, match=r"\['features', 'hidden'\] of text transformers alone"):
+        of({"keep": ["features", "hidden"]})
 
 
 def test_problems_of_the_teachers(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from ensemble_kd.config import Config, validate
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages.start import Basis, phase_tasks
-from ensemble_kd.stages.student import task
+from ensemble_kd.stages.start import Basis, phase_tasks, student_problems
+from ensemble_kd.stages.student import objective_problems, task
 from ensemble_kd.stages.trial_book import _role
 
 COUNTS = {"transfer": 100, "labelled": 50, "validation": 10, "test": 10, "train": 100}
@@ -116,3 +116,47 @@ def test_pretraining_does_not_depend_on_the_transfer_set(tmp_path: Path) -> None
     (first,) = phase_tasks(config, of(config), "data", "store", COUNTS, None, 0)
     (again,) = phase_tasks(config, of(config), "data", "store", larger, None, 0)
     assert first.fingerprint == again.fingerprint
+
+
+def pictures(tmp_path: Path, **student: Any) -> Config:
+    return validate(
+        {
+            "name": "t",
+            "data": {"path": str(tmp_path), "kind": "image"},
+            "teachers": {"num_members": 1, "model": {"name": "resnet", "width": 8}},
+            "student": {"model": {"name": "cnn", "channels": [4, 4]}, **student},
+        }
+    )
+
+
+def test_maps_are_paired_before_any_teacher_is_trained(tmp_path: Path) -> None:
+    """Both shapes and the remedy, from networks that are built and not trained."""
+    info = {"kind": "image", "input_shape": [8, 8, 3], "num_classes": 2, "mean": [0.5] * 3, "std": [0.2] * 3}
+    terms: list[dict[str, Any]] = [
+        {"name": "hint", "layers": [[2, 1]]},
+        {"name": "attention_transfer", "layers": [["pooled", 3]]},
+        {"name": "fsp"},
+        {"name": "rkd_angle"},
+    ]
+    assert student_problems(pictures(tmp_path, terms=terms), info) == [
+        "student.terms.0.layers: the student's layer_2 has shape (4, 4, 4), the teacher's stage_1 (8, 8, 8); "
+        "a valid convolution makes maps smaller alone; pair a lower map of the student with it, or a higher "
+        "one of the teacher, or set regressor: linear",
+        "student.terms.1.layers: the student's pooled has shape (4,), the teacher's stage_3 (32, 2, 2); maps "
+        "(channels, height, width) are needed of both: use networks for images, or hidden_mse for states "
+        "without a place",
+        "student.terms.2.sections: 1 of the student (layer_1 to layer_2), 3 of the teacher (stage_1_first to "
+        "stage_1, stage_2_first to stage_2, stage_3_first to stage_3); write out as many of both in sections "
+        "and teacher_sections",
+    ]
+
+
+def test_relations_are_not_cut(tmp_path: Path) -> None:
+    phase = {"name": "first", "terms": [{"name": "rkd_distance"}], "training": {"gradient_accumulation": 4}}
+    config = pictures(tmp_path, terms=[{"name": "darkrank_hard"}], training={"batch_size": 4}, phases=[phase])
+    assert objective_problems(config) == [
+        "student.training.batch_size: 4, but 'darkrank_hard' (student.terms.0) relates 5 rows or more; raise "
+        "it to 5 at least",
+        "student.phases.0.training.gradient_accumulation: 4, but 'rkd_distance' (student.phases.0.terms.0) "
+        "relates all rows of a batch, which that would cut; set it to 1, and lower batch_size to save memory",
+    ]

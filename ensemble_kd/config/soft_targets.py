@@ -24,9 +24,10 @@ class SoftTargetsConfig(Block):
     """Examples per forward pass."""
     num_actors: int | Literal["auto"] = "auto"
     """Processes that run the teachers; `auto`: one per CPU or GPU of the cluster."""
-    keep: list[Literal["hidden", "attention"]] = []
-    """What to keep of text transformers beside logits, so that no teacher runs beside the student for it:
-    `hidden` states, `attention` scores."""
+    keep: list[Literal["hidden", "attention", "features"]] = []
+    """What to keep beside logits, so that no teacher runs beside the student for it: of text transformers
+    `hidden` states and `attention` scores; of networks for images or numbers `features`, the state that the
+    classifier reads, for losses on relations."""
     keep_layers: list[Annotated[int, Field(ge=0)]] | None = None
     """Numbers of the teachers' blocks to keep, 0 being the embeddings' output; null for all."""
     keep_positions: Literal["all", "first"] = "all"
@@ -51,17 +52,22 @@ def keep_problems(config: Config) -> list[str]:
             if given
         ]
     remedy = "set keep: [], so that the teacher runs beside the student"
-    if config.data.kind != "text":
+    if config.data.kind != "text" and settings.keep != ["features"]:
         problems.append(
             f"{path}: {settings.keep} of text transformers alone, and data.kind is {config.data.kind!r}; "
-            f"{remedy}"
+            f"set keep: [features] for losses on relations, or {remedy}"
+        )
+    elif config.data.kind == "text" and "features" in settings.keep:
+        problems.append(
+            f"{path}: 'features' are kept of networks for images or numbers, and data.kind is 'text'; set it "
+            "to [hidden], which has them"
         )
     elif teachers.source not in ("train", "pretrained"):
         problems.append(
             f"{path}: {settings.keep}, but teachers.source={teachers.source} gives numbers and no states; "
             "train the teachers, take pretrained ones, or set keep: []"
         )
-    elif teachers.source == "train":
+    elif teachers.source == "train" and config.data.kind == "text":
         used = [override.model or teachers.model for override in teachers.overrides] or [teachers.model]
         if others := sorted({model.name for model in used if not isinstance(model, TransformerConfig)}):
             problems.append(
@@ -75,7 +81,12 @@ def keep_problems(config: Config) -> list[str]:
         )
     if len(set(settings.keep)) < len(settings.keep):
         problems.append(f"{path}: {settings.keep} names something twice; name each once")
-    if settings.keep_positions == "first" and "attention" in settings.keep:
+    if "features" in settings.keep and (layers is not None or settings.keep_positions != "all"):
+        problems.append(
+            f"{path}_layers, keep_positions: for hidden states and attention, and {path} is {settings.keep}; "
+            "leave them out"
+        )
+    elif settings.keep_positions == "first" and "attention" in settings.keep:
         problems.append(
             f"{path}_positions: 'first' is for hidden states, and {path} has attention too; set it to all, "
             "or keep: [hidden]"

@@ -49,6 +49,8 @@ class Kept:
     first_only: bool = False
     """Whether hidden states are those of the first position alone."""
     dtype: str = "float16"
+    features: int = 0
+    """Width of the teachers' features, where these are there; 0 where they are not."""
 
     def __post_init__(self) -> None:
         for name in ("hidden", "attention"):  # lists, where read from JSON
@@ -61,6 +63,8 @@ class Kept:
         if self.hidden:
             positions = 1 if self.first_only else self.length
             found["hidden"] = ((views, members, len(self.hidden), positions, self.width), kind)
+        if self.features:
+            found["features"] = ((views, members, self.features), kind)
         if self.attention:
             scores = len(self.attention), self.heads, self.length, self.length
             found["attention"] = ((views, members, *scores), kind)

@@ -28,8 +28,15 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm_1(self.conv_1(x)), inplace=True)
-        return F.relu(self.norm_2(self.conv_2(y)) + self.shortcut(x), inplace=True)
+        return self.end(x, self.begin(x))
+
+    def begin(self, x: Tensor) -> Tensor:
+        """The first convolution's map, after norm and ReLU."""
+        return F.relu(self.norm_1(self.conv_1(x)), inplace=True)
+
+    def end(self, x: Tensor, first: Tensor) -> Tensor:
+        """What the block makes of its input and its first map."""
+        return F.relu(self.norm_2(self.conv_2(first)) + self.shortcut(x), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -37,7 +44,8 @@ class ResNet(nn.Module):
 
     Stage s has width * 2^(s-1) channels; stages 2 and 3 halve the resolution. Any image size does.
     Deviation: projection shortcuts where the paper pads with zeros. Takes (B, H, W, channels) float.
-    Hidden states: `stage_1`, `stage_2`, `stage_3` (B, C, H, W), and `pooled` (B, 4 * width).
+    Hidden states: per stage `stage_1_first` and `stage_1`, its first convolution's map (after norm and ReLU)
+    and its last block's, (B, C, H, W), and `pooled` (B, 4 * width).
     """
 
     def __init__(
@@ -69,9 +77,16 @@ class ResNet(nn.Module):
         x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory as the convolutions like it
         x = F.relu(self.norm(self.stem(x)), inplace=True)
         for i, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            if hidden:
-                states[f"stage_{i}"] = x
+            if not hidden:
+                x = stage(x)
+                continue
+            block: Any
+            for k, block in enumerate(stage.children()):
+                first = block.begin(x)
+                if k == 0:
+                    states[f"stage_{i}_first"] = first
+                x = block.end(x, first)
+            states[f"stage_{i}"] = x
         x = x.mean((2, 3))  # (B, 4 * width)
         if hidden:
             states["pooled"] = x

@@ -62,6 +62,8 @@ class Batch:
     """(B,) int64: the ensemble's most probable class of each example without a label, -1 of the others."""
     weights: Tensor | None = None
     """(B,) float32: how much each example's losses count; None for 1 each."""
+    group: Any = None
+    """torch.distributed process group of the replicas that hold the batch's other rows; None for none."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
@@ -70,11 +72,20 @@ class Batch:
         weights = None if self.weights is None else self.weights[part]
         if self.masked is None:
             parts = self.inputs[part], self.labels[part], teacher
-            return Batch(*parts, progress=self.progress, rows=rows, guesses=guesses, weights=weights)
+            return Batch(
+                *parts,
+                progress=self.progress,
+                rows=rows,
+                guesses=guesses,
+                weights=weights,
+                group=self.group,
+            )
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
         begin, end, _ = part.indices(len(self))
         words = self.labels[int(ends[begin]) : int(ends[end])]
-        return Batch(self.inputs[part], words, teacher, self.masked[part], self.progress, rows)
+        return Batch(
+            self.inputs[part], words, teacher, self.masked[part], self.progress, rows, group=self.group
+        )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -91,12 +102,17 @@ class Objective(Protocol):
     which is given both networks' outputs for some made-up batch, raises ConfigError (what, both sides,
     remedy) where they do not fit, and returns what is to be trained along; `__call__` is then given that as
     a fourth argument, `learned`. It is saved with the student's checkpoints, and left out of what is shipped.
+
+    One that relates the rows of a batch to each other declares `relates: ClassVar[bool] = True` and
+    `least_rows`, how many it takes. Then gradient accumulation, which would cut the batch, is refused, and it
+    reads the rows of all replicas (`objectives.gathered`, `batch.group`).
     """
 
     needs: ClassVar[frozenset[str]]
     """What of the teacher it reads: `logits`, `hidden`, `attention`; of the student then the same. One
     whose `first_only` is true reads hidden states at the first position alone, and takes teacher's states
-    (B, 1, D) as well."""
+    (B, 1, D) as well; one whose `reads_last` is true reads the last state, by no name, and
+    with `features_only` takes it as the store keeps it."""
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Losses of the examples (B,). The teacher gets no gradient."""

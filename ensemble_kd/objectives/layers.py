@@ -21,7 +21,7 @@ Place = int | str
 LayerMap = Literal["uniform", "last", "final"] | tuple[tuple[Place, Place], ...]
 
 
-def _read(value: Any) -> LayerMap:
+def read_layers(value: Any) -> LayerMap:
     """A map as it stands in a configuration; pairs become tuples, so that objectives stay immutable."""
     if value in ("uniform", "last", "final"):
         return value
@@ -44,7 +44,7 @@ def _is_pair(value: Any) -> bool:
     )
 
 
-Layers = Annotated[LayerMap, PlainValidator(_read)]
+Layers = Annotated[LayerMap, PlainValidator(read_layers)]
 """The type of an objective's field `layers`."""
 
 

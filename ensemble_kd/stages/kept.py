@@ -20,6 +20,8 @@ def kept_of(config: Config, info: dict[str, Any]) -> Kept | None:
     settings = config.soft_targets
     if not settings.keep:
         return None
+    if "features" in settings.keep:
+        return Kept((), (), 0, 0, 0, 0, False, settings.keep_dtype, _features(config, info))
     shapes: dict[tuple[int, int, int], int] = {}  # depth, width, heads -> number of a teacher
     known: set[str] = set()
     for i in range(num_teachers(config)):
@@ -56,6 +58,34 @@ def kept_of(config: Config, info: dict[str, Any]) -> Kept | None:
     )
 
 
+def _features(config: Config, info: dict[str, Any]) -> int:
+    """Width of the teachers' features; ConfigError where they have none, or differ."""
+    widths: dict[int, int] = {}  # width -> number of a teacher
+    for i in range(num_teachers(config)):
+        model, path = teacher_model(config, i)
+        try:
+            states = sample_outputs(
+                skeleton(resolve(model, path=path)[0], info, path), info, {"hidden": True}
+            )
+        except ConfigError as error:
+            raise ConfigError([f"soft_targets.keep: {line}" for line in error.problems]) from error
+        last = list((states.hidden or {}).values())[-1:]
+        if not last or last[0].dim() != 2:
+            shape = f"{tuple(last[0].shape[1:])}" if last else "missing"
+            raise ConfigError(
+                f"soft_targets.keep: features are the last hidden state, as numbers in a row, and that of "
+                f"teacher {i} is {shape}; set keep: [], so that the teacher runs beside the student"
+            )
+        widths.setdefault(last[0].shape[1], i)
+    if len(widths) > 1:
+        told = ", ".join(f"teacher {i} has {width}" for width, i in list(widths.items())[:3])
+        raise ConfigError(
+            f"soft_targets.keep: features of one width, and {told}; give all teachers the same, or set keep: "
+            "[], so that the teacher runs beside the student"
+        )
+    return next(iter(widths))
+
+
 def _shape(network: Network, info: dict[str, Any], attention: bool) -> tuple[int, int, int]:
     """Blocks, width, and heads, which are 0 where attention is not asked for."""
     try:
@@ -80,6 +110,12 @@ def kept_problems(config: Config, info: dict[str, Any]) -> list[str]:
     size = (layout.bytes_per_row - layout.logits_alone.bytes_per_row) * rows
     if size <= settings.keep_at_most * 1e9:
         return []
+    if kept.features:
+        return [
+            f"soft_targets.keep_at_most: {settings.keep_at_most:g} GB, but features of {members} teachers "
+            f"for {rows} rows take {size / 1e9:.3g} GB; raise the limit, or set soft_targets.keep: [], so "
+            "that the teacher runs beside the student"
+        ]
     first = "" if kept.first_only or kept.attention else ", set soft_targets.keep_positions: first"
     return [
         f"soft_targets.keep_at_most: {settings.keep_at_most:g} GB, but {' and '.join(settings.keep)} of "

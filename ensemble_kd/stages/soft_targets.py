@@ -149,6 +149,8 @@ class Labeller:
             name: torch.zeros(count, *shape, dtype=kind)
             for name, (shape, _) in kept.columns(1, members).items()
         }
+        if kept.features:
+            return logits, self._features(inputs, logits, columns["features"])
         wants = {name: True for name in columns}
         tokens = STATES_AT_ONCE["cpu" if self.device.type == "cpu" else "cuda"]
         for m, (network, precision) in enumerate(self.networks):
@@ -168,13 +170,36 @@ class Labeller:
                     scores = scores.to("cpu", kind)  # (B, K, A, L, L)
                     scores.masked_fill_((absent[:, :, None] | absent[:, None])[:, None, None], 0)
                     columns["attention"][rows, 0, m, :, :, :end, :end] = scores
-        for name, column in columns.items():
-            if not torch.isfinite(column).all():
-                raise InputError(
-                    f"soft_targets.keep_dtype: {kept.dtype} cannot hold a teacher's {name} (beyond "
-                    f"{torch.finfo(kind).max:g}, or not a number); set it to float32, or keep fewer layers"
-                )
+        _check_finite(columns)
         return logits, columns
+
+    def _features(
+        self, inputs: torch.Tensor, logits: torch.Tensor, features: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Fill `logits` (B, 1, M, C) and `features` (B, 1, M, D); returns the latter as a column."""
+        for m, (network, precision) in enumerate(self.networks):
+            network.eval()
+            for begin in range(0, len(inputs), self.batch_size):
+                part = slice(begin, begin + self.batch_size)
+                with autocast(self.device, precision):
+                    outputs = network(inputs[part].to(self.device), hidden=True)
+                logits[part, 0, m] = outputs.logits.float().cpu()
+                assert outputs.hidden is not None, "checked with the configuration"
+                features[part, 0, m] = list(outputs.hidden.values())[-1].to("cpu", features.dtype)
+        _check_finite({"features": features})
+        return {"features": features}
+
+
+def _check_finite(columns: dict[str, torch.Tensor]) -> None:
+    """Raises InputError for numbers that `keep_dtype` cannot hold."""
+    for name, column in columns.items():
+        if not torch.isfinite(column).all():
+            kind = str(column.dtype).removeprefix("torch.")
+            raise InputError(
+                f"soft_targets.keep_dtype: {kind} cannot hold a teacher's {name} (beyond "
+                f"{torch.finfo(column.dtype).max:g}, or not a number); set it to float32, or keep fewer "
+                "layers"
+            )
 
 
 def run(

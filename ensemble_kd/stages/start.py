@@ -199,6 +199,12 @@ def stored(basis: Basis, terms: Sequence[dict[str, Any]]) -> bool:
         needs = objective.needs
         if "logits" in needs and basis.store.top_k is not None:
             return False
+        if kept.features:
+            if not getattr(objective, "features_only", False):
+                return False
+            continue
+        if getattr(objective, "reads_last", False) and kept.depth not in kept.hidden:
+            return False
         if "hidden" in needs and kept.first_only and not getattr(objective, "first_only", False):
             return False
         # What does not say which layers it reads may read all.
@@ -206,9 +212,11 @@ def stored(basis: Basis, terms: Sequence[dict[str, Any]]) -> bool:
         whole &= len(kept.attention) == kept.depth or "attention" not in needs
         if not hasattr(objective, "prepare") and not whole:
             return False
+    states = {"features": torch.zeros(2, kept.features)} if kept.features else None
     teacher = Outputs(
         torch.zeros(2, basis.store.classes),
-        {state_name(k): torch.zeros(2, 1 if kept.first_only else 8, kept.width) for k in kept.hidden},
+        states
+        or {state_name(k): torch.zeros(2, 1 if kept.first_only else 8, kept.width) for k in kept.hidden},
         tuple(torch.zeros(2, kept.heads, 8, 8) for _ in kept.attention),
         torch.ones(2, 1 if kept.first_only else 8, dtype=torch.bool),
         kept.depth,

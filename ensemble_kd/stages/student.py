@@ -19,6 +19,7 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
+from ensemble_kd.objectives.whole_batches import relation_problems
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, of_targets
 from ensemble_kd.stages.context import Context, StagePlan
@@ -77,6 +78,7 @@ def objective_problems(config: Config) -> list[str]:
             problems += _soft_problems(config, path, block, fields)
         try:
             terms = build_terms(block.terms, block.temperature, f"{path}.terms")
+            problems += relation_problems(path, block.training, terms, block.terms)
             if _of_values(config, block):
                 for k, term in enumerate(terms):
                     problems += value_problems(term.objective, block.terms[k]["name"], term.path)

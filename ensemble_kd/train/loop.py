@@ -248,6 +248,7 @@ def train_epochs(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, step, total_steps)
             batch.progress = step / total_steps
+            batch.group = replicas.group if replicas.size > 1 else None
             if on_step is not None:
                 on_step(batch.progress)
             total += train_step(model, network, optimizer, batch, loss, training, device, online)

@@ -52,9 +52,15 @@ class StoredStates:
     def __call__(self, batch: Batch) -> list[Outputs]:
         """Each teacher's outputs for the batch, in float32."""
         assert batch.rows is not None, "rows of the transfer set have numbers"
-        rows, length = batch.rows.cpu(), batch.inputs.shape[1]
-        kept, present = self.store.kept, batch.inputs != 0  # (B, L)
+        rows, kept = batch.rows.cpu(), self.store.kept
         logits = self.store.logits.pick(rows, torch.zeros_like(rows))  # (B, M, C)
+        if kept.features:
+            columns = self.store.columns["features"][:, 0]  # (N, M, D)
+            return [
+                Outputs(logits[:, m].to(self.device).float(), {"features": self._pick(columns[:, m], rows)})
+                for m in self.members
+            ]
+        length, present = batch.inputs.shape[1], batch.inputs != 0  # (B, L)
         found = []
         for m in self.members:
             hidden = attention = None

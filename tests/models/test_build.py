@@ -54,7 +54,11 @@ CASES: list[tuple[Any, dict[str, Any], set[str]]] = [
     (MLPConfig(hidden=[7, 6]), IMAGE, {"layer_1", "layer_2"}),
     (MLPConfig(hidden=[]), NUMERIC, set()),
     (CNNConfig(channels=[8, 9]), IMAGE, {"layer_1", "layer_2", "pooled"}),
-    (ResNetConfig(width=8), IMAGE, {"stage_1", "stage_2", "stage_3", "pooled"}),
+    (
+        ResNetConfig(width=8),
+        IMAGE,
+        {"pooled", *(f"stage_{i}{end}" for i in (1, 2, 3) for end in ("", "_first"))},
+    ),
     (BagConfig(embedding=6, hidden=[5]), TEXT, {"pooled", "layer_1"}),
     (BagConfig(embedding=6, piece_weights=True), TEXT, {"pooled"}),
     (TextCNNConfig(embedding=6, filters=5, hidden=[4], dropout=0.1), TEXT, {"pooled", "layer_1"}),

@@ -25,6 +25,16 @@ CASES: dict[str, dict[str, Any]] = {
     "stopped": {"epochs": 9, "early_stopping": 1},
     "quantised": {"optimizer": "sgd", "learning_rate": 0.1},
     "beside": {"optimizer": "sgd", "learning_rate": 0.1},
+    "related": {"optimizer": "sgd", "learning_rate": 0.1},
+}
+BESIDE: dict[str, list[dict[str, Any]]] = {
+    "beside": [{"name": "hidden_mse", "weight": {"start": 1.0, "end": 0.0, "shape": "linear"}}],
+    "related": [  # each row with those of the other replica
+        {"name": "rkd_distance", "weight": 5.0},
+        {"name": "rkd_angle", "weight": 5.0},
+        {"name": "darkrank_hard", "list_length": 10},
+        {"name": "crd", "size": 4},
+    ],
 }
 
 
@@ -35,10 +45,9 @@ def run(case: str, replicas: Replicas | None = None) -> tuple[dict[str, torch.Te
         quantise_(model, Quantiser(ema_decay=0.9, group=replicas.group if replicas else None))
     loss = DistillationLoss()
     beside: dict[str, Any] = {}
-    if case == "beside":  # a wider teacher at work, whose states a learned projection is held against
+    if case in BESIDE:  # a wider teacher at work, whose states a learned projection is held against
         teacher = network(seed=1, hidden=[24])
-        terms = [{"name": "hidden_mse", "weight": {"start": 1.0, "end": 0.0, "shape": "linear"}}]
-        loss = DistillationLoss(terms=build_terms(terms, 1.0, "student.terms"))
+        loss = DistillationLoss(terms=build_terms(BESIDE[case], 1.0, "student.terms"))
         online = Online([teacher], loss.wants, "float32", torch.device("cpu"))
         torch.manual_seed(2)
         beside = {"online": online, "learned": prepare_loss(loss, model, [teacher], INFO, online.device)}
