@@ -20,6 +20,7 @@ from ensemble_kd.config import (
     member_settings,
     num_teachers,
     unresolved,
+    variants,
 )
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
@@ -63,6 +64,8 @@ def tasks(
         training = member_settings(teachers, i)[1]
         if teachers.source == "pretrained":  # taken as it is: a member without a step of training
             training = TrainingConfig(epochs=0)
+        if model.name == "trees":  # fitted without epochs: how networks are trained changes nothing
+            training = TrainingConfig(epochs=0, class_weights=training.class_weights)
         architecture, initial = resolve(model, path=path)
         if teachers.source == "pretrained" and info is not None:
             assert initial is not None
@@ -106,6 +109,8 @@ def plan(config: Config, run: Path, data: str) -> StagePlan:
         **{key: config.teachers.model_dump(mode="json")[key] for key in ("model", "training", "overrides")},
         "seed": config.seed,
     }
+    if config.teachers.kinds:
+        settings["kinds"] = [kind.model_dump(mode="json") for kind in config.teachers.kinds]
     return StagePlan.of(run, "teachers", settings, {"data": data, "members": fingerprint(*members)})
 
 
@@ -227,9 +232,9 @@ def check_custom(config: Config, info: dict[str, Any]) -> None:
     if config.teachers.source == "train":
         models.append(("teachers.model", config.teachers.model))
         models += [
-            (f"teachers.overrides.{i}.model", override.model)
-            for i, override in enumerate(config.teachers.overrides)
-            if override.model is not None
+            (f"{path}.model", each.model)
+            for path, each in variants(config.teachers)
+            if each.model is not None
         ]
     problems: list[str] = []
     for path, model in models:

@@ -28,6 +28,7 @@ from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
 from ensemble_kd.models.rows import cut_tables_, restore_tables_, tables
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
+from ensemble_kd.models.trees import Trees
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
@@ -61,6 +62,7 @@ from ensemble_kd.train.online import Beside, Online
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 from ensemble_kd.train.stored_states import KeptStates, StoredStates
+from ensemble_kd.train.trees import fit_trees_, rows_of
 from ensemble_kd.train.validation import validation_metrics
 
 PREDICTIONS = "predictions.safetensors"
@@ -305,6 +307,14 @@ def member_epochs(
         by = training.early_stopping_by
         return validation_metrics(logits, validation_labels, data.info.get("target"), by)
 
+    if isinstance(network.body, Trees):
+        if replicas.rank == 0:
+            judged, target = (validation, validation_labels), data.info.get("target")
+            rows = rows_of(batches.source)
+            rounds = fit_trees_(network, task.model, training, task.seed, rows, judged, target)
+            seconds = time.perf_counter() - began
+            finish_member(task, data, network, Progress(rounds), folder, device, seconds)
+        return True
     try:
         progress = yield from train_epochs(
             network,
