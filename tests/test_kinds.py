@@ -140,3 +140,39 @@ def test_trees_and_networks_teach_together(tmp_path: Path, ray_session: None, st
     lines: list[str] = []
     pipeline.run(found, tmp_path / "run", console=Console(line=lines.append))
     assert sum(line.endswith("(kept)") for line in lines) >= 5
+
+
+def test_weights_from_validation_rows_and_given_ones_exclude_each_other() -> None:
+    found = config(teachers={"weights": "validation"})
+    assert cross_field_problems(found) == []
+    both = found.model_copy(update={"student": found.student.model_copy(update={"weights": [1.0, 2.0]})})
+    assert any("teachers.weights is 'validation'" in line for line in cross_field_problems(both))
+
+
+@pytest.mark.slow
+def test_the_mean_follows_the_better_kind(tmp_path: Path, ray_session: None) -> None:
+    write(tmp_path / "data")
+    folder = tmp_path / "run"
+    found = {
+        weights: pipeline.run(
+            config(str(tmp_path / "data"), teachers={"kinds": [TREES], "weights": weights}),
+            folder,
+            console=Console(),
+        )
+        for weights in ("equal", "validation")
+    }
+    accuracy = {
+        name: next(s["accuracy"] for s in report["systems"] if s["role"] == "ensemble")
+        for name, report in found.items()
+    }
+    assert accuracy["validation"] > accuracy["equal"]
+    manifests = [json.loads(path.read_text()) for path in (folder / "teachers").glob("*/manifest.json")]
+    (weights,) = [m["summary"]["weights"] for m in manifests if "weights" in m["summary"]]
+    assert len(weights) == 4 and min(weights[2:]) > max(weights[:2])
+    assert len(list((folder / "teachers" / "members").iterdir())) == 4  # nothing was trained again
+    assert len(list((folder / "soft_targets").iterdir())) == 1
+    settings = [
+        json.loads(path.read_text())["config"]
+        for path in (folder / "student/members").glob("*/manifest.json")
+    ]
+    assert weights in [each.get("weights") for each in settings]

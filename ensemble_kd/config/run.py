@@ -149,6 +149,10 @@ def _problems_between_fields(config: Config) -> list[str]:
             problems.append(f"student.weights: {len(student.weights)} weights for {num_members} teachers")
         elif not sum(student.weights) > 0:
             problems.append("student.weights: at least one weight must be above 0")
+        if config.teachers.weights != "equal":
+            problems.append(
+                "student.weights: set, but teachers.weights is 'validation', which finds them; leave one out"
+            )
     if config.soft_targets.views > 1 and not config.data.augment.active:
         problems.append(
             "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"

@@ -54,7 +54,7 @@ class PredictionsConfig(Block):
 class TeachersConfig(Block):
     """The ensemble."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"kinds"})
+    later: ClassVar[frozenset[str]] = frozenset({"kinds", "weights"})
 
     source: Literal["train", "pretrained", "transformers", "callable", "mlflow", "predictions"] = "train"
     """`train` the members; take `pretrained` classifiers, whose inputs are the student's, or classifiers of
@@ -94,6 +94,9 @@ class TeachersConfig(Block):
     """Apply `data.augment` anew in every epoch."""
     calibrate: bool = True
     """Divide each member's logits by a temperature fitted on validation rows before any mean is made."""
+    weights: Literal["equal", "validation"] = "equal"
+    """How much each member counts in the mean: as much as the others, or as it is worth on `validation` rows,
+    drawn towards equal shares where these are few (then in place of `student.weights`)."""
     replicas_per_member: int = Field(1, ge=1)
     """Workers that train one member together (DDP)."""
     on_failure: Literal["stop", "exclude"] = "stop"

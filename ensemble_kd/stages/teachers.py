@@ -29,8 +29,8 @@ from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.base import DataFound, Done, NotDone, Stage, Work
-from ensemble_kd.stages.calibrated import calibrates, fit_teachers
+from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, fit_teachers, weights_of_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
@@ -90,17 +90,18 @@ def tasks(
 
 def plan(config: Config, run: Path, data: str) -> StagePlan:
     info = info_of(run, data)
-    order = {"class_order": orders} if any(orders := orders_of(config, info)) else {}
+    order: dict[str, Any] = {"class_order": orders} if any(orders := orders_of(config, info)) else {}
+    weights = {} if config.teachers.weights == "equal" else {"weights": config.teachers.weights}
     if config.teachers.source == "predictions":
         assert config.teachers.predictions is not None
         settings = config.teachers.predictions.model_dump(
             mode="json", include={"id_column", "column", "values"}
         )
-        settings |= order
+        settings |= order | weights
         files = predictions_fingerprint(config.teachers.predictions)
         return StagePlan.of(run, "teachers", settings, {"data": data, "predictions": files})
     if config.teachers.source in ASKED:
-        settings = {"source": config.teachers.source, "values": config.teachers.values, **order}
+        settings = {"source": config.teachers.source, "values": config.teachers.values, **order, **weights}
         return StagePlan.of(run, "teachers", settings, {"data": data, **digests(config)})
     members = [task.fingerprint for task in tasks(config, data, info=info)]
     settings = {
@@ -108,6 +109,7 @@ def plan(config: Config, run: Path, data: str) -> StagePlan:
         "on_failure": config.teachers.on_failure,
         **{key: config.teachers.model_dump(mode="json")[key] for key in ("model", "training", "overrides")},
         "seed": config.seed,
+        **weights,
     }
     if config.teachers.kinds:
         settings["kinds"] = [kind.model_dump(mode="json") for kind in config.teachers.kinds]
@@ -151,14 +153,22 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
 
 
 def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """`calibration` for the manifest, where labels are classes; fitted whether it is used or not."""
+    """For the manifest: `calibration`, where labels are classes, fitted whether it is used or not; and what
+    members count in the mean, `weights`, where validation rows decide."""
     found = fit_teachers(context.config, context.folder, data, entries, folder)
     if found is not None and found["rows"] < FEWEST and calibrates(context.config):
         context.console.line(
             f"teachers.calibrate: {found['rows']} validation rows with a label, fewer than {FEWEST}: the "
             "members' logits are taken as they are"
         )
-    return {} if found is None else {"calibration": found}
+    kept: dict[str, Any] = {} if found is None else {"calibration": found}
+    weights = weights_of_teachers(context.config, context.folder, data, entries, folder, found)
+    if weights is None and context.config.teachers.weights != "equal":
+        context.console.line(
+            "teachers.weights: all count the same: there is one, or validation rows do not tell (at least "
+            f"{FEWEST} with a label and every member's answers)"
+        )
+    return kept if weights is None else {**kept, "weights": weights}
 
 
 def _judge(
@@ -285,6 +295,16 @@ class Teachers(Stage):
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)
 
+    def rewrite(self, config: Config, artifact: Artifact) -> Config:
+        """The students' `weights`, where validation rows decide; 0 of a member that was left out."""
+        weights = artifact.summary.get("weights")
+        if config.teachers.weights == "equal" or weights is None:
+            return config
+        names = [entry["name"] for entry in artifact.known("members")]
+        found = dict(zip(names, weights, strict=True))
+        every = [found.get(f"teacher-{i:03d}", 0.0) for i in range(num_teachers(config))]
+        return config.model_copy(update={"student": config.student.model_copy(update={"weights": every})})
+
     def preview(self, config: Config, plan: StagePlan, done: Done) -> dict[str, Any]:
         if config.teachers.source in ("train", "pretrained"):
             labelled = done.info["counts"]["labelled"]
@@ -302,7 +322,10 @@ class Teachers(Stage):
         if not accuracies:
             return f"{len(summary['members'])} given"
         low, high = 100 * min(accuracies), 100 * max(accuracies)
-        return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%"
+        counts = ""
+        if weights := summary.get("weights"):
+            counts = f", counted {min(weights):.3f} to {max(weights):.3f}"
+        return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%{counts}"
 
 
 STAGE = Teachers()
