@@ -129,7 +129,8 @@ def test_trees_and_networks_teach_together(tmp_path: Path, ray_session: None, st
     write(tmp_path / "data")
     more = {"compute": {"memory_budget": 1e-9}} if streamed else {}
     found = config(str(tmp_path / "data"), teachers={"kinds": [TREES]}, **more)
-    report = pipeline.run(found, tmp_path / "run", console=Console())
+    pipeline.run(found, tmp_path / "run", console=Console())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
     names = [s["name"] for s in report["systems"] if s["role"] == "teacher"]
     assert names == [f"teacher-{i:03d}" for i in range(4)]
     scores = {s["name"]: s["accuracy"] for s in report["systems"] if s["role"] == "teacher"}
@@ -153,14 +154,11 @@ def test_weights_from_validation_rows_and_given_ones_exclude_each_other() -> Non
 def test_the_mean_follows_the_better_kind(tmp_path: Path, ray_session: None) -> None:
     write(tmp_path / "data")
     folder = tmp_path / "run"
-    found = {
-        weights: pipeline.run(
-            config(str(tmp_path / "data"), teachers={"kinds": [TREES], "weights": weights}),
-            folder,
-            console=Console(),
-        )
-        for weights in ("equal", "validation")
-    }
+    found = {}
+    for weights in ("equal", "validation"):
+        teachers = {"kinds": [TREES], "weights": weights}
+        pipeline.run(config(str(tmp_path / "data"), teachers=teachers), folder, console=Console())
+        found[weights] = json.loads((folder / "report.json").read_text())
     accuracy = {
         name: next(s["accuracy"] for s in report["systems"] if s["role"] == "ensemble")
         for name, report in found.items()
