@@ -155,7 +155,13 @@ def _problems_between_fields(config: Config) -> list[str]:
             )
     if config.soft_targets.views > 1 and not config.data.augment.active:
         problems.append(
-            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
+            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift, mixup or "
+            "word_dropout"
+        )
+    if config.data.augment.mixup and config.specialists is not None:
+        problems.append(
+            "data.augment.mixup: specialists are asked about rows of their classes, and a mixture is of two; "
+            "leave the mixup or the specialists out"
         )
     problems += class_weight_problems(config)
     problems += keep_problems(config)

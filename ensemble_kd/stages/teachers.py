@@ -43,7 +43,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.start import teacher_model, teacher_problems
-from ensemble_kd.stages.training_data import arrays_and_loader
+from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
 from ensemble_kd.train.teacher_calibration import FEWEST
@@ -70,7 +70,8 @@ def tasks(
         if teachers.source == "pretrained" and info is not None:
             assert initial is not None
             initial |= taken_over(model.source, info, orders[i], model.trust_remote_code)
-        augment = config.data.augment if teachers.augment and config.data.augment.active else None
+        augmented = teachers.augment and config.data.augment.active and model.name != "trees"
+        augment = config.data.augment if augmented else None
         found.append(
             MemberTask(
                 name=f"teacher-{i:03d}",
@@ -278,6 +279,7 @@ class Teachers(Stage):
                 problems.append(
                     f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it"
                 )
+        problems += mixing_problems(config, found.info)
         unfit = teacher_problems(config, found.info)
         if unfit:
             found.misfits.add(self.name)

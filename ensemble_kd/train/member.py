@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.labels import labelled
+from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
@@ -582,6 +583,9 @@ def make_batches(
         wanted = task.targets if task.reads_teacher else None
         open_epoch = data.stream(wanted, mix(task.seed, 13), max(1, task.views))
         source = StreamSource(lambda epoch: _filtered(task, open_epoch(epoch), data.info, epoch))
+    pool = None
+    if augment.mixup and isinstance(source, TensorSource):  # a stored view is mixed with any row of the split
+        pool = Pool(source.inputs, source.labels, source.rows if task.views == 0 else None)
     if task.masked_lm:
         masking = _masking(task, data.info)
     return Batches(
@@ -598,6 +602,7 @@ def make_batches(
         trim_padding=data.info["kind"] == "text",
         by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
         masking=masking,
+        pool=pool,
     )
 
 
