@@ -24,6 +24,7 @@ from ensemble_kd.config import (
 )
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console
+from ensemble_kd.stages.start import student_problems
 
 TREES = {"model": {"name": "trees", "rounds": 20}, "count": 2}
 
@@ -174,3 +175,38 @@ def test_the_mean_follows_the_better_kind(tmp_path: Path, ray_session: None) -> 
         for path in (folder / "student/members").glob("*/manifest.json")
     ]
     assert weights in [each.get("weights") for each in settings]
+
+
+def test_a_student_of_a_teacher_s_layers_takes_a_transformer_s() -> None:
+    found = validate(
+        {
+            "name": "kinds",
+            "data": {"kind": "text", "path": ".", "text": {"tokenizer": "pretrained", "source": "none"}},
+            "teachers": {
+                "num_members": 1,
+                "model": {
+                    "name": "transformer",
+                    "architecture": {
+                        "model_type": "bert",
+                        "hidden_size": 16,
+                        "num_hidden_layers": 2,
+                        "num_attention_heads": 2,
+                        "intermediate_size": 16,
+                    },
+                },
+                "kinds": [{"model": {"name": "bag"}}],
+            },
+            "student": {"model": {"name": "transformer", "weights": "teacher", "layers": "every_second"}},
+        }
+    )
+    info = {
+        "kind": "text",
+        "input_shape": [8],
+        "num_classes": 2,
+        "vocabulary_size": 31,
+        "preprocess": {"special": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}},
+    }
+    assert student_problems(found, info) == []
+    beside = found.student.model_copy(update={"terms": [{"objective": "hidden_mse"}]})
+    told = student_problems(found.model_copy(update={"student": beside}), info)
+    assert any("is bag" in line for line in told)  # a teacher beside the student may be any of them

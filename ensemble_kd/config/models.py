@@ -120,8 +120,11 @@ class BiLSTMConfig(Block):
 
 
 class TreesConfig(Block):
-    """Boosted trees for rows of numbers (arXiv 1706.09516 and others; scikit-learn's histogram form), for
-    teachers: fitted in one go, without epochs, on the labels that the member's rows have."""
+    """Boosted trees for rows of numbers, for teachers: fitted in one go, without epochs, on labelled rows.
+
+    Friedman, Annals of Statistics 29, 2001, in scikit-learn's histogram form. Of `training` they read
+    `class_weights` alone.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("numeric",)
     name: Literal["trees"] = "trees"

@@ -109,7 +109,9 @@ def basis_of(
             found.append({**entry, "model": manifest.config["model"]})
     teacher = None
     if found:
-        chosen = best(found)
+        transformers = [entry for entry in found if entry["model"]["name"] == "transformer"]
+        starts = getattr(config.student.model, "weights", None) == "teacher"
+        chosen = best(transformers if starts and transformers else found)
         teacher = {"model": chosen["model"], "initial": _place(chosen)}
     pieces = None
     vocabulary = getattr(config.student.model, "vocabulary", "all")
@@ -448,6 +450,9 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
     except ConfigError as error:
         problems += error.problems
     any_of: list[dict[str, Any] | None] = [*teachers] or [None]
+    starts = getattr(config.student.model, "weights", None) == "teacher"
+    if starts and not (config.student.terms or config.student.phases or config.student.online.logits):
+        any_of = [each for each in teachers if each["name"] == "transformer"] or any_of
     for teacher in any_of:  # each may turn out to be the best
         given = None if teacher is None else {"model": teacher, "initial": {}}
         try:

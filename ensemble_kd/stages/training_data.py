@@ -38,8 +38,10 @@ def bytes_in_memory(info: dict[str, Any], *layouts: StoreLayout) -> int:
 
 def mixing_problems(config: Config, info: dict[str, Any]) -> list[str]:
     """Whether inputs are to be mixed with others that are not in memory; `info` describes the data."""
+    if not config.data.augment.mixup:
+        return []
     needed = bytes_in_memory(info, layout_of(config, info, num_teachers(config)))
-    if not config.data.augment.mixup or needed <= config.compute.memory_budget * GB:
+    if needed <= config.compute.memory_budget * GB:
         return []
     return [
         "data.augment.mixup: mixes rows of the transfer set that are in memory, and this one is streamed "

@@ -15,7 +15,7 @@ from ensemble_kd.train.metrics import log_softmax
 PRIOR = 5.0
 """Rows that each member has on its side before any row is seen; see `fit_weights`."""
 DIGITS = 3
-"""Decimals that are kept: what rounding differs in between machines is not in a fingerprint."""
+"""Significant digits that are kept: what rounding differs in between machines is not in a fingerprint."""
 
 
 def fit_weights(
@@ -54,4 +54,4 @@ def fit_weights(
 
     found = minimize(loss, np.zeros(len(outputs)), jac=True, method="L-BFGS-B", options={"gtol": 1e-6}).x
     w = np.exp(found - found.max())
-    return [float(x) for x in np.round(w / w.sum(), DIGITS)]
+    return [float(f"{x:.{DIGITS}g}") for x in w / w.sum()]

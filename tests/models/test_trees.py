@@ -10,7 +10,9 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from ensemble_kd.config import TrainingConfig, TreesConfig
+from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.fits import check_fits
 from ensemble_kd.models.trees import Trees, as_arrays
 from ensemble_kd.models.weights import load_weights, save_weights, shapes_of
 from ensemble_kd.train.trees import fit_trees_
@@ -144,3 +146,8 @@ def test_a_tree_without_a_split_is_one_leaf() -> None:
     body = Trees(1)
     body.fill_(as_arrays([[tree]], np.array([1.0]), np.array([0])))
     assert body(torch.zeros(3, 2)).logits.tolist() == [[1.25]] * 3
+
+
+def test_no_model_folder_holds_trees() -> None:
+    with pytest.raises(ArtifactError, match="'trees' is for teachers"):
+        check_fits(TreesConfig(), info(3), {"body.feature": (0, 1)})
