@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.models import TransformerConfig
-from ensemble_kd.config.teachers import member_settings, num_teachers
+from ensemble_kd.config.teachers import member_models
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -63,7 +63,7 @@ def keep_problems(config: Config) -> list[str]:
             "train the teachers, take pretrained ones, or set keep: []"
         )
     elif teachers.source == "train":
-        used = [member_settings(teachers, i)[0] for i in range(num_teachers(config))]
+        used = member_models(teachers)
         if others := sorted({model.name for model in used if not isinstance(model, TransformerConfig)}):
             problems.append(
                 f"{path}: {settings.keep} of text transformers alone, and a teacher is {others[0]!r}; "

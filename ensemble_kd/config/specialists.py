@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.models import TreesConfig
-from ensemble_kd.config.teachers import member_settings, num_teachers
+from ensemble_kd.config.teachers import member_models
 from ensemble_kd.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def specialist_problems(config: Config) -> list[str]:
             "specialists: they start from a teacher's weights, and teachers.source=predictions has none; "
             "train the teachers or leave the specialists out"
         )
-    members = range(num_teachers(config)) if config.teachers.source == "train" else ()
-    if any(isinstance(member_settings(config.teachers, i)[0], TreesConfig) for i in members):
+    models = member_models(config.teachers) if config.teachers.source == "train" else []
+    if any(isinstance(model, TreesConfig) for model in models):
         problems.append(
             "specialists: they start from a teacher's weights, and a teacher is of trees, which have none; "
             "leave the trees or the specialists out"

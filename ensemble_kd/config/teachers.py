@@ -271,6 +271,13 @@ def variant_of(teachers: TeachersConfig, index: int) -> tuple[str, MemberOverrid
     return f"teachers.kinds.{number}", teachers.kinds[number]
 
 
+def member_models(teachers: TeachersConfig) -> list[Any]:
+    """Architecture of each member that is trained, whatever its training says."""
+    count = teachers.num_members + sum(kind.count for kind in teachers.kinds)
+    own = [variant_of(teachers, i) for i in range(count)]
+    return [teachers.model if found is None else found[1].model or teachers.model for found in own]
+
+
 def member_settings(teachers: TeachersConfig, index: int) -> tuple[Any, TrainingConfig]:
     """Architecture and training of member `index`, with what it does differently."""
     found = variant_of(teachers, index)
