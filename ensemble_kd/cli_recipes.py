@@ -57,11 +57,17 @@ def _recipes() -> Table:
         table.add_row(
             name,
             f"{raw['data'].get('kind', 'image')} ({raw['data'].get('source', 'files')})",
-            f"{teachers_.get('num_members', 5)} x {escape(_model(teachers_))}",
+            escape(_ensemble(teachers_)),
             escape(_model(student_)),
             os.path.relpath(path),
         )
     return table
+
+
+def _ensemble(teachers: dict[str, Any]) -> str:
+    kinds = [{"count": teachers.get("num_members", 5), "model": teachers.get("model", {"name": "mlp"})}]
+    kinds += [{"model": kinds[0]["model"], **kind} for kind in teachers.get("kinds", [])]
+    return ", ".join(f"{kind.get('count', 1)} x {_model(kind)}" for kind in kinds)
 
 
 def _model(block: dict[str, Any]) -> str:

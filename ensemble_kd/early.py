@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.callables import load, model_problems
-from ensemble_kd.config import Config, CustomModelConfig, TransformerConfig, corner_problems
+from ensemble_kd.config import Config, CustomModelConfig, TransformerConfig, corner_problems, variants
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.model_size import least_size, memory_at_hand, size_of, size_problems
@@ -63,7 +63,7 @@ def callable_problems(config: Config) -> list[str]:
     models: list[tuple[str, Any]] = [("student.model", config.student.model)]
     if teachers.source == "train":
         models.append(("teachers.model", teachers.model))
-        models += [(f"teachers.overrides.{i}.model", each.model) for i, each in enumerate(teachers.overrides)]
+        models += [(f"{path}.model", each.model) for path, each in variants(teachers)]
     for path, model in models:
         if isinstance(model, CustomModelConfig):
             problems += model_problems(model.callable, model.options, path)
@@ -137,7 +137,7 @@ def folder_problems(run_dir: str) -> list[str]:
 def quick(config: Config, folder: Path) -> bool:
     """Whether `first_plan` is all there is to say: the data is still to be read, and the rest is plain."""
     teachers, student, sweep = config.teachers, config.student, config.sweep
-    models = [student.model, teachers.model, *(each.model for each in teachers.overrides)]
+    models = [student.model, teachers.model, *(each.model for _, each in variants(teachers))]
     searched = [path.removeprefix("student.").split(".")[0] for path in (sweep.space if sweep else {})]
     return (
         not (folder / "data").exists()

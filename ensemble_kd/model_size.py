@@ -24,6 +24,8 @@ from ensemble_kd.config import (
     TrainingConfig,
     TransformerConfig,
     member_settings,
+    num_teachers,
+    variants,
 )
 from ensemble_kd.config_checks import shown
 
@@ -162,9 +164,9 @@ def _networks(config: Config) -> Iterator[tuple[str, Any, TrainingConfig]]:
     teachers = config.teachers
     if teachers.source == "train":
         yield "teachers.model", teachers.model, teachers.training
-        for i, override in enumerate(teachers.overrides):
-            if override.model is not None:
-                yield f"teachers.overrides.{i}.model", override.model, teachers.training
+        for path, each in variants(teachers):
+            if each.model is not None:
+                yield f"{path}.model", each.model, teachers.training
     yield "student.model", config.student.model, config.student.training
 
 
@@ -183,14 +185,15 @@ def _memory_problems(config: Config, sizes: tuple[int, int, int], memory: int, h
             return
     teachers, student = config.teachers, config.student
     if teachers.source == "train":
-        members = [member_settings(teachers, i) for i in range(teachers.num_members)]
+        num_members = num_teachers(config)
+        members = [member_settings(teachers, i) for i in range(num_members)]
         counts = [(parameters(model, *sizes) or 0, training) for model, training in members]
-        at_a_time = min(_workers(config), teachers.num_members * teachers.replicas_per_member)
+        at_a_time = min(_workers(config), num_members * teachers.replicas_per_member)
         trained = sorted((bytes_of(*each) for each in counts), reverse=True)
         copies = teachers.replicas_per_member
         needed = sum(trained[: max(1, at_a_time // copies)]) * copies
         total = sum(count for count, _ in counts)
-        what = f"teachers.model: {teachers.num_members:,} teachers of {_count(total)} parameters in all"
+        what = f"teachers.model: {num_members:,} teachers of {_count(total)} parameters in all"
         if needed > memory:
             yield (
                 f"{what}, {at_a_time:,} trained at a time take {_gigabytes(needed)} with gradients and the "

@@ -30,6 +30,7 @@ from ensemble_kd.config.models import (
     ResNetConfig,
     TextCNNConfig,
     TransformerConfig,
+    TreesConfig,
 )
 from ensemble_kd.config.overrides import apply_override
 from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
@@ -43,6 +44,8 @@ from ensemble_kd.config.teachers import (
     member_settings,
     num_teachers,
     numbers_only_problems,
+    variant_of,
+    variants,
 )
 from ensemble_kd.config.training import TrainingConfig
 
@@ -78,6 +81,7 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "TransformerConfig",
+    "TreesConfig",
     "apply_override",
     "balanced_weights",
     "class_name_problems",
@@ -99,6 +103,8 @@ __all__ = [
     "text_source",
     "unresolved",
     "validate",
+    "variant_of",
+    "variants",
     "with_class_weights",
     "with_epochs",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble_kd import space
 from ensemble_kd.config.base import replace
+from ensemble_kd.config.teachers import MemberOverride, variants, with_variants
 from ensemble_kd.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -23,13 +24,9 @@ def _blocks(config: Config) -> Iterator[tuple[str, Any, Any]]:
     blocks.append(("student.training", config.student.training))
     blocks += [(f"student.phases.{i}.training", p.training) for i, p in enumerate(config.student.phases)]
     yield from ((path, block.class_weights, block.focal_gamma) for path, block in blocks)
-    for i, override in enumerate(config.teachers.overrides):
+    for path, override in variants(config.teachers):
         fields = override.training
-        yield (
-            f"teachers.overrides.{i}.training",
-            fields.get("class_weights"),
-            fields.get("focal_gamma", 0.0),
-        )
+        yield f"{path}.training", fields.get("class_weights"), fields.get("focal_gamma", 0.0)
 
 
 def class_weight_problems(config: Config) -> list[str]:
@@ -111,14 +108,13 @@ def with_class_weights(config: Config, class_names: list[str], counts: list[int]
             return block
         return block.model_copy(update={"training": replace(block.training, {"class_weights": found})})
 
+    def changed_variant(override: MemberOverride) -> MemberOverride:
+        found = numbers(override.training.get("class_weights"))
+        fields = override.training if found is None else {**override.training, "class_weights": found}
+        return override.model_copy(update={"training": fields})
+
     teachers, student = changed(config.teachers), changed(config.student)
-    if teachers.overrides:
-        overrides = []
-        for override in teachers.overrides:
-            found = numbers(override.training.get("class_weights"))
-            fields = override.training if found is None else {**override.training, "class_weights": found}
-            overrides.append(override.model_copy(update={"training": fields}))
-        teachers = teachers.model_copy(update={"overrides": overrides})
+    teachers = with_variants(teachers, changed_variant)
     if student.phases:
         student = student.model_copy(update={"phases": [changed(phase) for phase in student.phases]})
     return config.model_copy(update={"teachers": teachers, "student": student})

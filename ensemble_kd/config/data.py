@@ -36,9 +36,9 @@ class TextConfig(Block):
 
 
 class AugmentConfig(Block):
-    """Random changes of training images that keep their class."""
+    """Random changes of training inputs: of images, and by mixing and leaving out of numbers and texts."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"erase"})
+    later: ClassVar[frozenset[str]] = frozenset({"erase", "mixup", "word_dropout"})
 
     shift: int = Field(0, ge=0, le=64)
     """Largest shift in pixels, drawn per example and axis; what comes in is filled with 0."""
@@ -48,8 +48,18 @@ class AugmentConfig(Block):
     erase: float = Field(0.0, ge=0, le=1)
     """Probability of erasing a rectangle of 2 to 40% of the pixels (arXiv 1708.04896), after the others."""
 
+    mixup: float = Field(0.0, ge=0, le=1)
+    """Images and numbers: probability of mixing an input with another row's, in shares drawn evenly
+    (arXiv 1710.09412). The label is either one's, by the same shares; the teachers answer the mixture."""
+    word_dropout: float = Field(0.0, ge=0, lt=1)
+    """Texts: probability of leaving a token out; the first and the last stay."""
+
     @property
     def active(self) -> bool:
+        return self.of_images or self.mixup > 0 or self.word_dropout > 0
+
+    @property
+    def of_images(self) -> bool:
         return self.shift > 0 or self.horizontal_flip or self.erase > 0
 
 
@@ -190,8 +200,14 @@ def data_problems(data: DataConfig) -> list[str]:
     if data.splits.get("unlabelled") and (data.unlabelled or data.text_augment):
         other = "data.unlabelled" if data.unlabelled else "data.text_augment"
         problems.append(f"data.splits.unlabelled: {other} is set too; leave one of them out")
-    if data.augment.active and data.kind != "image":
-        problems.append(f"data.augment: only for images; data.kind is {data.kind!r}")
+    if data.augment.of_images and data.kind != "image":
+        problems.append(
+            f"data.augment: shift, horizontal_flip and erase are only for images; data.kind is {data.kind!r}"
+        )
+    if data.augment.mixup and data.kind == "text":
+        problems.append("data.augment.mixup: tokens cannot be mixed; for texts use data.augment.word_dropout")
+    if data.augment.word_dropout and data.kind != "text":
+        problems.append(f"data.augment.word_dropout: only for texts; data.kind is {data.kind!r}")
     if data.kind == "text" and data.text.tokenizer == "subword" and data.text.vocabulary_size > 200_000:
         problems.append("data.text.vocabulary_size: at most 200000 for a learned vocabulary")
     if data.text.source is not None and data.text.tokenizer != "pretrained":

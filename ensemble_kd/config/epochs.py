@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kd.config.models import TransformerConfig
-from ensemble_kd.config.teachers import TeachersConfig, member_settings
+from ensemble_kd.config.teachers import MemberOverride, TeachersConfig, variants, varied, with_variants
 from ensemble_kd.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -103,19 +103,19 @@ def _teachers(teachers: TeachersConfig, rows: int, at_least: int, judging: dict[
         trained = starts_trained(model)
         return resolved(training, rows, trained, at_least=0 if trained else at_least, **judging)
 
-    overrides = []
-    for i, override in enumerate(teachers.overrides):
-        model, own = member_settings(teachers, i)
+    def changed(override: MemberOverride) -> MemberOverride:
+        model, own = varied(teachers, override)
         if teachers.training.epochs == "auto" or own.epochs == "auto":
             found = number(model, own).model_dump()
             # All that `auto` decides, so that nothing of the block's own number is taken over.
             names = ("epochs", "early_stopping")
             changes = {**override.training, **{name: found[name] for name in names}, "min_steps": "auto"}
             changes["early_stopping_by"] = found.get("early_stopping_by", "loss")
-            override = override.model_copy(update={"training": changes})
-        overrides.append(override)
+            return override.model_copy(update={"training": changes})
+        return override
+
     training = number(teachers.model, teachers.training)
-    return teachers.model_copy(update={"training": training, "overrides": overrides})
+    return with_variants(teachers, changed).model_copy(update={"training": training})
 
 
 def specialist_training(config: Config, rows: int) -> TrainingConfig:
@@ -135,8 +135,7 @@ def unresolved(config: Config) -> bool:
 
 
 def _all_of(teachers: TeachersConfig) -> list[TrainingConfig]:
-    members = range(len(teachers.overrides))
-    return [teachers.training, *(member_settings(teachers, i)[1] for i in members)]
+    return [teachers.training, *(varied(teachers, each)[1] for _, each in variants(teachers))]
 
 
 def epochs_problems(config: Config) -> list[str]:

@@ -119,6 +119,26 @@ class BiLSTMConfig(Block):
     """Probability of dropping a feature."""
 
 
+class TreesConfig(Block):
+    """Boosted trees for rows of numbers, for teachers: fitted in one go, without epochs, on labelled rows.
+
+    Friedman, Annals of Statistics 29, 2001, in scikit-learn's histogram form. Of `training` they read
+    `class_weights` alone.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("numeric",)
+    name: Literal["trees"] = "trees"
+    """`trees`"""
+    rounds: int = Field(200, ge=1, le=10000)
+    """Rounds of boosting, each of one tree per class; those after the best on validation rows are dropped."""
+    leaves: int = Field(31, ge=2, le=1024)
+    """Most leaves of a tree."""
+    learning_rate: float = Field(0.1, gt=0, le=1)
+    """Share of each tree's answer that counts."""
+    features: float = Field(0.5, gt=0, le=1)
+    """Share of the columns that a split chooses from, drawn by the member's seed."""
+
+
 class TransformerConfig(Block):
     """A model of the transformers library: text or image classifier, pretrained or from a configuration."""
 
@@ -185,20 +205,33 @@ ModelConfig = Annotated[
     | BagConfig
     | TextCNNConfig
     | BiLSTMConfig
+    | TreesConfig
     | TransformerConfig
     | CustomModelConfig,
     Field(discriminator="name"),
 ]
 
 
-OURS: tuple[Any, ...] = (MLPConfig, CNNConfig, ResNetConfig, BagConfig, TextCNNConfig, BiLSTMConfig)
+OURS: tuple[Any, ...] = (
+    MLPConfig,
+    CNNConfig,
+    ResNetConfig,
+    BagConfig,
+    TextCNNConfig,
+    BiLSTMConfig,
+    TreesConfig,
+)
 """Those that say which `kinds` of inputs they take; of the others only building them tells."""
 
 
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
+    teaches = path.startswith("teachers")
+    if isinstance(model, TreesConfig) and not teaches:
+        return [f"{path}.name: 'trees' is for teachers; a student is a network, use mlp, or custom"]
     if kind in getattr(model, "kinds", (kind,)):
         return []
-    good = sorted(block.model_fields["name"].default for block in OURS if kind in block.kinds)
+    fit = [block for block in OURS if kind in block.kinds and (teaches or block is not TreesConfig)]
+    good = sorted(block.model_fields["name"].default for block in fit)
     return [f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"]
 
 

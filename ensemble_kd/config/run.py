@@ -20,7 +20,7 @@ from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, sp
 from ensemble_kd.config.start import start_problems
 from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks
 from ensemble_kd.config.sweep import SweepConfig, sweep_problems
-from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems
+from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems, variants
 from ensemble_kd.config_checks import compute_problems, single_problems
 from ensemble_kd.stage_list import stages_of
 
@@ -104,9 +104,9 @@ def _value_problems(config: Config) -> list[str]:
         path = "teachers.predictions.values"
         wrong.append((path, given.values, given.values == "probabilities", "set logits"))
     trained: list[tuple[str, float]] = [("teachers.training", teachers.training.label_smoothing)]
-    for i, override in enumerate(teachers.overrides):
+    for path, override in variants(teachers):
         smoothing = override.training.get("label_smoothing", 0)
-        trained.append((f"teachers.overrides.{i}.training", smoothing if isinstance(smoothing, float) else 0))
+        trained.append((f"{path}.training", smoothing if isinstance(smoothing, float) else 0))
     trained += [
         (f"{path}.training", block.training.label_smoothing) for path, block in student_blocks(config)
     ]
@@ -149,9 +149,19 @@ def _problems_between_fields(config: Config) -> list[str]:
             problems.append(f"student.weights: {len(student.weights)} weights for {num_members} teachers")
         elif not sum(student.weights) > 0:
             problems.append("student.weights: at least one weight must be above 0")
+        if config.teachers.weights != "equal":
+            problems.append(
+                "student.weights: set, but teachers.weights is 'validation', which finds them; leave one out"
+            )
     if config.soft_targets.views > 1 and not config.data.augment.active:
         problems.append(
-            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift"
+            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift, mixup or "
+            "word_dropout"
+        )
+    if config.data.augment.mixup and config.specialists is not None:
+        problems.append(
+            "data.augment.mixup: specialists are asked about rows of their classes, and a mixture is of two; "
+            "leave the mixup or the specialists out"
         )
     problems += class_weight_problems(config)
     problems += keep_problems(config)
@@ -166,9 +176,9 @@ def _problems_between_fields(config: Config) -> list[str]:
     if config.teachers.source == "train":
         problems += transformer_problems("teachers.model", config.teachers.model, config.data)
         problems += start_problems("teachers.model", config.teachers.model, config)
-        for i, override in enumerate(config.teachers.overrides):
-            problems += transformer_problems(f"teachers.overrides.{i}.model", override.model, config.data)
-            problems += start_problems(f"teachers.overrides.{i}.model", override.model, config)
+        for path, override in variants(config.teachers):
+            problems += transformer_problems(f"{path}.model", override.model, config.data)
+            problems += start_problems(f"{path}.model", override.model, config)
     trained = [
         ("teachers", config.teachers.training, config.teachers.replicas_per_member),
         ("student", student.training, student.replicas_per_member),
@@ -209,7 +219,7 @@ def text_source(config: Config) -> str | None:
     if config.data.text.tokenizer != "pretrained":
         return None
     teachers, student = config.teachers, config.student
-    models = [teachers.model, *(override.model for override in teachers.overrides), student.model]
+    models = [teachers.model, *(each.model for _, each in variants(teachers)), student.model]
     sources = [
         config.data.text.source,
         *(teachers.given[:1] if teachers.source == "pretrained" else []),

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.models import TransformerConfig
+from ensemble_kd.config.teachers import member_models
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -62,13 +63,18 @@ def keep_problems(config: Config) -> list[str]:
             f"{path}: 'features' are kept of networks for images or numbers, and data.kind is 'text'; set it "
             "to [hidden], which has them"
         )
+    elif "features" in settings.keep and any(m.name == "trees" for m in member_models(teachers)):
+        problems.append(
+            f"{path}: 'features' are kept of networks, and a teacher is 'trees'; leave these out of "
+            f"teachers.kinds, or {remedy}"
+        )
     elif teachers.source not in ("train", "pretrained"):
         problems.append(
             f"{path}: {settings.keep}, but teachers.source={teachers.source} gives numbers and no states; "
             "train the teachers, take pretrained ones, or set keep: []"
         )
     elif teachers.source == "train" and config.data.kind == "text":
-        used = [override.model or teachers.model for override in teachers.overrides] or [teachers.model]
+        used = member_models(teachers)
         if others := sorted({model.name for model in used if not isinstance(model, TransformerConfig)}):
             problems.append(
                 f"{path}: {settings.keep} of text transformers alone, and a teacher is {others[0]!r}; "

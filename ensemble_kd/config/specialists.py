@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.models import TreesConfig
+from ensemble_kd.config.teachers import member_models
 from ensemble_kd.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -87,6 +89,12 @@ def specialist_problems(config: Config) -> list[str]:
         problems.append(
             "specialists: they start from a teacher's weights, and teachers.source=predictions has none; "
             "train the teachers or leave the specialists out"
+        )
+    models = member_models(config.teachers) if config.teachers.source == "train" else []
+    if any(isinstance(model, TreesConfig) for model in models):
+        problems.append(
+            "specialists: they start from a teacher's weights, and a teacher is of trees, which have none; "
+            "leave the trees or the specialists out"
         )
     if config.specialists.output == "full":
         if config.specialists.correction == "formula":

@@ -51,8 +51,10 @@ def start_problems(path: str, model: Any, config: Config) -> list[str]:
         return []
     if start.source is not None:
         return [f"{path}.source: not read with weights: teacher; leave one out"]
+    from ensemble_kd.config.teachers import variants  # which imports the models, and these this file
+
     teachers = config.teachers
-    models = [teachers.model, *(override.model for override in teachers.overrides if override.model)]
+    models = [teachers.model, *(each.model for _, each in variants(teachers) if each.model)]
     if teachers.source == "pretrained" or (
         teachers.source == "train" and any(model.name == "transformer" for model in models)
     ):

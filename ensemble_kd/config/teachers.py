@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
@@ -26,6 +27,13 @@ class MemberOverride(Block):
     """Fields of `training` to replace."""
 
 
+class MemberKind(MemberOverride):
+    """Further members of another kind."""
+
+    count: int = Field(1, ge=1, le=10000)
+    """Members of this kind; they differ by seed."""
+
+
 class PredictionsConfig(Block):
     """Teacher outputs that the user already has: per split a list of Parquet files, one a member."""
 
@@ -45,6 +53,8 @@ class PredictionsConfig(Block):
 
 class TeachersConfig(Block):
     """The ensemble."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"kinds", "weights"})
 
     source: Literal["train", "pretrained", "transformers", "callable", "mlflow", "predictions"] = "train"
     """`train` the members; take `pretrained` classifiers, whose inputs are the student's, or classifiers of
@@ -73,6 +83,9 @@ class TeachersConfig(Block):
     """Training."""
     overrides: list[MemberOverride] = []
     """Differences of single members, taken in turn: member i uses overrides[i mod length]."""
+    kinds: list[MemberKind] = []
+    """Members of other kinds, beside the `num_members` of `model`: each with what it does differently, and
+    how many there are. Kinds that err on different rows make a better mean than more of one kind."""
     bootstrap: bool = False
     """Draw each member's training rows with replacement."""
     fraction: float = Field(1.0, gt=0, le=1)
@@ -81,6 +94,9 @@ class TeachersConfig(Block):
     """Apply `data.augment` anew in every epoch."""
     calibrate: bool = True
     """Divide each member's logits by a temperature fitted on validation rows before any mean is made."""
+    weights: Literal["equal", "validation"] = "equal"
+    """How much each member counts in the mean: as much as the others, or as it is worth on `validation` rows,
+    drawn towards equal shares where these are few (then in place of `student.weights`)."""
     replicas_per_member: int = Field(1, ge=1)
     """Workers that train one member together (DDP)."""
     on_failure: Literal["stop", "exclude"] = "stop"
@@ -120,6 +136,11 @@ def teacher_problems(config: Config) -> list[str]:
             f"teachers.predictions: set, but teachers.source is {teachers.source!r}; set "
             "teachers.source=predictions"
         )
+    if teachers.source != "train" and teachers.kinds:
+        problems.append(
+            f"teachers.kinds: set, but teachers.source is {teachers.source!r}: given teachers may be of any "
+            "kind; leave it out"
+        )
     if teachers.source == "train" and teachers.given:
         problems.append(
             "teachers.given: set, but teachers.source is 'train'; set teachers.source=pretrained, "
@@ -130,13 +151,13 @@ def teacher_problems(config: Config) -> list[str]:
             problems.append(f"teachers.given: missing; source {teachers.source!r} needs one entry per member")
         return problems + _given_problems(config)
     problems += model_problems("teachers.model", teachers.model, config.data.kind)
-    for i, override in enumerate(teachers.overrides):
+    for path, override in variants(teachers):
         if override.model is not None:
-            problems += model_problems(f"teachers.overrides.{i}.model", override.model, config.data.kind)
+            problems += model_problems(f"{path}.model", override.model, config.data.kind)
         try:
             replace(teachers.training, override.training)
         except ValidationError as error:
-            problems += readable(error, TrainingConfig, prefix=f"teachers.overrides.{i}.training")
+            problems += readable(error, TrainingConfig, prefix=f"{path}.training")
     if len(teachers.overrides) > teachers.num_members:
         problems.append(
             f"teachers.overrides: {len(teachers.overrides)} entries for {teachers.num_members} members; "
@@ -214,12 +235,50 @@ def num_teachers(config: Config) -> int:
         return len(config.teachers.predictions.train)
     if config.teachers.source != "train":
         return len(config.teachers.given)
-    return config.teachers.num_members
+    return config.teachers.num_members + sum(kind.count for kind in config.teachers.kinds)
+
+
+def variants(teachers: TeachersConfig) -> list[tuple[str, MemberOverride]]:
+    """What single members or kinds do differently, each with its path."""
+    found: list[tuple[str, MemberOverride]] = []
+    for name in ("overrides", "kinds"):
+        found += [(f"teachers.{name}.{i}", each) for i, each in enumerate(getattr(teachers, name))]
+    return found
+
+
+def with_variants(
+    teachers: TeachersConfig, change: Callable[[MemberOverride], MemberOverride]
+) -> TeachersConfig:
+    """The block with every one of `variants` changed."""
+    overrides, kinds = ([change(each) for each in block] for block in (teachers.overrides, teachers.kinds))
+    return teachers.model_copy(update={"overrides": overrides, "kinds": kinds})
+
+
+def varied(teachers: TeachersConfig, override: MemberOverride) -> tuple[Any, TrainingConfig]:
+    """Architecture and training with what `override` does differently."""
+    return override.model or teachers.model, replace(teachers.training, override.training)
+
+
+def variant_of(teachers: TeachersConfig, index: int) -> tuple[str, MemberOverride] | None:
+    """What member `index` does differently, with its path; None where that is nothing."""
+    if index < teachers.num_members:
+        if not teachers.overrides:
+            return None
+        number = index % len(teachers.overrides)
+        return f"teachers.overrides.{number}", teachers.overrides[number]
+    numbers = [i for i, kind in enumerate(teachers.kinds) for _ in range(kind.count)]
+    number = numbers[index - teachers.num_members]
+    return f"teachers.kinds.{number}", teachers.kinds[number]
+
+
+def member_models(teachers: TeachersConfig) -> list[Any]:
+    """Architecture of each member that is trained, whatever its training says."""
+    count = teachers.num_members + sum(kind.count for kind in teachers.kinds)
+    own = [variant_of(teachers, i) for i in range(count)]
+    return [teachers.model if found is None else found[1].model or teachers.model for found in own]
 
 
 def member_settings(teachers: TeachersConfig, index: int) -> tuple[Any, TrainingConfig]:
-    """Architecture and training of member `index`, its override applied."""
-    if not teachers.overrides:
-        return teachers.model, teachers.training
-    override = teachers.overrides[index % len(teachers.overrides)]
-    return override.model or teachers.model, replace(teachers.training, override.training)
+    """Architecture and training of member `index`, with what it does differently."""
+    found = variant_of(teachers, index)
+    return (teachers.model, teachers.training) if found is None else varied(teachers, found[1])

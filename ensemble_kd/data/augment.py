@@ -1,4 +1,5 @@
-"""Random changes of images that keep their class: shifts filled with 0, mirror images, erasing.
+"""Random changes of images that keep their class: shifts filled with 0, mirror images, erasing. Of texts:
+tokens left out. What mixes several rows is in `mixing`.
 
 `view` numbers the augmented versions of an example: version v of row r is a pure function of (r, v, seed),
 so the soft-target store and the student agree on it without the images being stored.
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ensemble_kd.config import AugmentConfig
 from ensemble_kd.data.erasing import NUMBERS, erase
+from ensemble_kd.data.token_dropout import drop_tokens
 
 
 def random_augment(inputs: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -90,6 +92,11 @@ def _apply(inputs: Tensor, bits: Tensor, config: AugmentConfig, identity: Tensor
         if identity is not None:
             numbers[0].masked_fill_(identity, 1.0)
         inputs = erase(inputs, numbers, config.erase)
+    if config.word_dropout:
+        numbers = uniform(bits, inputs.shape[1])
+        if identity is not None:
+            numbers = numbers.masked_fill(identity, 1.0)
+        inputs = drop_tokens(inputs, numbers, config.word_dropout)
     return inputs
 
 

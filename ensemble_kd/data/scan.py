@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ensemble_kd.config import Config
+from ensemble_kd.config import Config, variants
 from ensemble_kd.data.classes import Classes, by_value, encode, found_in, off_by_one, unified
 from ensemble_kd.data.decode import ColumnError, single
 from ensemble_kd.data.files import FilePiece
@@ -423,9 +423,9 @@ def _check_batches(config: Config, labelled: int, train: int, problems: Problems
     sizes: dict[str, int] = {}
     if config.teachers.source == "train":
         sizes["teachers.training.batch_size"] = config.teachers.training.batch_size
-        for i, override in enumerate(config.teachers.overrides):
-            if isinstance(own := override.training.get("batch_size"), int):
-                sizes[f"teachers.overrides.{i}.training.batch_size"] = own
+        for path, each in variants(config.teachers):
+            if isinstance(own := each.training.get("batch_size"), int):
+                sizes[f"{path}.training.batch_size"] = own
     for path, size in sizes.items():
         share = config.teachers.fraction
         rows = int(labelled * share)

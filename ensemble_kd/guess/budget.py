@@ -68,6 +68,8 @@ def coarser(value: list[int]) -> list[int]:
     return [side - 8 for side in value]
 
 
+TREE = 0.005
+"""Seconds for a tree of one class, by and large: to grow it and to ask it."""
 LEAST_STEPS = (300, 150)
 """Below which no network learns anything, at first and where all else is not enough."""
 LEVERS = (
@@ -107,7 +109,10 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     """The stages of a run with these settings; without a pace no seconds are known (0)."""
     speed = pace or Pace(0, 0, 0, 0, 1)
     teachers, student = raw["teachers"], raw["student"]
-    members, views = teachers["num_members"], raw.get("soft_targets", {}).get("views", 1)
+    kinds = [{"count": 1, "model": teachers["model"]} | kind for kind in teachers.get("kinds", [])]
+    members, trees = teachers["num_members"], [kind for kind in kinds if kind["model"]["name"] == "trees"]
+    members += sum(kind["count"] for kind in kinds if kind not in trees)
+    views = raw.get("soft_targets", {}).get("views", 1)
     seen = round(rows.labelled * teachers.get("fraction", 1.0))
     area = (side_of(raw) / speed.side) ** 2 if speed.side else 1.0
     wide = area * (width_of(raw) / speed.width) ** 2 if speed.width else area
@@ -120,7 +125,12 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     if given:
         members, wide = len(teachers["predictions"]["train"]), 0.0
     said = f"{members} given" if given else f"{members} x {seen:,} rows x {epochs} epochs"
-    lines.append(Line("teachers", said, wide * rounds * each))
+    grown = sum(kind["count"] * kind["model"].get("rounds", 200) for kind in trees) * max(
+        1, len(rows.classes)
+    )
+    grown = 0 if given else grown
+    said += f", and {grown:,} trees" if grown else ""
+    lines.append(Line("teachers", said, wide * rounds * each + grown * TREE / speed.workers))
     answers = rows.transfer * views * members
     said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
     answered = Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers)

@@ -31,6 +31,8 @@ PAIR_TRAINING = {
 }
 MOST_STEPS = 4_000
 """Of fine-tuning a transformer on labels; with more rows each member sees a share of them."""
+MOST_TREES = 60
+"""Classes up to which trees teach beside perceptrons."""
 LEAST_EPOCHS = 3
 """That `auto` gives a transformer that starts from trained weights."""
 OF_CLASSES = ("student.temperature", "student.pseudo")
@@ -46,6 +48,8 @@ def fit_networks(choice: Choice, source: str | None) -> None:
         _text(choice, source)
     elif choice.inputs.kind == "image":
         _image(choice)
+    else:
+        _numeric(choice)
     _training(choice)
     if choice.label is not None and choice.label.target == "value":
         for setting in OF_CLASSES:
@@ -128,6 +132,13 @@ def _image(choice: Choice) -> None:
         settings.set("data.image", {"resize": found.resize}, f"{found.why[0].upper()}{found.why[1:]}.")
     changes, why = augment(found, choice.rows.classes)
     settings.set("data.augment", {**(settings.get("data.augment") or {}), **changes}, f"{why}.".capitalize())
+
+
+def _numeric(choice: Choice) -> None:
+    """Trees take time by the class: each round grows one of each."""
+    if len(choice.rows.classes) > MOST_TREES:
+        choice.settings.drop("teachers.kinds")
+        choice.settings.drop("teachers.weights")
 
 
 def _training(choice: Choice) -> None:

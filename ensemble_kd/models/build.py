@@ -20,6 +20,7 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.resnet import build_resnet
 from ensemble_kd.models.text import build_bag, build_bilstm
 from ensemble_kd.models.text_cnn import build_text_cnn
+from ensemble_kd.models.trees import build_trees
 from ensemble_kd.secret_options import revealed
 
 BODIES: dict[str, Callable[[Any, dict[str, Any], int], nn.Module]] = {
@@ -29,6 +30,7 @@ BODIES: dict[str, Callable[[Any, dict[str, Any], int], nn.Module]] = {
     "bag": build_bag,
     "text_cnn": build_text_cnn,
     "bilstm": build_bilstm,
+    "trees": build_trees,
 }
 """By `name`: (the model's block, `info`, number of outputs) -> its body. Transformers take seconds to import,
 and a user's own are looked for: `build` has those two."""

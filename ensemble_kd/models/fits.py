@@ -31,6 +31,7 @@ from ensemble_kd.config import (
     ResNetConfig,
     TextCNNConfig,
     TransformerConfig,
+    TreesConfig,
 )
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network, build
@@ -87,6 +88,8 @@ def _too_large(model: ModelConfig, shapes: Shapes) -> str | None:
     widest, tensors = max((size for shape in shapes.values() for size in shape), default=0), len(shapes)
     if isinstance(model, TransformerConfig):
         return next(_architecture_problems(model.architecture, max(widest, LARGEST)), None)
+    if isinstance(model, TreesConfig):
+        return "model.name: 'trees' is for teachers, which no model folder holds"
     layers: int
     widths: Sequence[int]
     if isinstance(model, MLPConfig):

@@ -112,7 +112,11 @@ def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
         names = ", ".join(f"`{_text(name)}`" for name in teachers.get("given", []))
         text = f"Teachers that existed already ({teachers['source']}): {names}."
     else:
-        text = f"{teachers.get('num_members', 'Several')} members, `{json.dumps(teachers.get('model', {}))}`."
+        text = f"{teachers.get('num_members', 'Several')} members, `{json.dumps(teachers.get('model', {}))}`"
+        for kind in teachers.get("kinds", []):
+            model = kind.get("model") or teachers.get("model", {})
+            text += f"; {kind.get('count', 1)} of another kind, `{json.dumps(model)}`"
+        text += "."
     if members:
         first = measures_of(report.get("target")).columns[0]
         text += f" Mean {first.title} of one member: {_mean(members[first.key])}."

@@ -15,6 +15,7 @@ from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.stages.members import teacher_validation_logits
 from ensemble_kd.train.teacher_calibration import FEWEST, fit_shrunk
+from ensemble_kd.train.teacher_weights import fit_weights
 
 
 def calibrates(config: Config) -> bool:
@@ -41,6 +42,28 @@ def fit_teachers(config: Config, run: Path, data: Path, members: list[dict[str, 
         return None
     loaders = [partial(teacher_validation_logits, run, folder, entry) for entry in members]
     return fit(loaders, load_labels(data, "validation"))
+
+
+def weights_of_teachers(
+    config: Config, run: Path, data: Path, members: list[dict[str, Any]], folder: Path, fitted: Any
+) -> list[float] | None:
+    """What the members count in the mean, by their entries; `fitted` is `fit_teachers` of them.
+
+    None where all count the same: by the settings, or because too few validation rows have labels, or a
+    given member's answers to these are not known.
+    """
+    if config.teachers.weights == "equal" or len(members) < 2:
+        return None
+    labels = load_labels(data, "validation")
+    known = labelled(labels)
+    if known.sum() < FEWEST:
+        return None
+    outputs = [teacher_validation_logits(run, folder, entry) for entry in members]
+    there = [each[known] for each in outputs if each is not None]
+    if len(there) < len(members):
+        return None
+    own = fitted["temperatures"] if fitted is not None and calibrates(config) else [1.0] * len(members)
+    return fit_weights(there, labels[known], own)
 
 
 def calibration_of(config: Config, run: Path, data: Path, teachers: Manifest) -> list[float] | None:

@@ -13,6 +13,7 @@ from ensemble_kd import disk
 from ensemble_kd.artifacts import Manifest, size_on_disk
 from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig, num_teachers
 from ensemble_kd.data.augment import view
+from ensemble_kd.data.mixing import Pool, mixed_view
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
@@ -83,11 +84,17 @@ class Labeller:
         augment: dict[str, Any],
         batch_size: int,
         use_gpu: bool = False,
+        data: str | None = None,
     ) -> None:
-        """`teachers` are (settings, folder) of the members, in order."""
+        """`teachers` are (settings, folder) of the members, in order; `data` is the folder of the rows that
+        inputs are mixed with, where `augment` says so."""
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self.info, self.layout, self.batch_size = info, layout, batch_size
         self.augment = AugmentConfig.model_validate(augment)
+        self.pool = None
+        if self.augment.mixup and layout.views > 1:
+            assert data is not None
+            self.pool = Pool(as_tensor(load_split(Path(data), "transfer").inputs))
         self.networks = [
             (
                 load_network(settings, info, Path(folder)).to(self.device),
@@ -131,7 +138,11 @@ class Labeller:
         inputs, rows = inputs.to(self.device), rows.to(self.device)
         out = torch.empty(len(inputs), self.layout.views, self.layout.members, self.layout.classes)
         for v in range(self.layout.views):
-            seen = view(inputs, rows, v, VIEW_SEED, self.augment) if v else inputs
+            seen = inputs
+            if v and self.pool is not None:
+                seen, _ = mixed_view(inputs, None, rows, v, VIEW_SEED, self.augment, self.pool)
+            elif v:
+                seen = view(inputs, rows, v, VIEW_SEED, self.augment)
             for m, (network, precision) in enumerate(self.networks):
                 out[:, v, m] = predict(network, seen, self.device, self.batch_size, precision)
         return out
@@ -224,6 +235,7 @@ def run(
             "teachers": teachers,
             "augment": context.config.data.augment.model_dump(mode="json"),
             "batch_size": context.config.soft_targets.batch_size,
+            "data": str(data.resolve()),
         }
         return in_actors(context, todo, Labeller, arguments)
 

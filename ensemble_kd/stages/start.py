@@ -25,6 +25,8 @@ from ensemble_kd.config import (
     num_teachers,
     student_blocks,
     text_source,
+    variant_of,
+    variants,
 )
 from ensemble_kd.data.corpus import (
     corpus_fingerprint,
@@ -42,6 +44,7 @@ from ensemble_kd.models.outputs import Outputs, state_name
 from ensemble_kd.models.pooling import LIBRARY, source_pooling
 from ensemble_kd.models.transformer import Transformer, no_scores
 from ensemble_kd.models.transplant import resolve, used_pieces
+from ensemble_kd.models.trees import Trees
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.pretrained import (
     adapter_problem,
@@ -106,7 +109,9 @@ def basis_of(
             found.append({**entry, "model": manifest.config["model"]})
     teacher = None
     if found:
-        chosen = best(found)
+        transformers = [entry for entry in found if entry["model"]["name"] == "transformer"]
+        starts = getattr(config.student.model, "weights", None) == "teacher"
+        chosen = best(transformers if starts and transformers else found)
         teacher = {"model": chosen["model"], "initial": _place(chosen)}
     pieces = None
     vocabulary = getattr(config.student.model, "vocabulary", "all")
@@ -357,7 +362,7 @@ def source_problems(config: Config) -> list[str]:
     if config.teachers.source in ("pretrained", "transformers"):
         wanted += [(f"teachers.given.{i}", source) for i, source in enumerate(config.teachers.given)]
     if config.teachers.source == "train":
-        models = [config.teachers.model, *(o.model for o in config.teachers.overrides if o.model)]
+        models = [config.teachers.model, *(o.model for _, o in variants(config.teachers) if o.model)]
         wanted += [("teachers.model.source", getattr(model, "source", None)) for model in models]
     problems: list[str] = []
     for path, phase in student_blocks(config)[1:]:
@@ -453,6 +458,9 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
     except ConfigError as error:
         problems += error.problems
     any_of: list[dict[str, Any] | None] = [*teachers] or [None]
+    starts = getattr(config.student.model, "weights", None) == "teacher"
+    if starts and not (config.student.terms or config.student.phases or config.student.online.logits):
+        any_of = [each for each in teachers if each["name"] == "transformer"] or any_of
     for teacher in any_of:  # each may turn out to be the best
         given = None if teacher is None else {"model": teacher, "initial": {}}
         try:
@@ -510,7 +518,9 @@ def teacher_model(config: Config, index: int) -> tuple[Any, str]:
         source = teachers.given[index]
         given = TransformerConfig(source=source, trust_remote_code=trusted, pooling="cls")
         return given, f"teachers.given.{index}"
-    return member_settings(teachers, index)[0], "teachers.model"
+    own = variant_of(teachers, index)
+    path = own[0] if own is not None and own[0].startswith("teachers.kinds") and own[1].model else "teachers"
+    return member_settings(teachers, index)[0], f"{path}.model"
 
 
 def _is_new(config: Config) -> bool:
@@ -594,6 +604,11 @@ def skeleton(settings: dict[str, Any], info: dict[str, Any], path: str, masked_l
 def sample_outputs(network: Network, info: dict[str, Any], wants: dict[str, bool]) -> Outputs:
     """Outputs of the shapes that a network returns; of a text transformer without running it."""
     body = network.body
+    if wants.get("hidden") and isinstance(body, Trees):
+        raise ConfigError(
+            "student.terms: a loss reads a teacher's hidden states, and a teacher is of trees, which have "
+            "none; use losses on logits, or leave the trees out"
+        )
     if not isinstance(body, Transformer) or body.kind != "text":
         if wants.get("attention") and not isinstance(body, Transformer):
             raise ConfigError(f"a model of type {type(body).__name__} has no attention; use a transformer")

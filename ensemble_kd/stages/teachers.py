@@ -20,6 +20,7 @@ from ensemble_kd.config import (
     member_settings,
     num_teachers,
     unresolved,
+    variants,
 )
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
@@ -28,8 +29,8 @@ from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.base import DataFound, Done, NotDone, Stage, Work
-from ensemble_kd.stages.calibrated import calibrates, fit_teachers
+from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage, Work
+from ensemble_kd.stages.calibrated import calibrates, fit_teachers, weights_of_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
@@ -42,7 +43,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.start import teacher_model, teacher_problems
-from ensemble_kd.stages.training_data import arrays_and_loader
+from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
 from ensemble_kd.train.teacher_calibration import FEWEST
@@ -63,11 +64,14 @@ def tasks(
         training = member_settings(teachers, i)[1]
         if teachers.source == "pretrained":  # taken as it is: a member without a step of training
             training = TrainingConfig(epochs=0)
+        if model.name == "trees":  # fitted without epochs: how networks are trained changes nothing
+            training = TrainingConfig(epochs=0, class_weights=training.class_weights)
         architecture, initial = resolve(model, path=path)
         if teachers.source == "pretrained" and info is not None:
             assert initial is not None
             initial |= taken_over(model.source, info, orders[i], model.trust_remote_code)
-        augment = config.data.augment if teachers.augment and config.data.augment.active else None
+        augmented = teachers.augment and config.data.augment.active and model.name != "trees"
+        augment = config.data.augment if augmented else None
         found.append(
             MemberTask(
                 name=f"teacher-{i:03d}",
@@ -87,17 +91,18 @@ def tasks(
 
 def plan(config: Config, run: Path, data: str) -> StagePlan:
     info = info_of(run, data)
-    order = {"class_order": orders} if any(orders := orders_of(config, info)) else {}
+    order: dict[str, Any] = {"class_order": orders} if any(orders := orders_of(config, info)) else {}
+    weights = {} if config.teachers.weights == "equal" else {"weights": config.teachers.weights}
     if config.teachers.source == "predictions":
         assert config.teachers.predictions is not None
         settings = config.teachers.predictions.model_dump(
             mode="json", include={"id_column", "column", "values"}
         )
-        settings |= order
+        settings |= order | weights
         files = predictions_fingerprint(config.teachers.predictions)
         return StagePlan.of(run, "teachers", settings, {"data": data, "predictions": files})
     if config.teachers.source in ASKED:
-        settings = {"source": config.teachers.source, "values": config.teachers.values, **order}
+        settings = {"source": config.teachers.source, "values": config.teachers.values, **order, **weights}
         return StagePlan.of(run, "teachers", settings, {"data": data, **digests(config)})
     members = [task.fingerprint for task in tasks(config, data, info=info)]
     settings = {
@@ -105,7 +110,10 @@ def plan(config: Config, run: Path, data: str) -> StagePlan:
         "on_failure": config.teachers.on_failure,
         **{key: config.teachers.model_dump(mode="json")[key] for key in ("model", "training", "overrides")},
         "seed": config.seed,
+        **weights,
     }
+    if config.teachers.kinds:
+        settings["kinds"] = [kind.model_dump(mode="json") for kind in config.teachers.kinds]
     return StagePlan.of(run, "teachers", settings, {"data": data, "members": fingerprint(*members)})
 
 
@@ -146,14 +154,22 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
 
 
 def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """`calibration` for the manifest, where labels are classes; fitted whether it is used or not."""
+    """For the manifest: `calibration`, where labels are classes, fitted whether it is used or not; and what
+    members count in the mean, `weights`, where validation rows decide."""
     found = fit_teachers(context.config, context.folder, data, entries, folder)
     if found is not None and found["rows"] < FEWEST and calibrates(context.config):
         context.console.line(
             f"teachers.calibrate: {found['rows']} validation rows with a label, fewer than {FEWEST}: the "
             "members' logits are taken as they are"
         )
-    return {} if found is None else {"calibration": found}
+    kept: dict[str, Any] = {} if found is None else {"calibration": found}
+    weights = weights_of_teachers(context.config, context.folder, data, entries, folder, found)
+    if weights is None and context.config.teachers.weights != "equal":
+        context.console.line(
+            "teachers.weights: all count the same: there is one, or validation rows do not tell (at least "
+            f"{FEWEST} with a label and every member's answers)"
+        )
+    return kept if weights is None else {**kept, "weights": weights}
 
 
 def _judge(
@@ -227,9 +243,9 @@ def check_custom(config: Config, info: dict[str, Any]) -> None:
     if config.teachers.source == "train":
         models.append(("teachers.model", config.teachers.model))
         models += [
-            (f"teachers.overrides.{i}.model", override.model)
-            for i, override in enumerate(config.teachers.overrides)
-            if override.model is not None
+            (f"{path}.model", each.model)
+            for path, each in variants(config.teachers)
+            if each.model is not None
         ]
     problems: list[str] = []
     for path, model in models:
@@ -263,6 +279,7 @@ class Teachers(Stage):
                 problems.append(
                     f"teachers.training.batch_size: {size}, but a member sees {rows} rows; lower it"
                 )
+        problems += mixing_problems(config, found.info)
         unfit = teacher_problems(config, found.info)
         if unfit:
             found.misfits.add(self.name)
@@ -279,6 +296,16 @@ class Teachers(Stage):
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)
+
+    def rewrite(self, config: Config, artifact: Artifact) -> Config:
+        """The students' `weights`, where validation rows decide; 0 of a member that was left out."""
+        weights = artifact.summary.get("weights")
+        if config.teachers.weights == "equal" or weights is None:
+            return config
+        names = [entry["name"] for entry in artifact.known("members")]
+        found = dict(zip(names, weights, strict=True))
+        every = [found.get(f"teacher-{i:03d}", 0.0) for i in range(num_teachers(config))]
+        return config.model_copy(update={"student": config.student.model_copy(update={"weights": every})})
 
     def preview(self, config: Config, plan: StagePlan, done: Done) -> dict[str, Any]:
         if config.teachers.source in ("train", "pretrained"):
@@ -297,7 +324,10 @@ class Teachers(Stage):
         if not accuracies:
             return f"{len(summary['members'])} given"
         low, high = 100 * min(accuracies), 100 * max(accuracies)
-        return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%"
+        counts = ""
+        if weights := summary.get("weights"):
+            counts = f", counted {min(weights):.3f} to {max(weights):.3f}"
+        return f"{len(accuracies)} members, validation {low:.2f} to {high:.2f}%{counts}"
 
 
 STAGE = Teachers()

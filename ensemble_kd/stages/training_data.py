@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from ensemble_kd.artifacts import Manifest
+from ensemble_kd.config import Config, num_teachers
 from ensemble_kd.data.prepared import Arrays, load_split, shard_paths
 from ensemble_kd.data.records import in_order, load_weights
 from ensemble_kd.data.store import StoreLayout, load_columns
+from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.streaming import open_stream
 from ensemble_kd.train.batches import Block
 from ensemble_kd.train.member import TrainingData
@@ -33,6 +35,20 @@ def bytes_in_memory(info: dict[str, Any], *layouts: StoreLayout) -> int:
     """Bytes of the transfer set and its soft targets when held as arrays."""
     per_row = input_bytes(info) + 8 + sum(layout.bytes_per_row for layout in layouts)
     return int(info["counts"]["transfer"] * per_row)
+
+
+def mixing_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether inputs are to be mixed with others that are not in memory; `info` describes the data."""
+    if not config.data.augment.mixup:
+        return []
+    needed = bytes_in_memory(info, layout_of(config, info, num_teachers(config)))
+    if needed <= config.compute.memory_budget * GB:
+        return []
+    return [
+        "data.augment.mixup: mixes rows of the transfer set that are in memory, and this one is streamed "
+        f"({needed / GB:.1f} GB with its soft targets); raise compute.memory_budget "
+        f"({config.compute.memory_budget:g}), or set it to 0"
+    ]
 
 
 Store = tuple[Path, Manifest]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ensemble_kd.config import AugmentConfig
 from ensemble_kd.data.augment import view
+from ensemble_kd.data.mixing import Pool, mixed_view
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
@@ -308,6 +309,8 @@ class Batches:
     """Batches of a block that are augmented and given their targets at once; None for all."""
     by_length: bool = False
     """Put texts of about the same length into a batch, so that little of it is padding."""
+    pool: Pool | None = None
+    """What examples are mixed with, where `augment` says so."""
     masking: Masking | None = None
     """Masks words to be guessed; for masked language models."""
     weights: Tensor | None = None
@@ -341,10 +344,14 @@ class Batches:
         inputs = block.inputs.to(self.device, non_blocking=True)
         rows = block.rows.to(self.device, non_blocking=True)
         labels = block.labels.to(self.device, non_blocking=True)
-        if self.augment.active and self.fresh_views:
-            inputs = view(inputs, rows, 1 + epoch, self.seed, self.augment)
-        elif self.augment.active and block.views is not None:
-            inputs = view(inputs, rows, block.views.to(self.device), VIEW_SEED, self.augment)
+        if self.augment.active and (self.fresh_views or block.views is not None):
+            views, seed = self._views(block, epoch)
+            if self.augment.mixup:
+                assert self.pool is not None, "the stages ask for mixtures only of what is in memory"
+                inputs, mixed = mixed_view(inputs, labels, rows, views, seed, self.augment, self.pool)
+                labels = labels if mixed is None else mixed
+            else:
+                inputs = view(inputs, rows, views, seed, self.augment)
         teacher, guesses = None, None
         if block.member_logits is not None:
             guesses, teacher = self._targets(block.member_logits, len(rows))
@@ -356,6 +363,13 @@ class Batches:
             outputs = self.targets.specialist_outputs.to(self.device)
             labels = torch.where(labels >= 0, outputs[labels.clamp(min=0)], labels)
         return inputs, labels, teacher, guesses
+
+    def _views(self, block: Block, epoch: int) -> tuple[Tensor | int, int]:
+        """Which versions of a block are wanted, and their seed."""
+        if self.fresh_views:
+            return 1 + epoch, self.seed
+        assert block.views is not None
+        return block.views.to(self.device), VIEW_SEED
 
     def _targets(self, stored: Deferred, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """The ensemble's most probable class (B,) and the teacher's logits (..., B, C), if asked for.

@@ -18,7 +18,8 @@ from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.init.static_embedding import start_table_
 from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.specialist import specialise
-from ensemble_kd.models.weights import load_weights
+from ensemble_kd.models.trees import Trees
+from ensemble_kd.models.weights import load_weights, shapes_of
 from ensemble_kd.train.specialist import Specialty
 
 WEIGHTS = "weights.safetensors"
@@ -40,6 +41,8 @@ def load_network(task_settings: dict[str, Any], info: dict[str, Any], folder: Pa
     if task_settings.get("quantization"):
         quantise_(network, Quantiser(**task_settings["quantization"], hard=True))
     ensure(folder)
+    if isinstance(network.body, Trees):
+        network.body.make_room_(shapes_of(folder / WEIGHTS))
     load_weights(network, folder / WEIGHTS)
     return network.eval()
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.labels import labelled
+from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
@@ -28,6 +29,7 @@ from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
 from ensemble_kd.models.rows import cut_tables_, restore_tables_, tables
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.transformer import piece_map
+from ensemble_kd.models.trees import Trees
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
@@ -61,6 +63,7 @@ from ensemble_kd.train.online import Beside, Online
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 from ensemble_kd.train.stored_states import KeptStates, StoredStates
+from ensemble_kd.train.trees import fit_trees_, rows_of
 from ensemble_kd.train.validation import validation_metrics
 
 PREDICTIONS = "predictions.safetensors"
@@ -308,6 +311,14 @@ def member_epochs(
         by = training.early_stopping_by
         return validation_metrics(logits, validation_labels, data.info.get("target"), by)
 
+    if isinstance(network.body, Trees):
+        if replicas.rank == 0:
+            judged, target = (validation, validation_labels), data.info.get("target")
+            rows = rows_of(batches.source, batches.weights)
+            rounds = fit_trees_(network, task.model, training, task.seed, rows, judged, target)
+            seconds = time.perf_counter() - began
+            finish_member(task, data, network, Progress(rounds), folder, device, seconds)
+        return True
     try:
         progress = yield from train_epochs(
             network,
@@ -575,6 +586,9 @@ def make_batches(
         wanted = task.targets if task.reads_teacher else None
         open_epoch = data.stream(wanted, mix(task.seed, 13), max(1, task.views))
         source = StreamSource(lambda epoch: _filtered(task, open_epoch(epoch), data.info, epoch))
+    pool = None
+    if augment.mixup and isinstance(source, TensorSource):  # a stored view is mixed with any row of the split
+        pool = Pool(source.inputs, source.labels, source.rows if task.views == 0 else None)
     if task.masked_lm:
         masking = _masking(task, data.info)
     return Batches(
@@ -592,6 +606,7 @@ def make_batches(
         by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
         masking=masking,
         weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
+        pool=pool,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_fused import check, student
-from toy import batches, data, streamed, task
+from toy import MODEL, batches, data, streamed, task
 
 from ensemble_kd.config import Config, validate
 from ensemble_kd.data.prepared import inspect_source, load_split, prepare
@@ -80,15 +80,16 @@ def test_stacked_students_train_as_alone(form: Any, tmp_path: Path) -> None:
     check(students, replace(form(data(unlabelled=40)), weights=WEIGHTED), tmp_path)
 
 
-def test_rows_of_weight_0_teach_nothing(tmp_path: Path) -> None:
-    """A network that sees wrong labels, all of weight 0, ends where one ends that sees others there."""
+@pytest.mark.parametrize("model", [MODEL, {"name": "trees", "rounds": 20}])
+def test_rows_of_weight_0_teach_nothing(model: dict[str, Any], tmp_path: Path) -> None:
+    """A model that sees wrong labels, all of weight 0, ends where one ends that sees others there."""
     weights, ends = (np.arange(96) % 2).astype(np.float32), []
     for shift in (1, 2):
         held = data()
         assert held.transfer is not None
         labels = np.where(weights > 0, held.transfer.labels, (held.transfer.labels + shift) % 3)
         held = replace(held, transfer=replace(held.transfer, labels=labels), weights=weights)
-        one = task("hard", name=f"shift-{shift}", inputs={"data": str(shift)})
+        one = task("hard", name=f"shift-{shift}", inputs={"data": str(shift)}, model=model)
         assert train_member(one, held, tmp_path)
         ends.append(load_file(one.folder(tmp_path) / WEIGHTS))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
