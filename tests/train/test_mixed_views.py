@@ -60,10 +60,11 @@ def test_a_teacher_mixes_its_own_rows_alone_and_anew_in_every_epoch(tmp_path: Pa
     batches = make_batches(teacher, whole, settings(), CPU)
     first, second = (list(batches.epoch(epoch)) for epoch in (0, 1))
     assert all((batch.labels >= 0).all() for batch in first)  # no mixture with a row without a label
-    by_row = [
-        {int(row): x for batch in epoch for row, x in zip(batch.rows, batch.inputs, strict=True)}
-        for epoch in (first, second)
-    ]
+    by_row: list[dict[int, torch.Tensor]] = [{}, {}]
+    for found, epoch in zip(by_row, (first, second), strict=True):
+        for batch in epoch:
+            assert batch.rows is not None
+            found |= {int(row): x for row, x in zip(batch.rows, batch.inputs, strict=True)}
     assert sum(torch.equal(by_row[0][row], by_row[1][row]) for row in by_row[0]) < 0.2 * len(by_row[0])
     assert train_member(teacher, whole, tmp_path)
 
