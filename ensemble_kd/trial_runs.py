@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import ConfigError, StoppedError
 from ensemble_kd.local_training import loaded
 from ensemble_kd.member_loop import LoadData
@@ -109,9 +110,7 @@ def _run_here(
                     steps = TrialSteps(packet["work"], shared, data, device=device, mirror=attached())
                     _train_packet(searcher, name, steps, stops)
                     break
-                except StoppedError:
-                    raise
-                except OSError:  # a full disk, which ends the sweep
+                except (StoppedError, DiskError):  # both end the sweep
                     raise
                 except Exception as error:  # of this packet alone
                     reason = searcher.reasons[name] = last_line(f"{type(error).__name__}: {error}")
