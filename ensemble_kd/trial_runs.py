@@ -128,9 +128,9 @@ def _train_packet(
         while True:
             result = steps.step()
             # Tune, too, tells a last result only once.
-            if not result["done"]:
+            if not result.get("done"):
                 searcher.on_trial_result(name, result)
-            if stops(name, result) or result["done"]:
+            if stops(name, result) or result.get("done"):
                 searcher.on_trial_complete(name, result)
                 return
     finally:

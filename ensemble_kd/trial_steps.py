@@ -67,7 +67,7 @@ class TrialSteps:
             with told(self.name, Path(self.shared["members"]).parents[1]):
                 return self._epochs()
         except DiskError as error:
-            return {"full": str(error), OBJECTIVE: math.nan, "epoch": 0, "done": True}
+            return {"full": str(error), OBJECTIVE: math.nan, "epoch": 0}
 
     def _epochs(self) -> dict[str, Any]:
         assert self.packet is not None

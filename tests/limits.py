@@ -20,7 +20,8 @@ class Limited:
     """Calls `module:function` in another process, which ends with an exception that is not expected.
 
     Each call may take so many seconds, and so many bytes beyond what the process holds when it starts; after
-    `CALLS` of them another one starts, so that what allocators keep is not held against the next. A
+    `CALLS` of them another one starts, so that what allocators keep is not held against the next; they keep
+    two arenas at most, since each thread's own would take 64 MB of addresses. A
     process that dies, of a signal or by one of these bounds, is an AssertionError that says of what; the next
     call starts another.
     """
@@ -65,7 +66,7 @@ class Limited:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
             )
             assert self.process.stdout is not None
             ready = self.process.stdout.readline()

@@ -56,6 +56,10 @@ def test_a_forest_on_a_frame_sees_its_own_columns() -> None:
 class Turned(LogisticRegression):
     """One whose classes stand in another order than the alphabet's."""
 
+    classes_: np.ndarray
+    coef_: np.ndarray
+    intercept_: np.ndarray
+
     def turn(self) -> Turned:
         self.classes_ = self.classes_[[2, 0, 1]]
         self.coef_, self.intercept_ = self.coef_[[2, 0, 1]], self.intercept_[[2, 0, 1]]
