@@ -53,6 +53,8 @@ class Proposals:
         self.rounds, self.apart, self.packets = rounds, apart, packets
         self.offset, self.origin = offset, time.monotonic()
         self.running: dict[str, list[Trial]] = {}
+        self.full: DiskError | None = None
+        """What a trial said of a full disk, which ends the sweep: Tune may swallow what is raised."""
         self.reasons: dict[str, str] = {}
         """By packet: why its process failed last."""
 
@@ -128,14 +130,14 @@ class Proposals:
         return size <= self.fuse and trial.packet is None and not (trial.alone or taken[0].alone)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        _raise_full(result)
+        self._raise_full(result)
         for trial, standing in zip(self.running[trial_id], json.loads(result["standings"]), strict=True):
             self._follow(trial, standing)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        _raise_full(result or {})
+        self._raise_full(result or {})
         trials = self.running.pop(trial_id, [])
         if error and len(trials) > 1:  # which of them it was shows when each is alone
             for trial in reversed([trial for trial in trials if not trial.over]):
@@ -175,7 +177,7 @@ class Proposals:
         trial.ended = self.clock()
         self.on_change(trial)
 
-
-def _raise_full(result: dict[str, Any]) -> None:
-    if "full" in result:
-        raise DiskError(result["full"]).within("sweep")
+    def _raise_full(self, result: dict[str, Any]) -> None:
+        if "full" in result:
+            self.full = DiskError(result["full"]).within("sweep")
+            raise self.full

@@ -362,6 +362,8 @@ def run_trials(
     except EnsembleKDError:  # a signal, or a full disk
         raise
     except Exception as error:  # whatever Tune raises, what is finished is kept
+        if searcher.full is not None:
+            raise searcher.full from error
         if (code := disk.code_of(error)) is not None:
             raise disk.full(code, scratch).within("sweep") from error
         where = keep("".join(traceback.format_exception(error)), folder)
