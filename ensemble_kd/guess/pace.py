@@ -147,7 +147,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
 def _data(choice: Choice, rows: Path) -> dict[str, Any]:
     """The block `data` for some of the rows, whose labels are made up."""
     data = choice.settings.raw["data"]
-    kept = {k: v for k, v in data.items() if k in ("kind", "target", "image", "text", "augment")}
+    kept = {k: v for k, v in data.items() if k in ("kind", "target", "table", "image", "text", "augment")}
     columns = {"input": choice.inputs.names, "label": _label(choice)}
     shares = {"validation_fraction": 0.1, "test_fraction": 0.1}
     return {**kept, **shares, "path": str(rows), "columns": columns}

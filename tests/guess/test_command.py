@@ -136,3 +136,21 @@ def test_timed_steps_are_of_both_networks(tmp_path: Path) -> None:
 
 def test_texts_are_made_alike() -> None:
     assert text(3) == text(3) != text(4)
+
+
+def test_rows_that_are_timed_are_encoded_as_the_data_is(tmp_path: Path) -> None:
+    """Words and gaps of a table, with labels that are made up."""
+    from ensemble_kd.config import validate
+    from ensemble_kd.data.prepared import prepare
+    from ensemble_kd.guess import pace
+    from ensemble_kd.guess.choice import Request
+    from ensemble_kd.guess.settings import choose
+
+    rows = [("abc"[i % 3], "" if i % 9 == 0 else i * 37 % 11, i % 2) for i in range(300)]
+    choice = choose(Request(str(table(tmp_path / "a.csv", ["job", "hours", "label"], rows))))
+    pace._write_rows(choice, tmp_path / "rows.parquet")
+    raw = {**choice.settings.raw, "data": pace._data(choice, tmp_path / "rows.parquet")}
+    raw["teachers"] = {"training": {"batch_size": 16}}
+    raw["student"] = {"training": {"batch_size": 16}}
+    info, _ = prepare(validate(raw), tmp_path / "out")
+    assert info.input_shape == [5]  # three jobs, hours, and whether these are missing
