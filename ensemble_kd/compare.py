@@ -90,8 +90,8 @@ def paired(first: Finished, other: Finished) -> Interval | None:
     counts = first.measures.counts
     if seeds:
         return combined_interval([ours[s] for s in seeds], [theirs[s] for s in seeds], counts=counts)
-    means = [[np.mean(list(each.values()), axis=0)] for each in (ours, theirs)]
-    return combined_interval(*means, counts=counts)
+    one, two = (np.mean(list(each.values()), axis=0) for each in (ours, theirs))
+    return combined_interval([one], [two], counts=counts)
 
 
 def compared(folders: list[str]) -> list[dict[str, Any]]:

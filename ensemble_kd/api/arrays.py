@@ -108,9 +108,9 @@ def label_column(y: Any, rows: int, where: str) -> pa.Array:
     from ensemble_kd.api.tables import check_one_type
 
     if isinstance(y, list | tuple):  # numpy would make one type of several
-        check_one_type(values := np.fromiter(y, object, len(y)), f"{where}: y")
-        y = values if any(isinstance(value, str) or value is None for value in y) else y
-    values = y if hasattr(y, "iloc") else as_array(y, f"{where}: y")
+        check_one_type(objects := np.fromiter(y, object, len(y)), f"{where}: y")
+        y = objects if any(isinstance(value, str) or value is None for value in y) else y
+    values: Any = y if hasattr(y, "iloc") else as_array(y, f"{where}: y")
     if hasattr(values, "iloc") and getattr(values, "ndim", 1) == 2:  # a frame of one column
         values = values.to_numpy()
     shape = tuple(values.shape)
