@@ -12,7 +12,7 @@ import pyarrow as pa
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from ensemble_kd.api.arrays import INPUT, as_array, from_arrays
-from ensemble_kd.api.problems import InputValueError, as_value_errors
+from ensemble_kd.api.problems import InputValueError, as_value_errors, in_python
 from ensemble_kd.api.tables import rows_of
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.inference.predictor import Predictor
@@ -41,7 +41,7 @@ class Model(BaseEstimator):
             try:
                 self._predictor = Predictor(place, self.form, trust=tuple(self.trust))
             except ArtifactError as error:
-                raise InputValueError(str(error).splitlines()) from None
+                raise InputValueError([in_python(line) for line in str(error).splitlines()]) from None
         self._place = place
         return self._predictor
 
@@ -134,7 +134,7 @@ class Model(BaseEstimator):
         try:
             return load_package(self._place, tuple(self.trust)).network
         except ArtifactError as error:
-            raise InputValueError(str(error).splitlines()) from None
+            raise InputValueError([in_python(line) for line in str(error).splitlines()]) from None
 
     def to_onnx(self, path: str | Path | None = None, rows: str | Path | None = None) -> Path:
         """Export as ONNX, held against the student; returns the file in the model folder, or its copy `path`.

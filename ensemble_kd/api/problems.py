@@ -26,6 +26,7 @@ def in_python(line: str) -> str:
     """A message of the command line with the names that Python's functions have for the same things."""
     line = SET.sub(lambda m: f"{m[1].replace('.', '__')}={_literal(m[2])}", line)
     line = OPTION.sub(lambda m: f"{m[1]}={_literal(m[2])}", line)
+    line = re.sub(r"--trust ([\w.]+)", r"trust=['\1']", line)
     line = re.sub(r"ensemble-kd (run )?train=PATH", "distill(PATH)", line)
     return re.sub(r"--([a-z][a-z-]*[a-z])", lambda m: NAMES.get(m[1], m[1].replace("-", "_")), line)
 

@@ -100,6 +100,7 @@ def test_check_says_what_a_run_would_do(tmp_path: Path) -> None:
             "say what it is: data__image__shape=[HEIGHT,WIDTH,CHANNELS]",
         ),
         ("--run-dir: x cannot be written", "output: x cannot be written"),
+        ("if you trust it: --trust my_net", "if you trust it: trust=['my_net']"),
         ("Give --budget 12m, or fewer rows", "Give budget='12m', or fewer rows"),
     ],
 )
