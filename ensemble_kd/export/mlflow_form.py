@@ -27,8 +27,9 @@ from ensemble_kd.models.package import Package
 NEEDS = ["numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "onnxruntime", "tokenizers"]
 """What the code beside the model imports; neither torch nor Ray."""
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
-LEFT_OUT = ("models", "train")
-"""Rooms that only the PyTorch form asks for, inside functions: the model runs the ONNX graph."""
+LEFT_OUT = ("models", "train", "api")
+"""Rooms that only the PyTorch form asks for, inside functions: the model runs the ONNX graph. And the Python
+interface, which loads at its first use."""
 
 
 def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path) -> None:
