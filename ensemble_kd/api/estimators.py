@@ -61,7 +61,7 @@ def _check_fitted(teacher: Any, where: str) -> None:
         check_is_fitted(teacher)
     except NotFittedError:
         raise InputValueError(f"{where}: not fitted; call fit on its own training rows first") from None
-    except TypeError:  # of another library: it says so itself when it is asked
+    except (TypeError, AttributeError):  # of another library: it says so itself when it is asked
         return
 
 

@@ -90,7 +90,7 @@ def test_arrays_keep_their_values() -> None:
         ((np.random.rand(4, 8, 8), Y), "(255 * X).round().astype('uint8')"),
         ((np.zeros((4, 3, 8, 8), np.uint8), Y), "channels come last: X.transpose(0, 2, 3, 1)"),
         (([[1, 2], [3]], [0, 1]), "give rows of equal length"),
-        (X, "without labels; give the pair (train_X, train_y)"),
+        (X, "ndarray without labels; give the pair (train_X, train_y)"),
         (pd.DataFrame({"x": [1, 2], "y": ["a", 1]}), "column 'y': mixed types"),
         (pd.DataFrame({"x": []}), "no rows"),
         (pd.DataFrame([[1, 2]], columns=["x", "x"]), "several columns are called 'x'"),
