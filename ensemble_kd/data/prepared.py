@@ -35,6 +35,7 @@ from ensemble_kd.data.records import (
     load_split,
     read_shard,
     shard_paths,
+    write_parquet,
 )
 from ensemble_kd.data.scan import Reading, Scan, check_columns, plan, scan
 from ensemble_kd.data.sources import open_source, source_fingerprint
@@ -413,7 +414,8 @@ def _write(
     files = [name for writer in writers.values() for name in writer.files] + [INFO_FILE]
     (folder / WEIGHTS_FILE).unlink(missing_ok=True)
     if found.weights is not None:
-        np.save(folder / WEIGHTS_FILE, _weights(found.weights[made.part == TRAIN], writers["transfer"].rows))
+        weights = _weights(found.weights[made.part == TRAIN], writers["transfer"].rows)
+        write_parquet(folder / WEIGHTS_FILE, pa.table({"weight": weights}))
         files.append(WEIGHTS_FILE)
     if data.kind == "text" and data.text.tokenizer != "hashed":
         files.append(TOKENIZER_FILE)

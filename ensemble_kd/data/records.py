@@ -25,8 +25,8 @@ from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError
 
 INFO_FILE = "info.json"
-WEIGHTS_FILE = "weights.npy"
-"""(N,) float32: how much each row of `transfer` counts in the losses; where weights are given."""
+WEIGHTS_FILE = "weights.parquet"
+"""One column `weight`, (N,) float32: how much each row of `transfer` counts in the losses; where weights are given."""
 SPLITS = ("transfer", "validation", "test")
 
 
@@ -207,7 +207,7 @@ def load_labels(folder: Path, split: str) -> np.ndarray:
 def load_weights(folder: Path) -> np.ndarray | None:
     """(N,) float32 weights of the transfer set's rows; None where all count alike."""
     path = folder / WEIGHTS_FILE
-    return np.load(path, allow_pickle=False) if path.exists() else None
+    return pq.read_table(path)["weight"].to_numpy() if path.exists() else None
 
 
 def load_split(folder: Path, split: str) -> Arrays:
