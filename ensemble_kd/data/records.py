@@ -26,7 +26,7 @@ from ensemble_kd.errors import ArtifactError
 
 INFO_FILE = "info.json"
 WEIGHTS_FILE = "weights.parquet"
-"""One column `weight`, (N,) float32: how much each row of `transfer` counts in the losses; where weights are given."""
+"""One column `weight`, (N,) float32: how much each row of `transfer` counts; where weights are given."""
 SPLITS = ("transfer", "validation", "test")
 
 

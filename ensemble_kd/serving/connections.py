@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -158,7 +160,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.stalled = self.loop.call_later(self.limits.write_seconds, self.drop)
+        self.stalled = self.loop.call_later(self.limits.write_seconds, self._reset)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -192,6 +194,13 @@ class Connection(HttpToolsProtocol):
         self._settle()
         self._leave()
         self.transport.abort()
+
+    def _reset(self) -> None:
+        """End it at once for a client that does not read: what was sent would else wait in the kernel."""
+        line = self.transport.get_extra_info("socket")
+        if line is not None:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.drop()
 
     def _leave(self) -> None:
         """Whoever answers is not to write any more."""
