@@ -84,7 +84,7 @@ OTHERS = ("teacher_predict", "student_train", "student_predict")
     [
         ("banking77", "77 classes"),
         ("letter", "26 classes"),
-        ("adult", "'workclass' (8 kinds)"),
+        ("adult", "of words (8)"),
         ("cola", "2 classes"),
         ("energy", "--label heating_load"),
         ("rf1", "several targets"),
