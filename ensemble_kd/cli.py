@@ -32,6 +32,7 @@ from ensemble_kd.stage_list import ENTRIES, STAGES
 
 if TYPE_CHECKING:  # what takes time to import comes with the command that needs it: --help is quick
     from ensemble_kd.config import Config
+    from ensemble_kd.supervised import Job
     from ensemble_kd.train.measures import Column
 
 app = typer.Typer(
@@ -99,40 +100,31 @@ def _pipeline(
     """Run it; returns the run folder, or this node's copy of it. `recipe` is kept there."""
     from ensemble_kd import supervised
 
+    job = supervised.Job(until, settings, run_dir, verbose, require_gap, recipe)
     if supervised.wanted(settings, address, fresh):
-        job = supervised.Job(until, settings, run_dir, verbose, require_gap, recipe)
         if code := supervised.attend(job, Screen(out).warning):
             raise typer.Exit(code)
     else:
-        _work(until, settings, run_dir, address, fresh, verbose, require_gap=require_gap, recipe=recipe)
+        _work(job, address, fresh)
     return _local(run_dir or Path("runs") / settings.name, settings.compute.scratch)
 
 
-def _work(
-    until: str,
-    settings: Config,
-    run_dir: str | None,
-    address: str | None,
-    fresh: set[str],
-    verbose: bool,
-    *,
-    require_gap: bool,
-    recipe: str | None,
-) -> None:
+def _work(job: Job, address: str | None, fresh: set[str]) -> None:
+    """Run it in this process."""
     from ensemble_kd import pipeline
     from ensemble_kd.stages.context import Console
 
     screen = Screen(out)
     pipeline.run(
-        settings,
-        run_dir or Path("runs") / settings.name,
-        until=until,
+        job.settings,
+        job.run_dir or Path("runs") / job.settings.name,
+        until=job.until,
         address=address,
         fresh=fresh,
-        require_gap=require_gap,
-        verbose=verbose,
+        require_gap=job.require_gap,
+        verbose=job.verbose,
         console=Console(screen.line, screen.warning, screen.progress),
-        recipe=recipe,
+        recipe=job.recipe,
     )
 
 
@@ -144,8 +136,7 @@ def supervised_run() -> None:
     with reported(False):
         job = supervised.job()
     with reported(job.verbose):
-        options: dict[str, Any] = {"require_gap": job.require_gap, "recipe": job.recipe}
-        _work(job.until, job.settings, job.run_dir, None, set(), job.verbose, **options)
+        _work(job, None, set())
 
 
 def _stage_command(name: str, until: str, text: str) -> None:

@@ -3,101 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import ConfigError, StoppedError
 from ensemble_kd.local_training import loaded
-from ensemble_kd.member_loop import LoadData
 from ensemble_kd.mirror import attached
 from ensemble_kd.proposals import FINISHED, Proposals
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.fused import choose_fuse
 from ensemble_kd.train.process import borrowed
-from ensemble_kd.train.trials import Trial
-from ensemble_kd.trial_steps import TrialSteps, last_line, rungs
-
-Make = Callable[[int], Proposals]
-"""Makes the proposals, given how many students are stacked at most."""
+from ensemble_kd.trial_steps import TrialSteps, TrialWork, last_line, rungs
 
 
-def run_trials(
-    runtime: Runtime,
-    proposals: Make,
-    folder: Path,
-    members: Path,
-    load_data: LoadData,
-    arrays: Callable[[], dict[str, Any]],
-    *,
-    example: Trial,
-    metric: str,
-    sign: int,
-    fuse: int | str,
-    fuse_limit: int,
-    replicas: int,
-    epochs: int,
-    asha: tuple[int, float] | None,
-    warn: Callable[[str], None],
-) -> None:
-    """Train trials until the proposals end. `proposals(fuse)` makes these.
-
-    `asha` is (grace epochs, reduction factor). Raises TrainingError where Tune itself fails.
-    """
-    where = (runtime, proposals, folder, members, load_data, arrays)
-    options: dict[str, Any] = {
-        "example": example,
-        "metric": metric,
-        "sign": sign,
-        "fuse": fuse,
-        "fuse_limit": fuse_limit,
-        "epochs": epochs,
-        "asha": asha,
-        "warn": warn,
-    }
+def run_trials(runtime: Runtime, work: TrialWork) -> None:
+    """Train trials until the proposals end. Raises TrainingError where Tune itself fails."""
     if runtime.local:
-        _run_here(*where, **options)
+        _run_here(runtime, work)
         return
     from ensemble_kd import tuner
 
-    tuner.run_trials(*where, replicas=replicas, **options)
+    tuner.run_trials(runtime, work)
 
 
-def _run_here(
-    runtime: Runtime,
-    proposals: Make,
-    folder: Path,
-    members: Path,
-    load_data: LoadData,
-    arrays: Callable[[], dict[str, Any]],
-    *,
-    example: Trial,
-    metric: str,
-    sign: int,
-    fuse: int | str,
-    fuse_limit: int,
-    epochs: int,
-    asha: tuple[int, float] | None,
-    warn: Callable[[str], None],
-) -> None:
+def _run_here(runtime: Runtime, work: TrialWork) -> None:
     shared = {
-        "members": str(members),
-        "folder": str(folder / "fused"),
-        "metric": metric,
-        "sign": sign,
-        "rungs": rungs(asha, epochs),
+        "members": str(work.members),
+        "folder": str(work.folder / "fused"),
+        "metric": work.metric,
+        "sign": work.sign,
+        "rungs": rungs(work.asha, work.epochs),
     }
-    (folder / "fused").mkdir(parents=True, exist_ok=True)
+    (work.folder / "fused").mkdir(parents=True, exist_ok=True)
     stops: Callable[[str, dict[str, Any]], bool] = lambda name, result: False  # noqa: E731
-    if asha is not None:
+    if work.asha is not None:
         from ensemble_kd.tuner import stopper
 
-        stops = stopper(asha, epochs)
+        stops = stopper(work.asha, work.epochs)
     with borrowed(runtime.compute.cpus_per_worker):
-        data, device = loaded(load_data, arrays()), runtime.device()
+        data, device = loaded(work.load_data, work.arrays()), runtime.device()
+        fuse = work.fuse
         if isinstance(fuse, str):
-            fuse = choose_fuse(example.tasks[0], data, fuse_limit, device=device) if fuse_limit > 1 else 1
-        searcher = proposals(fuse)
+            task, most = work.example.tasks[0], work.fuse_limit
+            fuse = choose_fuse(task, data, most, device=device) if most > 1 else 1
+        searcher = work.proposals(fuse)
         number = 0
         while True:
             name = str(number := number + 1)
@@ -118,7 +67,7 @@ def _run_here(
                         searcher.on_trial_complete(name, None, error=True)
                     else:
                         names = ", ".join(trial.name for trial in searcher.running[name])
-                        warn(f"sweep: {names} failed ({reason}); its students go on where they stand")
+                        work.warn(f"sweep: {names} failed ({reason}); its students go on where they stand")
 
 
 def _train_packet(

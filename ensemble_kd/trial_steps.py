@@ -6,20 +6,46 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ensemble_kd.disk import DiskError, told
+from ensemble_kd.member_loop import LoadData
 from ensemble_kd.mirror import Mirror
+from ensemble_kd.proposals import Proposals
 from ensemble_kd.train.member import MemberTask, TrainingData
-from ensemble_kd.train.trials import Entry, Epochs, Packet
+from ensemble_kd.train.trials import Entry, Epochs, Packet, Trial
 
 OBJECTIVE = "objective"
 """What is maximised: the metric, or its negative."""
 SECONDS_PER_REPORT = 0.5
 """Epochs are told together where several fit into this."""
+
+
+@dataclass(frozen=True)
+class TrialWork:
+    """Trials to be trained, by Ray Tune or in this process."""
+
+    proposals: Callable[[int], Proposals]
+    """Makes the proposals, given how many students are stacked at most."""
+    folder: Path
+    members: Path
+    load_data: LoadData
+    arrays: Callable[[], dict[str, Any]]
+    example: Trial
+    metric: str
+    sign: int
+    fuse: int | str
+    """Students that are stacked at most, or `auto`: measured, up to `fuse_limit`."""
+    fuse_limit: int
+    replicas: int
+    epochs: int
+    asha: tuple[int, float] | None
+    """Grace epochs and reduction factor; None for no early end."""
+    warn: Callable[[str], None]
 
 
 class TrialSteps:

@@ -30,7 +30,6 @@ from ensemble_kd import disk, local_group
 from ensemble_kd.disk import DiskError, told
 from ensemble_kd.errors import EnsembleKDError, TrainingError
 from ensemble_kd.failures import keep, last_words
-from ensemble_kd.member_loop import LoadData
 from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.redact import VARIABLES
@@ -38,8 +37,8 @@ from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import prepare
-from ensemble_kd.train.trials import Entry, Epochs, Trial
-from ensemble_kd.trial_steps import OBJECTIVE, TrialSteps, last_line, rungs
+from ensemble_kd.train.trials import Entry, Epochs
+from ensemble_kd.trial_steps import OBJECTIVE, TrialSteps, TrialWork, last_line, rungs
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -272,61 +271,45 @@ class _Recoveries(tune.Callback):
         self.warn(f"sweep: the process of {names} failed ({reason}); its students go on in another")
 
 
-def run_trials(
-    runtime: Runtime,
-    proposals: Callable[[int], Proposals],
-    folder: Path,
-    members: Path,
-    load_data: LoadData,
-    arrays: Callable[[], dict[str, Any]],
-    example: Trial,
-    *,
-    metric: str,
-    sign: int,
-    fuse: int | str,
-    fuse_limit: int,
-    replicas: int,
-    epochs: int,
-    asha: tuple[int, float] | None,
-    warn: Callable[[str], None],
-) -> None:
-    """Run Tune until the proposals end. `proposals(fuse)` makes the searcher.
-
-    `arrays()` are put into the object store once and mapped by every trial's process. `asha` is (grace
-    epochs, reduction factor). Raises TrainingError where Tune itself fails.
-    """
+def run_trials(runtime: Runtime, work: TrialWork) -> None:
+    """Run Tune until the proposals end. `work.arrays()` are put into the object store once, and mapped by
+    every trial's process. Raises TrainingError where Tune itself fails."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     compute = runtime.compute
     gpus = runtime.gpus_per_worker()
     shared: dict[str, Any] = {
-        "references": {name: ray.put(array) for name, array in arrays().items()},
-        "load_data": load_data,
-        "members": str(members),
-        "folder": str(folder / "fused"),
+        "references": {name: ray.put(array) for name, array in work.arrays().items()},
+        "load_data": work.load_data,
+        "members": str(work.members),
+        "folder": str(work.folder / "fused"),
         "cpus_per_worker": compute.cpus_per_worker,
         "gpus_per_worker": gpus,
-        "replicas": replicas,
+        "replicas": work.replicas,
         "max_failures": compute.max_failures,
-        "metric": metric,
-        "sign": sign,
-        "rungs": rungs(asha, epochs),
+        "metric": work.metric,
+        "sign": work.sign,
+        "rungs": rungs(work.asha, work.epochs),
         "mirror": attached_spec(),
         "secrets": held(),
         "meeting": tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None,
     }
-    (folder / "fused").mkdir(parents=True, exist_ok=True)
+    (work.folder / "fused").mkdir(parents=True, exist_ok=True)
     each = {"CPU": compute.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
-    if replicas > 1:
-        size, bundles = 1, [{"CPU": 0.0}, *[each] * replicas]
+    if work.replicas > 1:
+        size, bundles = 1, [{"CPU": 0.0}, *[each] * work.replicas]
     else:
         bundles = [each]
-        size = fuse if isinstance(fuse, int) else _measured(shared, example.tasks[0], fuse_limit, each)
-    searcher = proposals(size)
+        size = (
+            work.fuse
+            if isinstance(work.fuse, int)
+            else _measured(shared, work.example.tasks[0], work.fuse_limit, each)
+        )
+    searcher = work.proposals(size)
     # Else Tune starts the second process only once the first is there, seconds later.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(searcher.concurrent)
-    scheduler = FIFOScheduler() if asha is None else _asha(asha, epochs)
-    scratch = folder / ".ray"
+    scheduler = FIFOScheduler() if work.asha is None else _asha(work.asha, work.epochs)
+    scratch = work.folder / ".ray"
     trainable = tune.with_resources(
         tune.with_parameters(Students, shared=shared), tune.PlacementGroupFactory(bundles)
     )
@@ -349,7 +332,7 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=compute.max_failures),
             # Students keep their own checkpoints; Tune's would be copies of nothing.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Recoveries(searcher, warn)],
+            callbacks=[_Recoveries(searcher, work.warn)],
             verbose=0,
         ),
     )
@@ -366,7 +349,7 @@ def run_trials(
             raise searcher.full from error
         if (code := disk.code_of(error)) is not None:
             raise disk.full(code, scratch).within("sweep") from error
-        where = keep("".join(traceback.format_exception(error)), folder)
+        where = keep("".join(traceback.format_exception(error)), work.folder)
         raise TrainingError(
             f"sweep: Ray Tune failed: {last_words(str(error))}; finished trials are kept, run again to go "
             f"on{where}"
@@ -376,7 +359,7 @@ def run_trials(
         if shared["meeting"] is not None:
             shutil.rmtree(shared["meeting"], ignore_errors=True)
         if (mirror := attached()) is not None:
-            mirror.pull(members)
+            mirror.pull(work.members)
 
 
 def _measured(shared: dict[str, Any], task: MemberTask, limit: int, resources: dict[str, float]) -> int:

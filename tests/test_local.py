@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_pipeline import Lines
 
 from ensemble_kd import member_loop, pipeline
 from ensemble_kd.artifacts import read_manifest
@@ -43,15 +44,6 @@ LOCAL, RAY = "compute.executor=local", "compute.executor=ray"
 
 def config(*overrides: str) -> Config:
     return load_config("digits", [*ALONE, *overrides])
-
-
-class Lines(Console):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        super().__init__(line=self.said.append, warning=self.said.append)
-
-    def kept(self) -> list[str]:
-        return [line.split(":")[0] for line in self.said if line.endswith("(kept)")]
 
 
 def run(settings: Config, folder: Path, **options: Any) -> Lines:

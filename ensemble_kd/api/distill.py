@@ -32,8 +32,7 @@ HELD_OUT = (
     "{splits} rows are held out of train: if the teachers were fitted on these, they know their labels, and "
     "the "
     "ensemble's figures and the share that the student recovers come out wrong; give rows that no teacher "
-    "has "
-    "seen ({arguments})"
+    "has seen ({arguments})"
 )
 
 
@@ -176,8 +175,7 @@ def _folder(output: str | Path | None, found: str | dict[str, Rows], wanted: lis
     if is_remote(output):
         raise InputValueError(
             f"output: {output} is in a store; give a folder on this machine, or write the rows to files and "
-            "use "
-            "run(...) with output"
+            "use run(...) with output"
         )
     folder = Path(output).expanduser().absolute()
     usual = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._")[:100]

@@ -70,8 +70,7 @@ def read_splits(path: str) -> dict[str, Rows]:
     if facts.folders:
         raise InputValueError(
             "train: folders of pictures are read by the run itself, and teachers in this process would not "
-            "see "
-            "them; give arrays (X, y), or run(...) with teachers={'source': 'callable', 'given': "
+            "see them; give arrays (X, y), or run(...) with teachers={'source': 'callable', 'given': "
             "['module:function']}"
         )
     return {name: Rows(_whole(pieces)) for name, pieces in facts.source.splits.items() if pieces}

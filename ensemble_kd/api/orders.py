@@ -105,8 +105,7 @@ def assumed_order(where: str, task: Task) -> None:
         return
     raise InputValueError(
         f"{where}: nothing says which class each of its {len(task.classes)} outputs is; the data's classes "
-        "are "
-        f"{some(task.classes)}, so say classes=[...] with them in the order of the teacher's outputs"
+        f"are {some(task.classes)}, so say classes=[...] with them in the order of the teacher's outputs"
     )
 
 

@@ -13,8 +13,7 @@ from ensemble_kd.config.base import CALLABLE
 
 TAKEN = (
     f"a network's name ({', '.join(NETWORKS)}), a dict of settings, 'module:callable', or a torch module's "
-    "class "
-    "that a file defines"
+    "class that a file defines"
 )
 
 

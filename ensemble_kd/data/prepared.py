@@ -159,12 +159,15 @@ def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader
 def _table(data: DataConfig, reading: Reading) -> TableEncoder:
     """How columns become numbers, from all rows of the source's train. Raises InputError if they cannot."""
     assert data.table is not None
+    if reading.table is not None:
+        return reading.table
     names = [data.columns.input] if isinstance(data.columns.input, str) else list(data.columns.input)
     tables = (table for _, _, _, table in reading.tables("train", names))
     try:
-        return learn_table(tables, names, data.table.most_values)
+        reading.table = learn_table(tables, names, data.table.most_values)
     except ColumnError as error:
         raise InputError([f"data.columns.input: {error}"]) from error
+    return reading.table
 
 
 def _filled(config: Config) -> bool:

@@ -35,6 +35,7 @@ from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.remarks import class_remarks, value_remarks
 from ensemble_kd.data.sources import read_class_names
 from ensemble_kd.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Plan, plan_splits
+from ensemble_kd.data.table import TableEncoder
 from ensemble_kd.errors import InputError
 
 
@@ -64,6 +65,8 @@ class Reading:
 
     def __init__(self, source: Source, rows: int, limit: int | None = None) -> None:
         self.source, self.rows = source, rows
+        self.table: TableEncoder | None = None
+        """How columns become numbers, once train was read for it."""
         self.limits = dict.fromkeys(source.splits, limit)
         if limit is not None:  # no split goes without; train is the largest as a rule
             self.limits = dict.fromkeys(source.splits, limit // 5)

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ensemble_kd.data.decode import Bad, ColumnError, finite_numbers, is_number, is_string, single
+from ensemble_kd.data.remarks import MISSING
 
-MISSING_WORDS = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none", "missing"})
+MISSING_WORDS = MISSING | {"missing"}
 """What stands for no value in a text, in lower case."""
 NUMBERS = 0.9
 """Share of the texts of a column that are numbers, from which on it is a column of numbers: the others are

@@ -123,12 +123,11 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     rounds = -(-members // speed.workers)
     given = teachers.get("source", "train") == "predictions"  # they cost no step and no pass
     if given:
-        members, wide = len(teachers["predictions"]["train"]), 0.0
+        members, wide, trees = len(teachers["predictions"]["train"]), 0.0, []
     said = f"{members} given" if given else f"{members} x {seen:,} rows x {epochs} epochs"
     grown = sum(kind["count"] * kind["model"].get("rounds", 200) for kind in trees) * max(
         1, len(rows.classes)
     )
-    grown = 0 if given else grown
     said += f", and {grown:,} trees" if grown else ""
     lines.append(Line("teachers", said, wide * rounds * each + grown * TREE / speed.workers))
     answers = rows.transfer * views * members

@@ -28,13 +28,19 @@ class Ranking(Relation):
     """Power of the distances."""
     normalise: bool = True
     """Whether features are divided by their length first."""
+    list_length: Annotated[int, Field(ge=2, le=1000)] = 4
+    """n."""
 
-    def lists(self, student: Outputs, teacher: Outputs, batch: Batch, length: int) -> tuple[Tensor, Tensor]:
+    @property
+    def least_rows(self) -> int:  # type: ignore[override]
+        return self.list_length + 1
+
+    def lists(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scores (B, n) of both networks for the n rows that the teacher has nearest, in its order."""
         ours, theirs = (self._scores(features) for features in self.read(student, teacher, batch))
         itself = torch.eye(len(theirs), dtype=torch.bool, device=theirs.device)
         nearest = theirs.masked_fill(itself, -torch.inf)
-        order = nearest.argsort(dim=1, descending=True, stable=True)[:, :length]
+        order = nearest.argsort(dim=1, descending=True, stable=True)[:, : self.list_length]
         return ours.gather(1, order), theirs.gather(1, order)
 
     def _scores(self, features: Tensor) -> Tensor:
@@ -57,17 +63,10 @@ class DarkRankHard(Ranking):
     in published code, which takes features of length 1 too. The paper adds it to losses on labels.
     """
 
-    list_length: Annotated[int, Field(ge=2, le=1000)] = 4
-    """n."""
-
-    @property
-    def least_rows(self) -> int:  # type: ignore[override]
-        return self.list_length + 1
-
     def __call__(
         self, student: Outputs, teacher: Outputs, batch: Batch, learned: nn.Module | None = None
     ) -> Tensor:
-        ours, _ = self.lists(student, teacher, batch, self.list_length)
+        ours, _ = self.lists(student, teacher, batch)
         return own_rows(-log_likelihood(ours), batch.group)
 
 
@@ -84,15 +83,11 @@ class DarkRankSoft(Ranking):
     list_length: Annotated[int, Field(ge=2, le=6)] = 4
     """n; 6 are 720 orders."""
 
-    @property
-    def least_rows(self) -> int:  # type: ignore[override]
-        return self.list_length + 1
-
     def __call__(
         self, student: Outputs, teacher: Outputs, batch: Batch, learned: nn.Module | None = None
     ) -> Tensor:
         orders = torch.tensor(_orders(self.list_length), device=student.logits.device)  # (n!, n)
-        both = self.lists(student, teacher, batch, self.list_length)
+        both = self.lists(student, teacher, batch)
         log_q, log_p = (log_likelihood(scores[:, orders]) for scores in both)  # (B, n!)
         return own_rows((log_p.exp() * (log_p - log_q)).sum(1), batch.group)
 

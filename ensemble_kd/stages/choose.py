@@ -38,6 +38,7 @@ from ensemble_kd.train.member import MemberTask, finished, load_logits
 from ensemble_kd.train.stack import deterministic
 from ensemble_kd.train.trials import Entry, Trial
 from ensemble_kd.trial_runs import concurrency, run_trials
+from ensemble_kd.trial_steps import TrialWork
 
 GRID = 2
 """Number of the grid and the rule, in the fingerprint: raised when either changes."""
@@ -196,13 +197,12 @@ def _train(
 
     context.console.progress("choose", 0, len(trials), "starting workers")
     try:
-        run_trials(
-            context.runtime,
-            proposals,
-            folder,
-            members,
-            load,
-            arrays,
+        work = TrialWork(
+            proposals=proposals,
+            folder=folder,
+            members=members,
+            load_data=load,
+            arrays=arrays,
             example=trials[0],
             metric="validation_loss",
             sign=-1,
@@ -213,6 +213,7 @@ def _train(
             asha=None,
             warn=context.console.warning,
         )
+        run_trials(context.runtime, work)
     finally:
         context.console.progress("choose", 0, 0, "")
 

@@ -40,6 +40,7 @@ from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.member import MemberTask
 from ensemble_kd.trial_runs import concurrency, run_trials
+from ensemble_kd.trial_steps import TrialWork
 
 FUSED_AT_MOST = 64
 """Students stacked in one process, where `fuse` is to be measured."""
@@ -203,13 +204,12 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
     share = max(1, -(-sweep.total * settings.num_seeds // concurrent))
     context.console.progress("sweep", 0, sweep.total, "starting workers")
     try:
-        run_trials(
-            context.runtime,
-            proposals,
-            sweep.folder,
-            sweep.members,
-            load,
-            arrays,
+        work = TrialWork(
+            proposals=proposals,
+            folder=sweep.folder,
+            members=sweep.members,
+            load_data=load,
+            arrays=arrays,
             example=sweep.example(),
             metric=settings.metric,
             sign=sign(settings),
@@ -220,6 +220,7 @@ def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, An
             asha=asha,
             warn=context.console.warning,
         )
+        run_trials(context.runtime, work)
     finally:
         context.console.progress("sweep", 0, 0, "")
 

@@ -393,6 +393,7 @@ class Batches:
         inputs, labels, teacher, guesses = parts
         if self.replicas > 1:
             rows = rows[self._own(rows)]
+        known = None if self.weights is None else self.weights[rows.cpu()].to(self.device)
         share = self.batch_size // self.replicas
         for begin in range(0, len(labels), share):
             part = slice(begin, begin + share)
@@ -405,7 +406,7 @@ class Batches:
                 continue
             soft = None if teacher is None else Outputs(teacher[..., part, :])
             guessed = None if guesses is None else guesses[part]
-            weights = None if self.weights is None else self.weights[rows[part].cpu()].to(self.device)
+            weights = None if known is None else known[part]
             yield Batch(batch_inputs, labels[part], soft, rows=rows[part], guesses=guessed, weights=weights)
 
 
