@@ -121,6 +121,6 @@ def test_a_stack_that_diverges_is_told_by_its_members(tmp_path: Path) -> None:
 
 def test_a_stack_is_shown_as_its_members(began: Path) -> None:
     lines, names = Lines(), set[str]()
-    lines.progress = lambda task, done, total, note: names.add(note.split(":")[0])  # type: ignore[method-assign]
+    lines.progress = lambda task, done, total, note: names.add(note.split(":")[0])
     pipeline.run(SETTINGS, began, console=lines)
     assert {f"distilled-seed-{seed}" for seed in range(3)} <= names
