@@ -64,6 +64,7 @@ SHARED_BY_STAGES = {
     "members",
     "mlflow_models",
     "shards",
+    "stacking",
     "start",
     "training_data",
     "trial_book",

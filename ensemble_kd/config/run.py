@@ -155,14 +155,20 @@ def _problems_between_fields(config: Config) -> list[str]:
             )
     if config.soft_targets.views > 1 and not config.data.augment.active:
         problems.append(
-            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift, mixup or "
-            "word_dropout"
+            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift, mixup, "
+            "munge or word_dropout"
         )
-    if config.data.augment.mixup and config.specialists is not None:
+    if config.data.augment.munge and config.soft_targets.views == 1:
         problems.append(
-            "data.augment.mixup: specialists are asked about rows of their classes, and a mixture is of two; "
-            "leave the mixup or the specialists out"
+            "data.augment.munge: makes up further views of a row, and soft_targets.views is 1; set that to "
+            "8, or leave munge out"
         )
+    for name in ("mixup", "munge"):
+        if getattr(config.data.augment, name) and config.specialists is not None:
+            problems.append(
+                f"data.augment.{name}: specialists are asked about rows of their classes, and what is made "
+                f"of two rows may be of two; leave {name} or the specialists out"
+            )
     problems += class_weight_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)

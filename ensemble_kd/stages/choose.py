@@ -107,7 +107,8 @@ def run(
 
     unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"
     together = stackable(task(Point(1, 1, 0), 0), config, info)
-    grid = points(asked.student, unlabelled, few=not together, softened=softened(config))
+    made_up = config.data.augment.munge > 0
+    grid = points(asked.student, unlabelled, not together, softened(config), made_up)
     seeds, share = plan.config["seeds"] if together else 1, 1.0
     if not together:
         trained = len(student_stage.roles(config, counts, bool(combined)))

@@ -189,7 +189,8 @@ def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
         found.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
     if counts["labelled"]:
         found.append("hard")
-        found += ["plain"] if config.soft_targets.views > 1 else []
+        # Made-up rows have no label, so that `hard` sees the rows as they are already.
+        found += ["plain"] if config.soft_targets.views > 1 and not config.data.augment.munge else []
     # Of values the ensemble's answer is the soft target itself: there are no harder ones.
     unlabelled = counts["transfer"] > counts["labelled"]
     return found + (["pseudo"] if unlabelled and config.data.target == "class" else [])
@@ -218,7 +219,8 @@ def task(
     if soft and (student.terms or student.online.logits):
         online = online_of(student.online, basis, weights, "student", student.terms)
     phases = phase_tasks(config, basis, data, store, counts, weights, seed)
-    views = 1 if role == "plain" else config.soft_targets.views
+    bare = role == "plain" or (role == "hard" and config.data.augment.munge > 0)
+    views = 1 if bare else config.soft_targets.views
     inputs = {"data": data}
     if (reads and learned != "specialists") or (online is not None and online.get("stored")):
         inputs["soft_targets"] = store

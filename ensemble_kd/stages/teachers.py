@@ -70,8 +70,8 @@ def tasks(
         if teachers.source == "pretrained" and info is not None:
             assert initial is not None
             initial |= taken_over(model.source, info, orders[i], model.trust_remote_code)
-        augmented = teachers.augment and config.data.augment.active and model.name != "trees"
-        augment = config.data.augment if augmented else None
+        augment = config.data.augment.with_labels
+        augmented = teachers.augment and augment.active and model.name != "trees"
         found.append(
             MemberTask(
                 name=f"teacher-{i:03d}",
@@ -83,7 +83,7 @@ def tasks(
                 inputs={"data": data},
                 rows={"labelled": True, "bootstrap": teachers.bootstrap, "fraction": teachers.fraction},
                 examples_per_epoch=labelled,
-                augment=augment.model_dump(mode="json") if augment else {},
+                augment=augment.model_dump(mode="json") if augmented else {},
             )
         )
     return found

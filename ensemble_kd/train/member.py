@@ -21,6 +21,7 @@ from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, 
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.mixing import Pool
+from ensemble_kd.data.munge import Neighbourhood, neighbourhood
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
@@ -231,6 +232,12 @@ class TrainingData:
         for part in (self.transfer, self.validation, self.test):
             read[part.inputs.ravel()] = True
         return torch.from_numpy(np.flatnonzero(read))
+
+    @cached_property
+    def near(self) -> Neighbourhood:
+        """Which rows of the transfer set are like which; found once for all."""
+        assert self.transfer is not None
+        return neighbourhood(self.transfer.inputs, self.info)
 
 
 def finished(task: MemberTask, members: Path) -> Manifest | None:
@@ -589,6 +596,7 @@ def make_batches(
     pool = None
     if augment.mixup and isinstance(source, TensorSource):  # a stored view is mixed with any row of the split
         pool = Pool(source.inputs, source.labels, source.rows if task.views == 0 else None)
+    near = data.near if augment.munge and task.views > 1 else None
     if task.masked_lm:
         masking = _masking(task, data.info)
     return Batches(
@@ -607,6 +615,7 @@ def make_batches(
         masking=masking,
         weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
         pool=pool,
+        near=near,
     )
 
 
