@@ -137,10 +137,11 @@ def _image(choice: Choice) -> None:
 
 
 def _numeric(choice: Choice) -> None:
-    """Trees take time by the class: each round grows one of each. Made-up rows take time by the row."""
+    """Trees take time by the class: each round grows one of each. Made-up rows take time by the row, and are
+    not shown to help where values are predicted."""
     if len(choice.rows.classes) > MOST_TREES:
         choice.settings.drop("teachers.kinds")
-    if choice.rows.transfer >= MANY_ROWS:
+    if choice.rows.transfer >= MANY_ROWS or (choice.label is not None and choice.label.target == "value"):
         choice.settings.drop("data.augment")
         choice.settings.drop("soft_targets")
         choice.settings.drop("teachers.weights")

@@ -38,7 +38,7 @@ from ensemble_kd.train.trials import Entry, Trial
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork
 
-GRID = 2
+GRID = 3
 """Number of the grid and the rule, in the fingerprint: raised when either changes."""
 MOST_SEEDS = 3
 """Students of each candidate, where they are stacked and the student stage has as many."""

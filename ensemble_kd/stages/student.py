@@ -219,7 +219,10 @@ def task(
     if soft and (student.terms or student.online.logits):
         online = online_of(student.online, basis, weights, "student", student.terms)
     phases = phase_tasks(config, basis, data, store, counts, weights, seed)
-    bare = role == "plain" or (role == "hard" and config.data.augment.munge > 0)
+    # Where every row has a label, there is nothing to guess.
+    pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
+    labels_alone = role == "hard" or (soft and not numbers.alpha and not pseudo and online is None)
+    bare = role == "plain" or (labels_alone and config.data.augment.munge > 0)
     views = 1 if bare else config.soft_targets.views
     inputs = {"data": data}
     if (reads and learned != "specialists") or (online is not None and online.get("stored")):
@@ -227,8 +230,6 @@ def task(
     if learned != "ensemble":
         assert combined is not None
         inputs["combined_targets"] = combined
-    # Where every row has a label, there is nothing to guess.
-    pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
     alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
     if student.without_classes:

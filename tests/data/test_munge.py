@@ -12,6 +12,8 @@ from scipy import stats
 from ensemble_kd.config import Config, validate
 from ensemble_kd.data.munge import MOST_CANDIDATES, NEIGHBOURS, munged_view, neighbourhood
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.stages import student, teachers
+from ensemble_kd.stages.start import Basis
 
 INFO: dict[str, Any] = {"preprocess": {}}
 
@@ -129,5 +131,18 @@ def test_bad_settings(changes: dict[str, Any], told: str) -> None:
 def config(views: int = 4, kind: str = "numeric", mixup: float = 0.0, **blocks: Any) -> Config:
     augment = {"munge": 0.5, "mixup": mixup}
     data = {"kind": kind, "path": ".", "augment": augment}
-    clusters = {"clusters": {"num_clusters": 2}} if blocks else {}
+    clusters = {"clusters": {"num_clusters": 2}} if "specialists" in blocks else {}
     return validate({"name": "made-up", "data": data, "soft_targets": {"views": views}, **clusters, **blocks})
+
+
+def test_who_learns_from_labels_alone_sees_the_rows_as_they_are() -> None:
+    counts = {"transfer": 100, "labelled": 100, "validation": 20, "test": 20}
+    for alpha, expected in ((1.0, 4), (0.5, 4), (0.0, 1)):
+        made = config(student={"alpha": alpha, "pseudo": 0.0})
+        basis = Basis.alone(made)
+        tasks = {t.role: t for t in student.tasks(made, "data", "store", counts, basis)}
+        assert set(tasks) == {"distilled", "hard"}
+        assert tasks["hard"].views == 1 and not tasks["hard"].augment
+        assert tasks["distilled"].views == expected and bool(tasks["distilled"].augment) == (expected > 1)
+    teacher = teachers.tasks(config(), "data", 100)[0]
+    assert not teacher.augment
