@@ -71,6 +71,12 @@ def task(**settings: Any) -> tuple[MemberTask, Config]:
     return student.task(config, "distilled", 0, "d", "s", COUNTS, Basis.alone(config)), config
 
 
+def test_values_have_no_temperature_to_tell() -> None:
+    told = choose._only(Point(4, 1, 0), {**INFO, "target": {"mean": 0.0, "std": 1.0}})["text"]
+    assert told.startswith("alpha = 1, the only choice") and "T = " not in told
+    assert choose._only(Point(4, 1, 0), INFO)["text"].startswith("T = 4, alpha = 1, the only choice")
+
+
 def test_small_students_are_stacked_and_others_trained_one_by_one() -> None:
     assert stackable(*task(), INFO)
     assert not stackable(*task(model={"name": "mlp", "hidden": [800, 800]}), INFO)

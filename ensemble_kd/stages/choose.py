@@ -129,7 +129,7 @@ def run(
     if len(grid) > 1:
         _train(context, plan.folder, members, trials, together, arrays, load)
     even = config.student.training.class_weights is not None
-    summary = _decided(data, info, grid, trials, members, even) if len(grid) > 1 else _only(grid[0])
+    summary = _decided(data, info, grid, trials, members, even) if len(grid) > 1 else _only(grid[0], info)
     summary |= {"fields": list(asked.choosing or ()), "seeds": seeds, "stacked": together, "steps": share}
     summary["seconds"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
@@ -204,8 +204,13 @@ def _train(
         context.console.progress("choose", 0, 0, "")
 
 
-def _only(point: Point) -> dict[str, Any]:
-    text = f"{point}, the only choice that makes a difference here"
+def _shown(point: Point, info: dict[str, Any]) -> str:
+    """Values have no temperature."""
+    return f"alpha = {point.alpha:g}" if info.get("target") and point.alpha > 0 else str(point)
+
+
+def _only(point: Point, info: dict[str, Any]) -> dict[str, Any]:
+    text = f"{_shown(point, info)}, the only choice that makes a difference here"
     return {"chosen": point._asdict(), "by": "default", "rows": 0, "candidates": [], "text": text}
 
 
@@ -246,7 +251,7 @@ def _decided(
     candidates = [
         {
             **grid[number]._asdict(),
-            "name": str(grid[number]),
+            "name": _shown(grid[number], info),
             "accuracy": scores[number].accuracy if number in scores else None,
             "loss": scores[number].loss if number in scores else None,
             **(compared(scores[chosen], scores[number]) if number in scores else {}),
