@@ -20,6 +20,7 @@ LEVELS = [
     {"cli", "api"},
     {"cli_compare", "cli_data", "cli_doctor", "cli_recipes", "supervised"},
     {"compare", "doctor"},
+    {"integrations"},
     {"guess"},
     {"serving"},
     {"predict_files"},
@@ -51,7 +52,7 @@ LEVELS = [
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
-PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
+PURE = ["objectives", "models", "ensemble", "train", "data", "report", "integrations"]
 SHARED_BY_STAGES = {
     "base",
     "calibrated",
