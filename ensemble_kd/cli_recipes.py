@@ -13,9 +13,23 @@ from rich.table import Table
 
 from ensemble_kd.errors import ConfigError
 
-Show = Annotated[str | None, typer.Option(metavar="NAME", help="Print this recipe's file.")]
+
+def completed(incomplete: str) -> list[str]:
+    """Recipes that begin so, for shells; they complete files where there is none."""
+    from ensemble_kd.config.recipes import recipe_paths
+
+    return [name for name in recipe_paths() if name.startswith(incomplete)]
+
+
+Show = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Print this recipe's file.", autocompletion=completed),
+]
 Copy = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Write this recipe to NAME.yaml here, to be changed.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Write this recipe to NAME.yaml here, to be changed.", autocompletion=completed
+    ),
 ]
 
 
