@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -46,8 +47,8 @@ def test_there_are_many() -> None:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_a_command(page: str, line: str, my_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *arguments = shlex.split(line)
-    group = typer.main.get_command(app)
-    command = getattr(group, "commands")[name]  # noqa: B009: typer has click's classes in a copy of its own
+    group: Any = typer.main.get_command(app)
+    command = group.commands[name]
     monkeypatch.setenv("KD_TOKEN", "x")
     context = command.make_context(name, arguments)  # options that there are none of are an error
     overrides = list(context.params.get("set_") or [])
