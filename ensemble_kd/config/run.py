@@ -14,6 +14,7 @@ from ensemble_kd.config.data import DataConfig, data_problems, text_augment_prob
 from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
 from ensemble_kd.config.models import TransformerConfig, model_problems, transformer_problems
+from ensemble_kd.config.peers import peer_problems
 from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
@@ -169,6 +170,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
+    problems += peer_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)

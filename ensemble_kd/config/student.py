@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.models import MLPConfig, ModelConfig
+from ensemble_kd.config.peers import PeersConfig
 from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
 from ensemble_kd.config.teachers import num_teachers
 from ensemble_kd.config.training import TrainingConfig
@@ -46,6 +47,8 @@ class Numbers(NamedTuple):
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"peers"})
+
     model: ModelConfig = MLPConfig(hidden=[32])
     """Architecture."""
     training: TrainingConfig = TrainingConfig()
@@ -66,6 +69,9 @@ class StudentConfig(Block):
     added to alpha * soft + (1 - alpha) * hard."""
     online: OnlineConfig = OnlineConfig()
     """Teachers that run beside the student where a loss needs more than stored logits."""
+    peers: PeersConfig | None = None
+    """Networks that learn together with the student, each from the others' predictions; null for none. The
+    one that is best on validation rows is shipped."""
     phases: list[PhaseConfig] = []
     """What comes before: pretraining on a corpus, hidden states before predictions."""
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
@@ -98,6 +104,12 @@ class StudentConfig(Block):
     def numbers(self) -> Numbers:
         given = {name: getattr(self, name) for name in AUTO_FIELDS if name not in self.auto}
         return Numbers(**given)
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from anything but labels; else it is its own baseline."""
+        numbers = self.numbers
+        return numbers.alpha > 0 or numbers.pseudo > 0 or bool(self.terms) or self.peers is not None
 
     @property
     def objective_fields(self) -> dict[str, Any] | None:

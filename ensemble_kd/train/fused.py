@@ -36,7 +36,8 @@ from ensemble_kd.objectives.mixture import StackedLoss
 from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer, train_step
+from ensemble_kd.train.learner import train_step
+from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer
 from ensemble_kd.train.member import (
     FAILED,
     MemberTask,
@@ -86,7 +87,7 @@ def fuse_key(task: MemberTask) -> str | None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
-    if task.model["name"] == "transformer" or task.terms or task.online:
+    if task.model["name"] == "transformer" or task.terms or task.online or task.peers:
         return None
     if task.initial and "vectors" not in task.initial:
         return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,11 @@ from ensemble_kd.train.initial import (
     load_network,
     online_networks,
 )
+from ensemble_kd.train.learner import Learner, Left
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train_epochs
 from ensemble_kd.train.masking import Masking, uniform
 from ensemble_kd.train.online import Beside, Online
+from ensemble_kd.train.peers import Peers, mutual_term, peer_settings, with_peers
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 from ensemble_kd.train.stored_states import KeptStates, StoredStates
@@ -131,6 +133,8 @@ class MemberTask:
     """Fields of a Quantiser, for a student that is shipped in integers."""
     mask_probability: float | None = None
     """Share of words to be guessed, for a masked language model; None for a classifier."""
+    peers: dict[str, Any] | None = None
+    """Fields of `student.peers`, for a student that learns together with other networks."""
 
     @property
     def reads_teacher(self) -> bool:
@@ -166,6 +170,7 @@ class MemberTask:
             ("corpus", None),
             ("mask_probability", None),
             ("quantization", None),
+            ("peers", None),
         ):
             if kept[key] == usual:
                 kept.pop(key)
@@ -298,7 +303,7 @@ def member_epochs(
         network.quantiser.group = replicas.group
     batches = make_batches(task, data, training, device, replicas)
     loss = loss_of(task, training, data.info.get("target"))
-    online, learned = beside(task, data, network, loss, batches, training.precision)
+    learner, learned = learner_of(task, data, network, loss, batches, training)
     validation = as_tensor(data.validation.inputs)
     validation_labels = as_tensor(data.validation.labels)
     if judge is not None:
@@ -321,13 +326,10 @@ def member_epochs(
         return True
     try:
         progress = yield from train_epochs(
-            network,
+            learner,
             batches,
-            loss,
             training,
             seed=task.seed,
-            online=online,
-            learned=learned,
             evaluate=evaluate if replicas.rank == 0 and task.corpus is None else None,
             checkpoint=folder / CHECKPOINT,
             replicas=replicas,
@@ -339,7 +341,8 @@ def member_epochs(
         if replicas.rank == 0:
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
-    restore_tables_(network)
+    for each in learner.networks:
+        restore_tables_(each)
     if replicas.rank == 0:
         seconds = time.perf_counter() - began
         if learned is not None and list(learned.parameters()):
@@ -347,8 +350,48 @@ def member_epochs(
         if task.phase is not None:
             finish_phase(task, network, progress, folder, seconds)
         else:
-            finish_member(task, data, network, progress, folder, device, seconds, judge)
+            network, left = learner.finished(evaluate, partial(logits_of, data=data, device=device), folder)
+            finish_member(task, data, network, progress, folder, device, seconds, judge, left)
     return True
+
+
+def learner_of(
+    task: MemberTask,
+    data: TrainingData,
+    network: Network,
+    loss: DistillationLoss,
+    batches: Batches,
+    training: TrainingConfig,
+) -> tuple[Learner, nn.Module | None]:
+    """What is trained: `network`, alone or with its peers; and the projections that its loss learns along."""
+    if task.peers is not None:
+        networks = [network, *(each.to(batches.device) for each in other_peers(task, data))]
+        shared = with_peers(loss, mutual_term(task.peers), len(networks))
+        return Peers(networks, shared, **peer_settings(task.peers)), None
+    online, learned = beside(task, data, network, loss, batches, training.precision)
+    return Learner(network, loss, online=online, learned=learned), learned
+
+
+def other_peers(task: MemberTask, data: TrainingData) -> list[Network]:
+    """The networks that learn together with the student, each with initial weights of its own."""
+    assert task.peers is not None
+    found = []
+    for k in range(1, task.peers["count"]):
+        model, initial = task.model, task.initial
+        if task.peers["models"]:
+            model, initial = task.peers["models"][k - 1], None
+        own = replace(task, model=model, initial=initial, seed=mix(task.seed, 53, k))
+        network = initial_network(own, data)
+        cut_tables(own, data, network)
+        found.append(network)
+    return found
+
+
+@torch.no_grad()
+def logits_of(network: Network, data: TrainingData, device: torch.device) -> dict[str, Tensor]:
+    """A trained network's logits (N, C) on `validation` and `test` rows."""
+    splits = {"validation": data.validation, "test": data.test}
+    return {name: predict(network, as_tensor(part.inputs), device) for name, part in splits.items()}
 
 
 def initial_network(task: MemberTask, data: TrainingData) -> Network:
@@ -490,8 +533,13 @@ def finish_member(
     device: torch.device,
     seconds: float,
     judge: Judge | None = None,
+    left: Left | None = None,
 ) -> None:
-    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done."""
+    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done.
+
+    `left` is what its learner left beside the network.
+    """
+    left = left or Left()
     inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
     labels = as_tensor(data.validation.labels)
     special: dict[str, Any] = {}
@@ -514,9 +562,10 @@ def finish_member(
         measured = judge(logits["validation"][judge.rows], corrected=True)
         special |= describe(judge, measured)
     save_weights(network, folder / WEIGHTS)
-    partial = folder / f".{PREDICTIONS}.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in logits.items()}, partial)
-    partial.replace(folder / PREDICTIONS)
+    temporary = folder / f".{PREDICTIONS}.tmp"
+    tensors = {name: tensor.contiguous() for name, tensor in {**logits, **left.logits}.items()}
+    save_file(tensors, temporary)
+    temporary.replace(folder / PREDICTIONS)
     summary = {
         "name": task.name,
         "role": task.role,
@@ -527,10 +576,11 @@ def finish_member(
         "bytes": (folder / WEIGHTS).stat().st_size,
         **measured,
         **special,
+        **left.summary,
         "seconds": seconds,
         "history": progress.history,
     }
-    settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS]
+    settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS, *left.files]
     finish(folder, "member", task.fingerprint, settings, task.inputs, files, summary)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
@@ -603,11 +653,16 @@ def make_batches(
         replicas=replicas.size,
         device=device,
         trim_padding=data.info["kind"] == "text",
-        by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
+        by_length=data.info["kind"] == "text" and any(name in BY_LENGTH for name in _models(task)),
         masking=masking,
         weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
         pool=pool,
     )
+
+
+def _models(task: MemberTask) -> list[str]:
+    """Names of the models that a batch is for."""
+    return [task.model["name"], *(model["name"] for model in (task.peers or {}).get("models", []))]
 
 
 def _masking(task: MemberTask, info: dict[str, Any]) -> Masking:

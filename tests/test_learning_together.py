@@ -1,0 +1,160 @@
+"""`student.peers` from the configuration to the report, and what cannot be combined with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_local import config, run
+
+from ensemble_kd.config import validate
+from ensemble_kd.errors import ConfigError
+from ensemble_kd.stages.student import data_problems, objective_problems
+from ensemble_kd.stages.trial_book import _role
+
+LOCAL = "compute.executor=local"
+INFO: dict[str, Any] = {
+    "kind": "image",
+    "input_shape": [8, 8, 1],
+    "num_classes": 10,
+    "class_names": [str(n) for n in range(10)],
+    "mean": [0.5],
+    "std": [0.3],
+    "vocabulary_size": 0,
+    "counts": {"train": 96, "validation": 30, "test": 30, "transfer": 96, "labelled": 96},
+}
+
+
+def settings(student: dict[str, Any], **more: Any) -> dict[str, Any]:
+    data = {"source": "digits", "kind": "image"}
+    small = {"model": {"name": "mlp", "hidden": [8]}, "peers": {}, **student}
+    return {"name": "t", "data": data, "student": small, **more}
+
+
+@pytest.mark.parametrize(
+    ("student", "more", "says"),
+    [
+        (
+            {"replicas_per_member": 2},
+            {},
+            "student.replicas_per_member: does not go together with student.peers; set it to 1, or leave st",
+        ),
+        (
+            {"training": {"gradient_accumulation": 2}},
+            {},
+            "student.training.gradient_accumulation: does not go together with student.peers; set it to 1, o",
+        ),
+        ({"quantization": {}}, {}, "student.quantization: does not go together with student.peers; leave it"),
+        (
+            {"terms": [{"name": "hidden_mse"}]},
+            {},
+            "student.terms: does not go together with student.peers; leave them out",
+        ),
+        (
+            {"online": {"logits": True}},
+            {},
+            "student.online.logits: does not go together with student.peers; leave it to the store",
+        ),
+        (
+            {"phases": [{"name": "first", "objective": "kl"}]},
+            {},
+            "student.phases: does not go together with student.peers; leave them out",
+        ),
+        (
+            {},
+            {"sweep": {"space": {"temperature": [1, 2]}, "refit": "train+validation"}},
+            "sweep.refit: does not go together with student.peers; set it to none",
+        ),
+        (
+            {"peers": {"models": [{"name": "mlp"}, {"name": "mlp"}]}},
+            {},
+            "student.peers.models: 2 models, but beside the student there are 1 networks; name one for each, "
+            "or set student.peers.count=3",
+        ),
+        (
+            {"peers": {"models": [{"name": "bag"}]}},
+            {},
+            "student.peers.models.0.name: 'bag' does not take image inputs; use cnn or mlp or resnet",
+        ),
+        (
+            {"peers": {"models": [{"name": "trees"}]}},
+            {},
+            "student.peers.models.0.name: 'trees' is for teachers; a student is a network",
+        ),
+        (
+            {"peers": {"models": [{"name": "transformer", "source": "s"}]}},
+            {},
+            "student.peers.models.0: a peer with a model of its own starts from random weights, this 'transf",
+        ),
+        (
+            {"peers": {"updates": "sequential", "refresh_steps": 2}},
+            {},
+            "student.peers.updates: 'sequential', but with student.peers.refresh_steps the targets come from",
+        ),
+    ],
+)
+def test_what_does_not_go_together(student: dict[str, Any], more: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(settings(student, **more))
+    assert any(line.startswith(says) for line in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("peers", "says"),
+    [
+        (
+            {"objective": "patient"},
+            "student.peers.objective: 'patient' reads hidden, and peers see each other's logits; use kl",
+        ),
+        ({"objective": "k"}, "student.peers.objective: unknown objective 'k'; did you mean 'kl'?"),
+        (
+            {"objective": {"name": "kl", "temperature": 2}},
+            "student.peers.objective.temperature: set student.peers.temperature instead",
+        ),
+        ({"weight": -1}, "student.peers.weight: a weight is finite and at least 0, got -1"),
+        ({"weight": {"start": 1}}, "student.peers.weight.end: missing; a schedule goes from start to end"),
+    ],
+)
+def test_losses_between_peers(peers: dict[str, Any], says: str) -> None:
+    problems = objective_problems(validate(settings({"peers": peers})))
+    assert any(line.startswith(says) for line in problems), problems
+
+
+def test_a_model_of_the_users_own_is_built_before_anything_runs() -> None:
+    from ensemble_kd.stages.base import DataFound
+
+    broken = {"name": "custom", "callable": "json:loads"}
+    asked = validate(settings({"peers": {"models": [broken]}}))
+    found = DataFound(INFO)
+    assert any(
+        line.startswith("student.peers.models.0: custom model 'json:loads'")
+        for line in data_problems(asked, found)
+    )
+
+
+def test_a_student_with_peers_distils_whatever_alpha_is() -> None:
+    """A sweep's trial at alpha = 0 is not the baseline."""
+    assert _role(validate(settings({"alpha": 0})).student) == "distilled"
+    assert _role(validate(settings({"alpha": 0, "peers": None})).student) == "hard"
+
+
+def test_from_configuration_to_report(tmp_path: Path) -> None:
+    """Mutual learning alone, then on top of the stored soft targets: the baselines are trained once."""
+    asked = [LOCAL, "student.peers={count: 3, updates: sequential}"]
+    run(config(*asked, "student.alpha=0"), tmp_path)
+    first = json.loads((tmp_path / "report.json").read_text())
+    assert first["objective"] == "kl of 2 peers"
+    assert first["summary"]["peers"]["n"] == 2 == first["summary"]["hard"]["n"]
+    rows = {system["name"]: system for system in first["systems"]}
+    assert rows["peers-seed-0"]["parameters"] == 3 * rows["distilled-seed-0"]["parameters"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Ensemble of the student and its peers" in page
+    lines = run(config(*asked, "student.alpha=0.5"), tmp_path)
+    second = json.loads((tmp_path / "report.json").read_text())
+    assert second["objective"] == "kl + kl of 2 peers"
+    assert lines.kept() == ["data", "teachers", "gap", "soft-targets"]
+    assert [s for s in second["systems"] if s["role"] == "hard"] != []
+    folders = list((tmp_path / "student/members").glob("*/peers.safetensors"))
+    assert len(folders) == 4  # two seeds of each
