@@ -146,11 +146,11 @@ def test_from_configuration_to_report(tmp_path: Path) -> None:
     run(config(*asked, "student.alpha=0"), tmp_path)
     first = json.loads((tmp_path / "report.json").read_text())
     assert first["objective"] == "kl of 2 peers"
-    assert first["summary"]["peers"]["n"] == 2 == first["summary"]["hard"]["n"]
+    assert first["summary"]["together"]["n"] == 2 == first["summary"]["hard"]["n"]
     rows = {system["name"]: system for system in first["systems"]}
-    assert rows["peers-seed-0"]["parameters"] == 3 * rows["distilled-seed-0"]["parameters"]
+    assert rows["together-seed-0"]["parameters"] == 3 * rows["distilled-seed-0"]["parameters"]
     page = (tmp_path / "report.html").read_text()
-    assert "Ensemble of the student and its peers" in page
+    assert "Ensemble of what learned together" in page
     lines = run(config(*asked, "student.alpha=0.5"), tmp_path)
     second = json.loads((tmp_path / "report.json").read_text())
     assert second["objective"] == "kl + kl of 2 peers"

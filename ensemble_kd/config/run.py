@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.branches import branch_problems
 from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig, executor_problems
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
@@ -170,7 +171,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
-    problems += peer_problems(config)
+    problems += peer_problems(config) + branch_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.branches import BranchesConfig
 from ensemble_kd.config.models import MLPConfig, ModelConfig
 from ensemble_kd.config.peers import PeersConfig
 from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
@@ -47,7 +48,7 @@ class Numbers(NamedTuple):
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"peers"})
+    later: ClassVar[frozenset[str]] = frozenset({"peers", "branches"})
 
     model: ModelConfig = MLPConfig(hidden=[32])
     """Architecture."""
@@ -72,6 +73,8 @@ class StudentConfig(Block):
     peers: PeersConfig | None = None
     """Networks that learn together with the student, each from the others' predictions; null for none. The
     one that is best on validation rows is shipped."""
+    branches: BranchesConfig | None = None
+    """Branches over a shared trunk that learn from their own ensemble; null for none."""
     phases: list[PhaseConfig] = []
     """What comes before: pretraining on a corpus, hidden states before predictions."""
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
@@ -109,7 +112,8 @@ class StudentConfig(Block):
     def distils(self) -> bool:
         """Whether it learns from anything but labels; else it is its own baseline."""
         numbers = self.numbers
-        return numbers.alpha > 0 or numbers.pseudo > 0 or bool(self.terms) or self.peers is not None
+        together = self.peers is not None or self.branches is not None
+        return numbers.alpha > 0 or numbers.pseudo > 0 or bool(self.terms) or together
 
     @property
     def objective_fields(self) -> dict[str, Any] | None:

@@ -95,5 +95,11 @@ class ResNet(nn.Module):
         return Outputs(self.head(x), states if hidden else None)
 
 
-def build_resnet(model: ResNetConfig, info: dict[str, Any], num_outputs: int) -> ResNet:
-    return ResNet(info["input_shape"][2], num_outputs, model.width, model.blocks, model.dropout)
+def build_resnet(model: ResNetConfig, info: dict[str, Any], num_outputs: int) -> nn.Module:
+    from ensemble_kd.models.branched import Branched  # which is made of networks of this kind
+
+    networks = [
+        ResNet(info["input_shape"][2], num_outputs, model.width, model.blocks, model.dropout)
+        for _ in range(model.branches)
+    ]
+    return networks[0] if model.branches == 1 else Branched(networks, model.branch_section)

@@ -38,7 +38,7 @@ ROLES = {
     "from_ensemble": "Student, from the ensemble alone",
     "from_specialists": "Student, from ensemble + specialists",
     "distilled": "Student, distilled",
-    "peers": "Ensemble of the student and its peers",
+    "together": "Ensemble of what learned together",
     "refit": "Student, distilled, with the validation rows",
 }
 """Every role a system can have, in the order of the tables, and how it is called there."""

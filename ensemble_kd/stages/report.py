@@ -31,7 +31,6 @@ from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
 from ensemble_kd.train.member import PREDICTIONS, load_network
-from ensemble_kd.train.peers import peer_logits
 
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
 
@@ -113,7 +112,7 @@ def run(
             _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
-        students += _peers(student, members_folder(context.folder, "student"), config.mean)
+        students += _together(student, members_folder(context.folder, "student"))
         ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])
@@ -232,26 +231,30 @@ def _specialised(
     )
 
 
-def _peers(student: Manifest, members: Path, mean: str) -> list[System]:
-    """The ensemble of the networks that learned together, one for each student that has peers."""
+def _together(student: Manifest, members: Path) -> list[System]:
+    """The ensemble of the networks that learned together, where a student was one of several."""
     found = []
     for entry in student.summary["members"]:
-        if entry["role"] != "distilled" or "peers" not in entry:
+        if entry["role"] != "distilled" or "together_parameters" not in entry:
             continue
-        logits = peer_logits(load_file(members / entry["fingerprint"] / PREDICTIONS), "test")
+        logits = load_file(members / entry["fingerprint"] / PREDICTIONS).get("together/test")
+        if logits is None:  # it is what is shipped
+            continue
         seed = int(entry["name"].rsplit("-", 1)[1])
-        averaged = mean_logits(torch.from_numpy(np.stack(logits, 1)), 1.0, mean).numpy()  # (N, K, C)
-        parameters = sum(peer["parameters"] for peer in entry["peers"])
-        found.append(System(f"peers-seed-{seed}", "peers", seed, averaged, parameters))
+        parameters = entry["together_parameters"]
+        found.append(System(f"together-seed-{seed}", "together", seed, logits, parameters))
     return found
 
 
 def _objective(student: StudentConfig) -> str:
     """What the student learned by, in a few words: `kl + patient`."""
-    fields = student.objective_fields if student.peers is None or student.numbers.alpha > 0 else None
+    together = student.peers is not None or student.branches is not None
+    fields = student.objective_fields if not together or student.numbers.alpha > 0 else None
     names = [*([fields["name"]] if fields else []), *(term["name"] for term in student.terms)]
     if student.peers is not None:
         names.append(f"{student.peers.objective_fields['name']} of {student.peers.count - 1} peers")
+    if student.branches is not None:
+        names.append(f"kl of {student.branches.count} gated branches")
     return " + ".join(names)
 
 

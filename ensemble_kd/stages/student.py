@@ -56,6 +56,7 @@ from ensemble_kd.stages.training_data import (
 )
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
+from ensemble_kd.train.branches import branched, gate_term
 from ensemble_kd.train.member import MemberTask, load_logits
 from ensemble_kd.train.peers import mutual_term
 from ensemble_kd.train.validation import preference
@@ -85,14 +86,16 @@ def objective_problems(config: Config) -> list[str]:
                     problems += value_problems(term.objective, block.terms[k]["name"], term.path)
         except ConfigError as error:
             problems += error.problems
-    return problems + _peer_loss_problems(config)
+    return problems + _together_problems(config)
 
 
-def _peer_loss_problems(config: Config) -> list[str]:
-    peers = config.student.peers
-    if peers is None:
-        return []
+def _together_problems(config: Config) -> list[str]:
+    peers, branches = config.student.peers, config.student.branches
     try:
+        if branches is not None:
+            gate_term(branches.model_dump(mode="json"))
+        if peers is None:
+            return []
         term = mutual_term(peers.model_dump(mode="json"))
     except ConfigError as error:
         return error.problems
@@ -255,13 +258,15 @@ def task(
     pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
     alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
+    branches = student.branches
+    together = branches.model_dump(mode="json") if soft and branches is not None else None
     if student.without_classes:
         rows["without"] = student.without_classes
     return MemberTask(
         name=f"{role}-seed-{seed}",
         role=role,
         seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
-        model=basis.model,
+        model=basis.model | (branched(together) if together and together["ship"] == "ensemble" else {}),
         training=student.training.model_dump(mode="json"),
         inputs=inputs,
         rows=rows,
@@ -285,6 +290,7 @@ def task(
         terms=student.terms if soft else [],
         online=online,
         peers=student.peers.model_dump(mode="json") if soft and student.peers is not None else None,
+        branches=together,
     )
 
 

@@ -397,7 +397,7 @@ def _role(student: StudentConfig) -> str:
 
 
 def _distils(task: MemberTask) -> bool:
-    return task.alpha > 0 or task.guess_weight > 0 or task.peers is not None
+    return task.alpha > 0 or task.guess_weight > 0 or task.peers is not None or task.branches is not None
 
 
 def result_of(manifest: Manifest) -> str:

@@ -24,6 +24,7 @@ from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
+from ensemble_kd.models.branched import Branched
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
 from ensemble_kd.models.rows import cut_tables_, restore_tables_, tables
@@ -48,6 +49,7 @@ from ensemble_kd.train.batches import (
     mix,
     slice_block,
 )
+from ensemble_kd.train.branches import Branches, branched, gate_term
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
 from ensemble_kd.train.initial import (
     LEARNED,
@@ -135,6 +137,8 @@ class MemberTask:
     """Share of words to be guessed, for a masked language model; None for a classifier."""
     peers: dict[str, Any] | None = None
     """Fields of `student.peers`, for a student that learns together with other networks."""
+    branches: dict[str, Any] | None = None
+    """Fields of `student.branches`, for a student that is a branch of one network."""
 
     @property
     def reads_teacher(self) -> bool:
@@ -171,6 +175,7 @@ class MemberTask:
             ("mask_probability", None),
             ("quantization", None),
             ("peers", None),
+            ("branches", None),
         ):
             if kept[key] == usual:
                 kept.pop(key)
@@ -368,6 +373,11 @@ def learner_of(
         networks = [network, *(each.to(batches.device) for each in other_peers(task, data))]
         shared = with_peers(loss, mutual_term(task.peers), len(networks))
         return Peers(networks, shared, **peer_settings(task.peers)), None
+    if task.branches is not None:
+        views = [
+            branch_view(task, data, network, i).to(batches.device) for i in range(task.branches["count"])
+        ]
+        return Branches(network, views, loss, gate_term(task.branches), task.branches["ship"]), None
     online, learned = beside(task, data, network, loss, batches, training.precision)
     return Learner(network, loss, online=online, learned=learned), learned
 
@@ -387,6 +397,15 @@ def other_peers(task: MemberTask, data: TrainingData) -> list[Network]:
     return found
 
 
+def branch_view(task: MemberTask, data: TrainingData, network: Network, number: int) -> Network:
+    """Trunk and one branch of `network` as one of the student's own model; modules are shared."""
+    assert isinstance(network.body, Branched)
+    plain = {key: value for key, value in task.model.items() if key not in ("branches", "branch_section")}
+    view = build(TypeAdapter(ModelConfig).validate_python(plain), data.info)
+    view.body = network.body.branch(number)
+    return view
+
+
 @torch.no_grad()
 def logits_of(network: Network, data: TrainingData, device: torch.device) -> dict[str, Tensor]:
     """A trained network's logits (N, C) on `validation` and `test` rows."""
@@ -397,7 +416,10 @@ def logits_of(network: Network, data: TrainingData, device: torch.device) -> dic
 def initial_network(task: MemberTask, data: TrainingData) -> Network:
     """The network that a task without a generalist starts from."""
     torch.manual_seed(mix(task.seed, 11))
-    model: Any = TypeAdapter(ModelConfig).validate_python(task.model)
+    fields = task.model
+    if task.branches is not None:
+        fields = {**fields, **branched(task.branches)}
+    model: Any = TypeAdapter(ModelConfig).validate_python(fields)
     network = build(model, data.info, masked_lm=task.masked_lm)
     if task.initial is not None:
         load_initial(network, task.initial, data.run, data.info)

@@ -8,7 +8,7 @@ What a peer predicts is a constant in the others' losses, so that every loss mov
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.config import TrainingConfig
+from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.outputs import Outputs
@@ -180,7 +181,8 @@ class Peers(Learner):
         return entry
 
     def finished(self, evaluate: Evaluate, predict: Predict, folder: Path) -> tuple[Network, Left]:
-        """The best of those of the shipped model on validation rows; logits and weights of all are left."""
+        """The best of those of the shipped model on validation rows. Weights and logits of all are left, and
+        the logits of their mean."""
         judged = [evaluate(network) for network in self.networks]
         best = self._best(judged)
         if len(self.networks) == 1:
@@ -190,12 +192,18 @@ class Peers(Learner):
             for k, network in enumerate(self.networks)
             for split, tensor in predict(network).items()
         }
+        for split in ("validation", "test"):
+            members = torch.stack([logits[f"peers/{k}/{split}"] for k in range(len(self.networks))], 1)
+            mean = "value" if self.network.output_scale is not None else "arithmetic"
+            logits[f"together/{split}"] = mean_logits(members, 1.0, mean)
         save_weights(self.trained.peers, folder / PEERS)
         entries = [
             {"parameters": network.num_parameters, **one}
             for network, one in zip(self.networks, judged, strict=True)
         ]
-        return self.networks[best], Left(logits, [PEERS], {"peers": entries, "peer": best})
+        summary = {"peers": entries, "peer": best}
+        summary["together_parameters"] = sum(network.num_parameters for network in self.networks)
+        return self.networks[best], Left(logits, [PEERS], summary)
 
     def _best(self, judged: list[dict[str, float]]) -> int:
         return min(range(self.candidates), key=lambda k: preference(judged[k]))
@@ -213,9 +221,3 @@ def peer_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "updates": settings["updates"],
         "refresh_steps": settings["refresh_steps"],
     }
-
-
-def peer_logits(tensors: Mapping[str, Any], split: str) -> list[Any]:
-    """(N, C) of each peer on a split, from a member's file of predictions; none where it has no peers."""
-    count = sum(name.startswith("peers/") and name.endswith(f"/{split}") for name in tensors)
-    return [tensors[f"peers/{k}/{split}"] for k in range(count)]

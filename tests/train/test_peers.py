@@ -23,7 +23,7 @@ from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import Interrupted, make_optimizer, train_epochs
 from ensemble_kd.train.member import PREDICTIONS, finished, logits_of, train_member
-from ensemble_kd.train.peers import PEERS, Peers, mutual_term, peer_logits, with_peers
+from ensemble_kd.train.peers import PEERS, Peers, mutual_term, with_peers
 
 CPU = torch.device("cpu")
 PLAIN: dict[str, Any] = {
@@ -307,8 +307,10 @@ def test_a_member_with_peers_leaves_all_networks_and_ships_the_best(tmp_path: Pa
     assert receipt.summary["validation_loss"] == peers[best]["validation_loss"]
     assert f"peer_{best}_validation_loss" in receipt.summary["history"][0]
     tensors, weights = load_file(folder / PREDICTIONS), load_file(folder / PEERS)
-    logits = peer_logits(tensors, "test")
-    assert len(logits) == 3 and torch.equal(logits[best], tensors["test"])
+    logits = [tensors[f"peers/{k}/test"] for k in range(3)]
+    assert torch.equal(logits[best], tensors["test"])
+    mean = torch.stack([each.softmax(1) for each in logits]).mean(0)
+    torch.testing.assert_close(tensors["together/test"].softmax(1), mean)
     shipped = load_network(receipt.config, held.info, folder)
     assert all(
         torch.equal(weights[f"{best}.{name}"], tensor) for name, tensor in shipped.state_dict().items()
