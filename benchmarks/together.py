@@ -1,22 +1,25 @@
-"""mutual: what a step costs where networks learn together, against one network's own.
+"""mutual, one: what a step costs where networks learn together, against one network's own.
 
-The residual network of the recipe `mutual` on images of CIFAR's size, with hard labels. The CPU time of one
-thread counts, so that others on the machine hardly show.
+The residual network of the recipes `mutual` and `one` on images of the size of CIFAR, with hard labels. The CPU
+time of one thread counts, so that others on the machine hardly show.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.harness import Measured, benchmark, median, rounded, say
 from ensemble_kd.config import ResNetConfig, TrainingConfig
+from ensemble_kd.config.branches import BranchesConfig
+from ensemble_kd.models.branched import Branched
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.mixture import DistillationLoss
+from ensemble_kd.train.branches import Branches, gate_term
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import make_optimizer
 from ensemble_kd.train.peers import Peers, mutual_term, with_peers
@@ -65,6 +68,16 @@ def peers(size: int, **how: Any) -> Learner:
     return Peers(
         [student(size) for _ in range(2)], with_peers(DistillationLoss(), mutual_term(MUTUAL), 2), **how
     )
+
+
+def branches(size: int, section: Literal[2, 3]) -> Learner:
+    settings = BranchesConfig(section=section)
+    whole = build(ResNetConfig(width=8, branches=settings.count, branch_section=section), information(size))
+    assert isinstance(whole.body, Branched)
+    views = [student(size) for _ in range(settings.count)]
+    for i, view in enumerate(views):
+        view.body = whole.body.branch(i)
+    return Branches(whole, views, DistillationLoss(), gate_term(settings.model_dump()), settings.ship)
 
 
 def compared(
@@ -117,3 +130,17 @@ def mutual(quick: bool) -> Measured:
     own, ratios, detail = compared(learners, quick)
     detail["ratios"] = {name: round(ratio, 3) for name, ratio in ratios.items()}
     return Measured(own * ratios["simultaneous"], own, detail)
+
+
+@benchmark(
+    "one", "step of three branches of the last section, against one network's step", "ms/step", "at most", 1.8
+)
+def one(quick: bool) -> Measured:
+    """Branches from the section before are in the detail."""
+    learners: dict[str, Callable[[int], Learner]] = {
+        "from section 3": lambda size: branches(size, 3),
+        "from section 2": lambda size: branches(size, 2),
+    }
+    own, ratios, detail = compared(learners, quick)
+    detail["ratios"] = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    return Measured(own * ratios["from section 3"], own, detail)

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_local import config, run
 
+import ensemble_kd
 from ensemble_kd.config import validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.student import data_problems, objective_problems
@@ -99,6 +101,52 @@ def test_what_does_not_go_together(student: dict[str, Any], more: dict[str, Any]
     with pytest.raises(ConfigError) as caught:
         validate(settings(student, **more))
     assert any(line.startswith(says) for line in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("student", "says"),
+    [
+        (
+            {"model": {"name": "mlp"}},
+            "student.branches: branch off a section of a residual network, and stude",
+        ),
+        ({"peers": {}}, "student.branches: does not go together with student.peers; leave one of them out"),
+        (
+            {"replicas_per_member": 2},
+            "student.replicas_per_member: does not go together with student.branches",
+        ),
+        ({"branches": {"section": 4}}, "student.branches.section: input should be 2 or 3"),
+        ({"branches": {"count": 1}}, "student.branches.count: input should be greater than or equal to 2"),
+        (
+            {"model": {"name": "resnet", "branches": 2}},
+            "student.model.branches: is filled in by student.branches; leave it out",
+        ),
+    ],
+)
+def test_what_does_not_go_together_with_branches(student: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(settings({"model": {"name": "resnet"}, "peers": None, "branches": {}, **student}))
+    assert any(line.startswith(says) for line in caught.value.problems), caught.value.problems
+
+
+def test_branches_from_configuration_to_report(tmp_path: Path) -> None:
+    """One branch is shipped; then the gated ensemble, which the model folder can be used as."""
+    small = "student.model={name: resnet, width: 4}"
+    asked = [LOCAL, small, "student.alpha=0", "student.seeds=1", "student.training.epochs=2"]
+    run(config(*asked, "student.branches={count: 2}"), tmp_path)
+    first = json.loads((tmp_path / "report.json").read_text())
+    assert first["objective"] == "kl of 2 gated branches"
+    rows = {system["name"]: system for system in first["systems"]}
+    assert rows["distilled-seed-0"]["parameters"] == rows["hard-seed-0"]["parameters"]
+    assert rows["together-seed-0"]["parameters"] > rows["distilled-seed-0"]["parameters"]
+    run(config(*asked, "student.branches={count: 2, ship: ensemble}"), tmp_path)
+    second = json.loads((tmp_path / "report.json").read_text())
+    whole = {system["name"]: system for system in second["systems"]}
+    assert "together" not in second["summary"]
+    assert whole["distilled-seed-0"]["parameters"] == rows["together-seed-0"]["parameters"]
+    assert whole["distilled-seed-0"]["accuracy"] == rows["together-seed-0"]["accuracy"]
+    model = ensemble_kd.load(tmp_path / "model")
+    assert len(model.predict(np.zeros((3, 8, 8, 1), np.uint8))) == 3
 
 
 @pytest.mark.parametrize(
