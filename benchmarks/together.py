@@ -1,7 +1,7 @@
 """mutual, one: what a step costs where networks learn together, against one network's own.
 
-The residual network of the recipes `mutual` and `one` on images of the size of CIFAR, with hard labels. The CPU
-time of one thread counts, so that others on the machine hardly show.
+The residual network of the recipes `mutual` and `one` on images of the size of CIFAR, with hard labels. The
+CPU time of one thread counts, so that others on the machine hardly show.
 """
 
 from __future__ import annotations

@@ -194,6 +194,7 @@ def test_from_configuration_to_report(tmp_path: Path) -> None:
     run(config(*asked, "student.alpha=0"), tmp_path)
     first = json.loads((tmp_path / "report.json").read_text())
     assert first["objective"] == "kl of 2 peers"
+    assert "did not learn from the teachers" in first["verdict"]["text"]
     assert first["summary"]["together"]["n"] == 2 == first["summary"]["hard"]["n"]
     rows = {system["name"]: system for system in first["systems"]}
     assert rows["together-seed-0"]["parameters"] == 3 * rows["distilled-seed-0"]["parameters"]
@@ -202,6 +203,7 @@ def test_from_configuration_to_report(tmp_path: Path) -> None:
     lines = run(config(*asked, "student.alpha=0.5"), tmp_path)
     second = json.loads((tmp_path / "report.json").read_text())
     assert second["objective"] == "kl + kl of 2 peers"
+    assert "did not learn from the teachers" not in second["verdict"]["text"]
     assert lines.kept() == ["data", "teachers", "gap", "soft-targets"]
     assert [s for s in second["systems"] if s["role"] == "hard"] != []
     folders = list((tmp_path / "student/members").glob("*/peers.safetensors"))

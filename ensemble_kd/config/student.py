@@ -111,9 +111,12 @@ class StudentConfig(Block):
     @property
     def distils(self) -> bool:
         """Whether it learns from anything but labels; else it is its own baseline."""
-        numbers = self.numbers
-        together = self.peers is not None or self.branches is not None
-        return numbers.alpha > 0 or numbers.pseudo > 0 or bool(self.terms) or together
+        return self.reads_teachers or self.peers is not None or self.branches is not None
+
+    @property
+    def reads_teachers(self) -> bool:
+        """Whether it learns from teachers, by what is stored of them or beside it."""
+        return self.numbers.alpha > 0 or self.numbers.pseudo > 0 or bool(self.terms)
 
     @property
     def objective_fields(self) -> dict[str, Any] | None:

@@ -134,6 +134,7 @@ def run(
             temperature=config.student.numbers.temperature,
             alpha=config.student.numbers.alpha,
             pseudo=config.student.numbers.pseudo,
+            reads_teachers=config.student.reads_teachers or not config.student.distils,
             temperatures=calibration,
             plain_ensemble=plain,
             choose=choose_section(chosen.summary if chosen else None, student.summary["seconds"]),
