@@ -129,6 +129,7 @@ def test_what_does_not_go_together_with_branches(student: dict[str, Any], says: 
     assert any(line.startswith(says) for line in caught.value.problems), caught.value.problems
 
 
+@pytest.mark.slow
 def test_branches_from_configuration_to_report(tmp_path: Path) -> None:
     """One branch is shipped; then the gated ensemble, which the model folder can be used as."""
     small = "student.model={name: resnet, width: 4}"
@@ -188,6 +189,7 @@ def test_a_student_with_peers_distils_whatever_alpha_is() -> None:
     assert _role(validate(settings({"alpha": 0, "peers": None})).student) == "hard"
 
 
+@pytest.mark.slow
 def test_from_configuration_to_report(tmp_path: Path) -> None:
     """Mutual learning alone, then on top of the stored soft targets: the baselines are trained once."""
     asked = [LOCAL, "student.peers={count: 3, updates: sequential}"]
@@ -208,3 +210,24 @@ def test_from_configuration_to_report(tmp_path: Path) -> None:
     assert [s for s in second["systems"] if s["role"] == "hard"] != []
     folders = list((tmp_path / "student/members").glob("*/peers.safetensors"))
     assert len(folders) == 4  # two seeds of each
+
+
+@pytest.mark.slow
+def test_settings_of_the_peers_are_searched(tmp_path: Path) -> None:
+    """Students with peers are trials like others, and what won is taken over as it is."""
+    space = "sweep={search: grid, space: {peers.weight: [0.5, 2]}, num_seeds: 1, scheduler: none, fuse: 4}"
+    asked = [LOCAL, "student.peers={}", "student.alpha=0", "student.seeds=1", space]
+    run(config(*asked), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    trials = [trial for trial in report["sweep"]["trials"] if trial["kind"] == "searched"]
+    assert sorted(trial["parameters"]["peers.weight"] for trial in trials) == [0.5, 2]
+    assert all(trial["state"] == "finished" and trial["fused"] == 1 for trial in trials)
+    assert report["summary"]["together"]["n"] == 1
+    assert report["settings"]["student"]["peers"]["weight"] in (0.5, 2)
+
+
+@pytest.mark.slow
+def test_alpha_is_chosen_with_peers(tmp_path: Path) -> None:
+    run(config(LOCAL, "student.peers={}", "student.alpha=auto", "student.seeds=1"), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["choose"] is not None and report["summary"]["together"]["n"] == 1
