@@ -253,7 +253,8 @@ def _objective(student: StudentConfig) -> str:
     fields = student.objective_fields if not together or student.numbers.alpha > 0 else None
     names = [*([fields["name"]] if fields else []), *(term["name"] for term in student.terms)]
     if student.peers is not None:
-        names.append(f"{student.peers.objective_fields['name']} of {student.peers.count - 1} peers")
+        others = student.peers.count - 1
+        names.append(f"{student.peers.objective_fields['name']} of {others} peer{'s' * (others != 1)}")
     if student.branches is not None:
         names.append(f"kl of {student.branches.count} gated branches")
     return " + ".join(names)

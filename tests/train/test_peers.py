@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy import CLASSES, FEATURES, batches, data, network, settings, task
+from toy import CLASSES, FEATURES, INFO, arrays, batches, data, network, settings, task
 
+from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
@@ -22,7 +23,7 @@ from ensemble_kd.train.fused import fuse_key
 from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import Interrupted, make_optimizer, train_epochs
-from ensemble_kd.train.member import PREDICTIONS, finished, logits_of, train_member
+from ensemble_kd.train.member import PREDICTIONS, TrainingData, finished, logits_of, train_member
 from ensemble_kd.train.peers import PEERS, Peers, mutual_term, with_peers
 
 CPU = torch.device("cpu")
@@ -345,3 +346,44 @@ def test_fingerprints() -> None:
     other = {**PLAIN, "updates": "sequential"}
     names = {replace(plain, peers=peers).fingerprint for peers in (None, PLAIN, other)}
     assert len(names) == 3
+
+
+def test_texts_whose_tables_are_cut(tmp_path: Path) -> None:
+    """Every network trains on the rows of its table that any text has, and leaves the whole table."""
+    generator = np.random.default_rng(0)
+
+    def texts(rows: int) -> Arrays:
+        labels = generator.integers(0, 3, rows)
+        tokens = 1 + labels[:, None] * 10 + generator.integers(0, 10, (rows, 5))
+        return Arrays(tokens.astype(np.int32), labels.astype(np.int64), np.arange(rows))
+
+    info = {**INFO, "kind": "text", "input_shape": [5], "vocabulary_size": 200}
+    held = TrainingData(info, texts(30), texts(30), texts(96))
+    peers = {**PLAIN, "models": [{"name": "text_cnn", "embedding": 8, "filters": 4}], "refresh_steps": 3}
+    longer = settings(epochs=12, learning_rate=0.03).model_dump(mode="json")
+    bag = {"name": "bag", "embedding": 8}
+    asked = task("distilled", model=bag, alpha=0.0, peers=peers, training=longer)
+    assert train_member(asked, held, tmp_path)
+    tables = load_file(asked.folder(tmp_path) / PEERS)
+    assert {len(tables[f"{k}.body.embedding.weight"]) for k in (0, 1)} == {200}
+    receipt = finished(asked, tmp_path)
+    assert receipt is not None
+    assert all(peer["validation_accuracy"] > 0.6 for peer in receipt.summary["peers"])
+
+
+def test_values(tmp_path: Path) -> None:
+    """Peers of regressors learn from each other's values; their ensemble is the mean."""
+    target = {"kind": "value", "mean": 500.0, "std": 20.0}
+    info = {**INFO, "num_classes": 1, "target": target}
+
+    def values(rows: int, seed: int) -> Arrays:
+        given = arrays(rows, seed)
+        return Arrays(given.inputs, (500 + 20 * given.inputs[:, 0]).astype(np.float32), given.ids)
+
+    held = TrainingData(info, values(30, 1), values(30, 2), values(96, 0))
+    asked = task("distilled", alpha=0.0, objective=None, peers={**PLAIN, "objective": "mse"})
+    assert train_member(asked, held, tmp_path)
+    tensors = load_file(asked.folder(tmp_path) / PREDICTIONS)
+    mean = (tensors["peers/0/test"] + tensors["peers/1/test"]) / 2
+    torch.testing.assert_close(tensors["together/test"], mean)
+    assert 400 < float(mean.mean()) < 600
