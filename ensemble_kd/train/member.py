@@ -356,7 +356,7 @@ def member_epochs(
             finish_phase(task, network, progress, folder, seconds)
         else:
             network, left = learner.finished(evaluate, partial(logits_of, data=data, device=device), folder)
-            finish_member(task, data, network, progress, folder, device, seconds, judge, left)
+            finish_member(task, data, network, progress, folder, device, seconds, judge, left=left)
     return True
 
 
@@ -555,6 +555,7 @@ def finish_member(
     device: torch.device,
     seconds: float,
     judge: Judge | None = None,
+    *,
     left: Left | None = None,
 ) -> None:
     """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done.
