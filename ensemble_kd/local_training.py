@@ -20,7 +20,7 @@ from ensemble_kd.board import Board, Event
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import StoppedError, TrainingError
 from ensemble_kd.failures import first_words, keep
-from ensemble_kd.member_loop import LoadData, after, train_next
+from ensemble_kd.member_loop import LoadData, Work, after, train_next
 from ensemble_kd.mirror import attached
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.member import MemberTask, TrainingData
@@ -32,7 +32,7 @@ SECONDS_BETWEEN_LOOKS = 0.3
 
 def train_here(
     runtime: Runtime,
-    tasks: list[MemberTask],
+    work: Work,
     members: Path,
     load_data: LoadData,
     arrays: Callable[[], dict[str, Any]],
@@ -40,7 +40,7 @@ def train_here(
     path: str,
     on_event: Callable[[MemberTask, Event], None],
 ) -> None:
-    """Train the tasks. A member that fails costs the others nothing; it is tried again after them.
+    """Train the members. One that fails costs the others nothing; it is tried again after them.
 
     Raises TrainingError where it failed more often than compute.max_failures, DiskError where the disk takes
     no more, StoppedError where this process was asked to leave, once the member at work is saved.
@@ -51,7 +51,7 @@ def train_here(
         data = loaded(load_data, arrays())
         for _ in range(runtime.compute.max_failures + 1):
             try:
-                failed = _train_all(runtime, tasks, members, data, on_event)
+                failed = _train_all(runtime, work, members, data, on_event)
             except DiskError as error:
                 raise error.within(path) from error.__cause__
             if asked.is_set() or not failed:
@@ -70,8 +70,8 @@ def train_here(
 class _Here:
     """The list of members in this process; events are passed on as they come."""
 
-    def __init__(self, tasks: list[MemberTask], on_event: Callable[[MemberTask, Event], None]) -> None:
-        self.board, self.tasks, self.on_event = Board(list(range(len(tasks))), after(tasks)), tasks, on_event
+    def __init__(self, work: Work, on_event: Callable[[MemberTask, Event], None]) -> None:
+        self.board, self.tasks, self.on_event = Board(work.claims, after(work.tasks)), work.tasks, on_event
         self.claimed: int | None = None
 
     def claim(self, attempt: str) -> int | None:
@@ -95,18 +95,18 @@ class _Here:
 
 def _train_all(
     runtime: Runtime,
-    tasks: list[MemberTask],
+    work: Work,
     members: Path,
     data: TrainingData,
     on_event: Callable[[MemberTask, Event], None],
 ) -> list[tuple[MemberTask, Exception]]:
-    """Train each of the tasks that is not finished yet; returns those that failed, and why."""
-    queue, failed = _Here(tasks, on_event), []
+    """Train each of the members that is not finished yet; returns those that failed, and why."""
+    queue, failed = _Here(work, on_event), []
     stop, more = runtime.termination.asked.is_set, True
     arguments: dict[str, Any] = {"device": runtime.device(), "mirror": attached(), "stop": stop}
     while more and not stop():
         try:
-            more = train_next(queue, tasks, members, data, attempt="here", **arguments)
+            more = train_next(queue, work, members, data, attempt="here", **arguments)
         except (DiskError, StoppedError):
             raise
         except Exception as error:  # whatever it is, it is this member's

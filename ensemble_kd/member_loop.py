@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from ensemble_kd.artifacts import fingerprint
 from ensemble_kd.board import WAIT, Event
 from ensemble_kd.disk import told
 from ensemble_kd.mirror import Mirror
+from ensemble_kd.train.fused import fused_epochs
 from ensemble_kd.train.loop import Interrupted, Replicas
 from ensemble_kd.train.member import MemberTask, TrainingData, finished, train_member
 
@@ -34,9 +37,50 @@ class Queue(Protocol):
     def skip(self, member: int) -> None: ...
 
 
+@dataclass(frozen=True)
+class Work:
+    """Members that are left to train, and which of them are trained together."""
+
+    tasks: list[MemberTask]
+    stacks: dict[int, list[MemberTask]]
+    """Members that one process trains as stacked parameters, by the place in `tasks` of the first that is
+    left. Some may be finished, where a process died while it wrote them."""
+
+    @property
+    def claims(self) -> list[int]:
+        """Places in `tasks` that processes claim: of a stack the first alone."""
+        places = {task.fingerprint: place for place, task in enumerate(self.tasks)}
+        led = {
+            places[task.fingerprint]
+            for first, stack in self.stacks.items()
+            for task in stack
+            if places.get(task.fingerprint, first) != first
+        }
+        return [place for place in range(len(self.tasks)) if place not in led]
+
+
+def left_of(tasks: list[MemberTask], stacks: Sequence[list[MemberTask]], members: Path) -> Work:
+    """What is not finished. A stack that was begun goes on as it is, others are of what is left of them."""
+    left = [task for task in tasks if finished(task, members) is None]
+    places = {task.fingerprint: place for place, task in enumerate(left)}
+    found: dict[int, list[MemberTask]] = {}
+    for stack in stacks:
+        missing = [task for task in stack if task.fingerprint in places]
+        stack = stack if checkpoint_of(stack, members).exists() else missing
+        if missing and len(stack) > 1:
+            found[min(places[task.fingerprint] for task in missing)] = stack
+    return Work(left, found)
+
+
+def checkpoint_of(stack: list[MemberTask], members: Path) -> Path:
+    """In the folder of the first, which is sent to a store with it."""
+    name = fingerprint("stack", *(task.fingerprint for task in stack))
+    return stack[0].folder(members) / f"{name}.safetensors"
+
+
 def train_next(
     queue: Queue,
-    tasks: list[MemberTask],
+    work: Work,
     members: Path,
     data: TrainingData,
     *,
@@ -46,7 +90,10 @@ def train_next(
     attempt: str,
     replicas: Replicas | None = None,
 ) -> bool:
-    """Claim a member and train it; whether there may be more. Raises DiskError with the member's name."""
+    """Claim a member, or a stack of them, and train it; whether there may be more.
+
+    Raises DiskError with the member's name.
+    """
     import torch.distributed as dist
 
     replicas = replicas or Replicas()
@@ -58,20 +105,22 @@ def train_next(
     if claimed[0] == WAIT:
         time.sleep(SECONDS_BETWEEN_CLAIMS)
         return True
-    index: int = claimed[0]
-    task = tasks[index]
+    place: int = claimed[0]
+    task = work.tasks[place]
     with told(task.name, members.parents[1]):
+        if place in work.stacks:
+            return _train_stack(queue, work, place, members, data, device, mirror=mirror, stop=stop)
         if mirror is not None:
             _fetch(mirror, task.folder(members), replicas)
         if finished(task, members) is not None:
             if replicas.rank == 0:
                 if mirror is not None:  # a run that ended before it could send it
                     mirror.push(task.folder(members))
-                queue.skip(index)
+                queue.skip(place)
             return True
 
         def report(kind: str, **fields: Any) -> None:
-            queue.post({"kind": kind, "member": index, **fields})
+            queue.post({"kind": kind, "member": place, **fields})
 
         if replicas.rank == 0:
             report("start", pid=os.getpid())
@@ -101,6 +150,62 @@ def train_next(
                 mirror.flush()
             report(outcome)
     return outcome != "stopped"
+
+
+def _train_stack(
+    queue: Queue,
+    work: Work,
+    place: int,
+    members: Path,
+    data: TrainingData,
+    device: torch.device,
+    *,
+    mirror: Mirror | None,
+    stop: Callable[[], bool],
+) -> bool:
+    """Train the stack that is claimed by its first member, its state saved after every epoch."""
+    stack = work.stacks[place]
+    places = {task.fingerprint: place for place, task in enumerate(work.tasks)}
+    shown = [places.get(task.fingerprint) for task in stack]  # None: finished before
+    folders = [task.folder(members) for task in stack]
+    checkpoint = checkpoint_of(stack, members)
+    for folder in folders if mirror is not None else []:
+        assert mirror is not None
+        mirror.pull(folder)
+
+    def report(kind: str, each: Sequence[dict[str, Any] | None]) -> None:
+        for member, fields in zip(shown, each, strict=True):
+            if member is not None and fields is not None:
+                queue.post({"kind": kind, "member": member, **fields})
+
+    report("start", [{"pid": os.getpid()}] * len(stack))
+
+    def warn(text: str) -> None:
+        queue.post({"kind": "warning", "member": place, "text": text})
+
+    epochs = fused_epochs(stack, data, members, device=device, checkpoint=checkpoint, on_warning=warn)
+    while not stop():
+        try:
+            entries = next(epochs)
+        except StopIteration as end:
+            good: list[bool] = end.value
+            break
+        report("epoch", [None if entry is None else {"entry": entry} for entry in entries])
+        if mirror is not None:
+            mirror.push_soon(folders[0])
+    else:
+        epochs.close()
+        good = []
+    if mirror is not None:
+        for folder in folders:
+            mirror.push_soon(folder)
+        mirror.flush()
+    if not good:
+        report("stopped", [{}] * len(stack))
+        return False
+    report("done", [{} if one else None for one in good])
+    report("failed", [None if one else {} for one in good])
+    return True
 
 
 def _fetch(mirror: Mirror, folder: Path, replicas: Replicas) -> None:

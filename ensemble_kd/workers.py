@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.failures import keep, last_words
 from ensemble_kd.local_training import train_here
-from ensemble_kd.member_loop import LoadData, after, train_next
+from ensemble_kd.member_loop import LoadData, Work, after, left_of, train_next
 from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.loop import Replicas
-from ensemble_kd.train.member import MemberTask, finished
+from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import WORKER, prepare
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -76,11 +76,12 @@ def _worker(config: dict[str, Any]) -> None:
     arrays = {name: ray.get(reference) for name, reference in config["references"].items()}
     data = config["load_data"](arrays)
     queue, members = _Remote(board), Path(config["members"])
-    tasks = [MemberTask(**fields) for fields in config["tasks"]]
+    stacks = {int(place): _tasks(stack) for place, stack in config["stacks"].items()}
+    work = Work(_tasks(config["tasks"]), stacks)
     try:
         while train_next(
             queue,
-            tasks,
+            work,
             members,
             data,
             device=device,
@@ -95,6 +96,10 @@ def _worker(config: dict[str, Any]) -> None:
         ray.get(board.stop.remote())
         if replicas.size > 1:  # the others of this member wait for it, and end with the group
             raise
+
+
+def _tasks(fields: list[dict[str, Any]]) -> list[MemberTask]:
+    return [MemberTask(**each) for each in fields]
 
 
 class _Remote:
@@ -142,21 +147,24 @@ def train_members(
     replicas: int,
     path: str,
     on_event: Callable[[MemberTask, Event], None] = lambda task, event: None,
+    stacks: Sequence[list[MemberTask]] = (),
 ) -> None:
     """Train the tasks that are not finished yet, all in one worker group, or in this process.
 
     `arrays()` gives the numpy arrays that every worker reads; they are put into the object store once and
     mapped into each worker without a copy. `load_data` turns them into TrainingData in the worker.
+    Each of `stacks` holds tasks that one process trains as stacked parameters.
     Raises TrainingError where the workers died more often than compute.max_failures.
     """
-    open_tasks = [task for task in tasks if finished(task, members) is None]
-    if not open_tasks:
+    work = left_of(tasks, stacks, members)
+    if not work.tasks:
         return
-    size = runtime.group_size(len(open_tasks), replicas, path)
+    claims = work.claims
+    size = runtime.group_size(len(claims), replicas, path)
     if runtime.local:
-        train_here(runtime, open_tasks, members, load_data, arrays, path=path, on_event=on_event)
+        train_here(runtime, work, members, load_data, arrays, path=path, on_event=on_event)
         return
-    elastic = _elastic(runtime, size, len(open_tasks), replicas)
+    elastic = _elastic(runtime, size, len(claims), replicas)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -167,14 +175,15 @@ def train_members(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On the driver's node: with any other it would die while the run goes on.
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Board)
-    board = actor.remote(list(range(len(open_tasks))), after(open_tasks))
+    board = actor.remote(claims, after(work.tasks))
     resources = runtime.bundle()
     scratch = members.parent / ".ray"
     meeting = tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None
     trainer = _trainer_class()(
         _worker,
         train_loop_config={
-            "tasks": [asdict(task) for task in open_tasks],
+            "tasks": [asdict(task) for task in work.tasks],
+            "stacks": {f"{place}": [asdict(t) for t in stack] for place, stack in work.stacks.items()},
             "members": str(members),
             "replicas": replicas,
             "references": references,
@@ -211,7 +220,7 @@ def train_members(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     try:
-        full = _attend(runtime, thread, board, open_tasks, elastic[0] if elastic else size, path, on_event)
+        full = _attend(runtime, thread, board, work.tasks, elastic[0] if elastic else size, path, on_event)
     finally:
         _end(thread, board)
         if meeting is not None:

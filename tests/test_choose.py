@@ -15,6 +15,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import choose, student, sweep
 from ensemble_kd.stages.base import Artifact, DataFound
 from ensemble_kd.stages.context import Console, StagePlan
+from ensemble_kd.stages.stacking import stackable
 from ensemble_kd.stages.start import Basis
 from ensemble_kd.train.fused import random_inputs
 from ensemble_kd.train.member import MemberTask
@@ -62,9 +63,9 @@ def task(**settings: Any) -> tuple[MemberTask, Config]:
 
 
 def test_small_students_are_stacked_and_others_trained_one_by_one() -> None:
-    assert choose.stacks(*task(), INFO)
-    assert not choose.stacks(*task(model={"name": "mlp", "hidden": [800, 800]}), INFO)
-    assert not choose.stacks(*task(replicas_per_member=2), INFO)
+    assert stackable(*task(), INFO)
+    assert not stackable(*task(model={"name": "mlp", "hidden": [800, 800]}), INFO)
+    assert not stackable(*task(replicas_per_member=2), INFO)
     assert random_inputs(INFO).shape == (4, 8, 8, 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensemble_kd.models.dropout import dropout
@@ -46,8 +45,7 @@ class Branched(nn.Module):
         return self._networks[number]
 
     def forward(self, x: Tensor, hidden: bool = False) -> Outputs:
-        x = x.permute(0, 3, 1, 2)  # (B, C, H, W)
-        x = F.relu(self.norm(self.stem(x)), inplace=True)
+        x = self._networks[0].enter(x)  # (B, C, H, W), through stem and norm
         for section in self.trunk:
             x = section(x)
         gate = self.gate(x.mean((2, 3)))  # (B, m)

@@ -72,10 +72,14 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def enter(self, x: Tensor) -> Tensor:
+        """The map that the first section takes, of images (B, H, W, channels)."""
+        x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory as the convolutions like it
+        return F.relu(self.norm(self.stem(x)), inplace=True)
+
     def forward(self, x: Tensor, hidden: bool = False) -> Outputs:
         states: dict[str, Tensor] = {}
-        x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory as the convolutions like it
-        x = F.relu(self.norm(self.stem(x)), inplace=True)
+        x = self.enter(x)
         for i, stage in enumerate(self.stages, start=1):
             if not hidden:
                 x = stage(x)

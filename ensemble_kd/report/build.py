@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensemble_kd.report.constant import constant_answer
+from ensemble_kd.report.likelihood import in_nats, likelihood_difference, likelihood_text
 from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
@@ -61,6 +62,8 @@ class System:
     validation_nll: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     """Per epoch: epoch, train_loss, validation_loss, validation_accuracy, seconds, learning_rate."""
+    calibration: float = 1.0
+    """Temperature that suits its validation rows; for comparing probabilities alone."""
 
 
 @dataclass
@@ -155,6 +158,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     else:
         text = verdict(difference, _for_verdict(inputs, gap), pseudo, measures.noun)
         judged = {"outcome": difference.outcome, "text": text}
+    likelihood = likelihood_difference(inputs)
+    if likelihood is not None and likelihood.outcome != judged["outcome"]:  # else it says the same again
+        judged["text"] += likelihood_text(likelihood)
     plain_gap = None
     if any(student.role == "plain" for student in inputs.students):
         plain_gap = _gap(inputs, systems, "plain")
@@ -174,6 +180,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "class_names": list(inputs.info["class_names"]),
         "verdict": judged,
         "difference": asdict(difference) if difference else None,
+        "likelihood": in_nats(likelihood) if likelihood else None,
         "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
         "gap_recovered": gap,
         "gap_recovered_from_unaugmented": plain_gap,

@@ -22,20 +22,18 @@ from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, Point, balanced_weights, points, settled
 from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import TrainingError
-from ensemble_kd.models.build import build
 from ensemble_kd.objectives.base import OBJECTIVES
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import members_folder
+from ensemble_kd.stages.stacking import stackable
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
-from ensemble_kd.train.fused import fuse_key, random_inputs
 from ensemble_kd.train.member import MemberTask, finished, load_logits
-from ensemble_kd.train.stack import deterministic
 from ensemble_kd.train.trials import Entry, Trial
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork
@@ -44,9 +42,6 @@ GRID = 2
 """Number of the grid and the rule, in the fingerprint: raised when either changes."""
 MOST_SEEDS = 3
 """Students of each candidate, where they are stacked and the student stage has as many."""
-SMALL = 2**20
-"""Weights x examples of a batch up to which a step is the cost of starting its operations, which students in
-a stack share: above, a stack of ten costs nearly as much as ten."""
 SHARE = 1 / 3
 """Of a student's steps, for candidates that are trained one by one; less where there are few students."""
 WITHIN = 0.9
@@ -61,16 +56,6 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     return StagePlan.of(
         run, "choose", settings, {**inputs, "combined_targets": combined} if combined else inputs
     )
-
-
-def stacks(task: MemberTask, config: Config, info: dict[str, Any]) -> bool:
-    """Whether candidates are trained as one stack: they can be, and are so small that it pays."""
-    if fuse_key(task) is None or config.student.replicas_per_member > 1:
-        return False
-    network = build(config.student.model, info)
-    if network.num_parameters * config.student.training.batch_size > SMALL:
-        return False
-    return deterministic(network, random_inputs(info))
 
 
 def shortened(task: MemberTask, share: float) -> MemberTask:
@@ -121,7 +106,7 @@ def run(
         return student_stage.task(alone, role, seed, *sources, counts, basis, weights, combined)
 
     unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"
-    together = stacks(task(Point(1, 1, 0), 0), config, info)
+    together = stackable(task(Point(1, 1, 0), 0), config, info)
     grid = points(asked.student, unlabelled, few=not together, softened=softened(config))
     seeds, share = plan.config["seeds"] if together else 1, 1.0
     if not together:

@@ -32,6 +32,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
     trained,
 )
+from ensemble_kd.stages.stacking import stacks_of
 from ensemble_kd.stages.start import basis_of, corpora, phase_tasks
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
@@ -88,6 +89,7 @@ def hard_students(
     copies = 1 if config.specialists is None else 2
     room = config.compute.memory_budget - copies * layout.bytes_per_row * counts["transfer"] / GB
     for wanted in filter(None, (phases, hard)):
+        stacks = stacks_of(wanted, config, info)
         arrays, load, _ = arrays_and_loader(
             data,
             info,
@@ -95,8 +97,9 @@ def hard_students(
             run=context.folder,
             corpora=lambda: corpora(config, context.folder, data) if phases else {},
         )
+        replicas = student.replicas_per_member
         good = train_and_follow(
-            context, "student", wanted, load, arrays, student.replicas_per_member, shown="gap"
+            context, "student", wanted, load, arrays, replicas, shown="gap", stacks=stacks
         )
         if lost := [task.name for task in wanted if task not in good]:
             raise TrainingError(

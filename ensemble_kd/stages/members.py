@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +168,14 @@ def train_and_follow(
     replicas: int,
     *,
     shown: str | None = None,
+    stacks: Sequence[list[MemberTask]] = (),
 ) -> list[MemberTask]:
     """Train what is missing in one worker group, shown and tracked; returns the tasks that are finished.
 
     Those that are not had a loss that was not finite. Raises TrainingError for one that
     left nothing at all. Tasks that are one and the same (a distilled student with
     alpha = 0 is its own baseline) train once. `shown` is the stage that trains them, where they are members
-    of another.
+    of another; `stacks` as in `train_members`.
     """
     members = members_folder(context.folder, stage)
     drop_damaged(tasks, members, context.console)
@@ -190,6 +191,7 @@ def train_and_follow(
             replicas=replicas,
             path=stage,
             on_event=on_event,
+            stacks=stacks,
         )
     finally:
         if (mirror := attached()) is not None:

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import Manifest, checksum, damage, finish, read_manifest
 from ensemble_kd.config import Config, StudentConfig
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.labels import labelled
+from ensemble_kd.data.prepared import load_labels, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
@@ -30,7 +31,8 @@ from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
-from ensemble_kd.train.member import PREDICTIONS, load_network
+from ensemble_kd.train.member import PREDICTIONS, load_logits, load_network
+from ensemble_kd.train.teacher_calibration import fit_shrunk
 
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
 
@@ -112,6 +114,11 @@ def run(
             _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
+        if not info.get("target"):
+            labels = load_labels(data, "validation")
+            for system, entry in zip(students, student.summary["members"], strict=True):
+                folder = members_folder(context.folder, "student") / entry["fingerprint"]
+                system.calibration = _calibration(folder, labels, system.role)
         students += _together(student, members_folder(context.folder, "student"))
         ensemble, plain, calibration = None, None, None
         if systems:
@@ -287,6 +294,14 @@ def _system(entry: dict[str, Any], members: Path, info: dict[str, Any], inputs: 
         validation_nll=entry["validation_loss"] if judged else None,
         history=manifest.summary["history"] if judged else [],
     )
+
+
+def _calibration(folder: Path, labels: np.ndarray, role: str) -> float:
+    """Temperature of a student's own, from validation rows; 1 for one that was trained on these."""
+    known = labelled(labels)
+    if role == "refit" or not known.any():
+        return 1.0
+    return fit_shrunk(load_logits(folder, "validation").numpy()[known], labels[known])
 
 
 @torch.inference_mode()

@@ -34,6 +34,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.shards import encode
+from ensemble_kd.stages.stacking import stacks_of
 from ensemble_kd.stages.start import (
     Basis,
     basis_of,
@@ -437,9 +438,9 @@ def run(
         context.console.line("student: the transfer set is larger than compute.memory_budget and is streamed")
     for folder in ready:
         adopt(wanted, members, folder, context.console)
-    good = train_and_follow(
-        context, "student", wanted, load, arrays, context.config.student.replicas_per_member
-    )
+    replicas = context.config.student.replicas_per_member
+    stacks = stacks_of(wanted, context.config, info)
+    good = train_and_follow(context, "student", wanted, load, arrays, replicas, stacks=stacks)
     lost = [task.name for task in wanted if task not in good]
     if lost:
         raise TrainingError(

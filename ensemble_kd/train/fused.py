@@ -82,8 +82,9 @@ def fuse_key(task: MemberTask) -> str | None:
     Whether their architecture can be stacked shows with the network: `deterministic`.
     """
     training = TrainingConfig.model_validate(task.training)
-    # A specialist starts from its generalist; the others ask for more than one pass and one step per batch.
-    if task.specialist is not None:
+    # A specialist starts from its generalist and a phase leaves no answers; the others ask for more than one
+    # pass and one step per batch.
+    if task.specialist is not None or task.phase is not None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
