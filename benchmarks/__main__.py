@@ -30,6 +30,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     specialists,
     static,
     sweep,
+    together,
     training,
     transformers,
 )

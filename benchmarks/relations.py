@@ -18,7 +18,8 @@ from ensemble_kd.models.build import build
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import Targets
-from ensemble_kd.train.loop import Learner, make_optimizer, train_step
+from ensemble_kd.train.learner import WithLearned, train_step
+from ensemble_kd.train.loop import make_optimizer
 from ensemble_kd.train.member import prepare_loss
 from ensemble_kd.train.online import Online
 
@@ -60,7 +61,7 @@ class Steps:
         targets = Targets(TEMPERATURE, soft=True)
         self.online = Online([teacher], self.loss.wants, "float32", CPU, targets)
         learned = prepare_loss(self.loss, self.network, [teacher], info, CPU)
-        self.model = Learner(self.network, learned)
+        self.model = WithLearned(self.network, learned)
         self.optimizer = make_optimizer(self.model, self.training)
         inputs = torch.randint(0, 256, (rows, size, size, 3), dtype=torch.uint8)
         self.batch = Batch(inputs, torch.zeros(rows, dtype=torch.int64))

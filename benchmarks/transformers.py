@@ -29,6 +29,7 @@ from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.models.build import Network
 from ensemble_kd.train.batches import Batches, as_tensor, mix
 from ensemble_kd.train.device import autocast, computes_in_bfloat16
+from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import train_epochs
 from ensemble_kd.train.member import (
     MemberTask,
@@ -173,13 +174,10 @@ class Ours:
             online = Online(teachers, loss.wants, training.precision, CPU, targets)
             learned = prepare_loss(loss, self.network, teachers, data.info, CPU)
         self.epochs: Generator[dict[str, float], None, Any] = train_epochs(
-            self.network,
+            Learner(self.network, loss, online=online, learned=learned),
             self.batches,
-            loss,
             training,
             seed=task.seed,
-            online=online,
-            learned=learned,
         )
         self.losses: list[float] = []
 

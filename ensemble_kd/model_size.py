@@ -168,6 +168,8 @@ def _networks(config: Config) -> Iterator[tuple[str, Any, TrainingConfig]]:
             if each.model is not None:
                 yield f"{path}.model", each.model, teachers.training
     yield "student.model", config.student.model, config.student.training
+    for i, model in enumerate(config.student.peers.models if config.student.peers is not None else []):
+        yield f"student.peers.models.{i}", model, config.student.training
 
 
 def _memory_problems(config: Config, sizes: tuple[int, int, int], memory: int, has: str) -> Iterator[str]:
@@ -204,7 +206,7 @@ def _memory_problems(config: Config, sizes: tuple[int, int, int], memory: int, h
                 f"{what}, which are all held while soft targets are computed: {_gigabytes(total * WEIGHTS)}, "
                 f"{has}; lower teachers.num_members, or make the model smaller"
             )
-    count = parameters(student.model, *sizes) or 0
+    count = (parameters(student.model, *sizes) or 0) * _networks_of_one(student)
     at_a_time = min(_workers(config), student.seeds * student.replicas_per_member + 1)
     if (needed := bytes_of(count, student.training) * at_a_time) > memory:
         yield (
@@ -212,6 +214,12 @@ def _memory_problems(config: Config, sizes: tuple[int, int, int], memory: int, h
             f"{_gigabytes(needed)} with gradients and the optimiser's state, {has}; make the model smaller, "
             "or lower compute.num_workers"
         )
+
+
+def _networks_of_one(student: Any) -> int:
+    """How many networks of its size a student that learns together with others has in memory, at most."""
+    together = student.peers or student.branches
+    return together.count if together is not None else 1
 
 
 def _workers(config: Config) -> int:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected = {"demo", "loop", "ensemble", "targets", "store", "precompute", "memory"}
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
-    expected |= {"cached", "online", "buckets", "finetune", "latency", "int8", "relations"}
+    expected |= {"cached", "online", "buckets", "finetune", "latency", "int8", "relations", "mutual", "one"}
     assert expected <= set(BENCHMARKS)
     expected |= {"serve", "scaling", "members", "scale", "faults", "fuzz"}
     for name, entry in BENCHMARKS.items():

@@ -15,6 +15,8 @@ from ensemble_kd.config.data import DataConfig
 from ensemble_kd.config.start import StaticEmbeddingConfig, start_of_table
 from ensemble_kd.secret_options import remember
 
+MOST_BRANCHES = 16
+
 
 class MLPConfig(Block):
     """Fully connected layers with ReLU."""
@@ -33,6 +35,7 @@ class MLPConfig(Block):
 class ResNetConfig(Block):
     """Small residual network for images (arXiv 1512.03385, CIFAR form)."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"branches", "branch_section"})
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["resnet"] = "resnet"
     """`resnet`"""
@@ -42,6 +45,10 @@ class ResNetConfig(Block):
     """Residual blocks per stage."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature before the classifier."""
+    branches: int = Field(1, ge=1, le=MOST_BRANCHES)
+    """Branches over a shared trunk, whose answers a gate weighs; filled in by `student.branches`."""
+    branch_section: Literal[2, 3] = 3
+    """Section from which on each branch has layers of its own; filled in by `student.branches`."""
 
 
 class CNNConfig(Block):
@@ -226,6 +233,8 @@ OURS: tuple[Any, ...] = (
 
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
     teaches = path.startswith("teachers")
+    if isinstance(model, ResNetConfig) and (model.branches > 1 or model.branch_section != 3):
+        return [f"{path}.branches: is filled in by student.branches; leave it out"]
     if isinstance(model, TreesConfig) and not teaches:
         return [f"{path}.name: 'trees' is for teachers; a student is a network, use mlp, or custom"]
     if kind in getattr(model, "kinds", (kind,)):

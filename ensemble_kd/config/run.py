@@ -8,12 +8,14 @@ from pydantic import Field
 
 from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.branches import branch_problems
 from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig, executor_problems
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
 from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
 from ensemble_kd.config.models import TransformerConfig, model_problems, transformer_problems
+from ensemble_kd.config.peers import peer_problems
 from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
@@ -175,6 +177,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
+    problems += peer_problems(config) + branch_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.branches import BranchesConfig
 from ensemble_kd.config.models import MLPConfig, ModelConfig
+from ensemble_kd.config.peers import PeersConfig
 from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
 from ensemble_kd.config.teachers import num_teachers
 from ensemble_kd.config.training import TrainingConfig
@@ -46,6 +48,8 @@ class Numbers(NamedTuple):
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"peers", "branches"})
+
     model: ModelConfig = MLPConfig(hidden=[32])
     """Architecture."""
     training: TrainingConfig = TrainingConfig()
@@ -66,6 +70,11 @@ class StudentConfig(Block):
     added to alpha * soft + (1 - alpha) * hard."""
     online: OnlineConfig = OnlineConfig()
     """Teachers that run beside the student where a loss needs more than stored logits."""
+    peers: PeersConfig | None = None
+    """Networks that learn together with the student, each from the others' predictions; null for none. The
+    one that is best on validation rows is shipped."""
+    branches: BranchesConfig | None = None
+    """Branches over a shared trunk that learn from their own ensemble; null for none."""
     phases: list[PhaseConfig] = []
     """What comes before: pretraining on a corpus, hidden states before predictions."""
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
@@ -98,6 +107,16 @@ class StudentConfig(Block):
     def numbers(self) -> Numbers:
         given = {name: getattr(self, name) for name in AUTO_FIELDS if name not in self.auto}
         return Numbers(**given)
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from anything but labels; else it is its own baseline."""
+        return self.reads_teachers or self.peers is not None or self.branches is not None
+
+    @property
+    def reads_teachers(self) -> bool:
+        """Whether it learns from teachers, by what is stored of them or beside it."""
+        return self.numbers.alpha > 0 or self.numbers.pseudo > 0 or bool(self.terms)
 
     @property
     def objective_fields(self) -> dict[str, Any] | None:

@@ -22,7 +22,8 @@ from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.rows import cut_tables_, tables
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.train.batches import as_tensor
-from ensemble_kd.train.loop import make_optimizer, predict, train_step
+from ensemble_kd.train.learner import train_step
+from ensemble_kd.train.loop import make_optimizer, predict
 from ensemble_kd.train.member import MemberTask, TrainingData, loss_of, make_batches
 
 SECONDS = 2.0

@@ -97,7 +97,7 @@ def _too_large(model: ModelConfig, shapes: Shapes) -> str | None:
     elif isinstance(model, CNNConfig):
         layers, widths = len(model.channels), model.channels
     elif isinstance(model, ResNetConfig):
-        layers, widths = model.blocks, [model.width]
+        layers, widths = model.blocks * model.branches, [model.width]
     elif isinstance(model, BagConfig):
         layers, widths = len(model.hidden), [model.embedding, *model.hidden]
     elif isinstance(model, TextCNNConfig):

@@ -72,10 +72,14 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def enter(self, x: Tensor) -> Tensor:
+        """The map that the first section takes, of images (B, H, W, channels)."""
+        x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory as the convolutions like it
+        return F.relu(self.norm(self.stem(x)), inplace=True)
+
     def forward(self, x: Tensor, hidden: bool = False) -> Outputs:
         states: dict[str, Tensor] = {}
-        x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory as the convolutions like it
-        x = F.relu(self.norm(self.stem(x)), inplace=True)
+        x = self.enter(x)
         for i, stage in enumerate(self.stages, start=1):
             if not hidden:
                 x = stage(x)
@@ -95,5 +99,11 @@ class ResNet(nn.Module):
         return Outputs(self.head(x), states if hidden else None)
 
 
-def build_resnet(model: ResNetConfig, info: dict[str, Any], num_outputs: int) -> ResNet:
-    return ResNet(info["input_shape"][2], num_outputs, model.width, model.blocks, model.dropout)
+def build_resnet(model: ResNetConfig, info: dict[str, Any], num_outputs: int) -> nn.Module:
+    from ensemble_kd.models.branched import Branched  # which is made of networks of this kind
+
+    networks = [
+        ResNet(info["input_shape"][2], num_outputs, model.width, model.blocks, model.dropout)
+        for _ in range(model.branches)
+    ]
+    return networks[0] if model.branches == 1 else Branched(networks, model.branch_section)

@@ -30,8 +30,9 @@ class Schedule(BaseModel):
     """Weight at the beginning."""
     end: Weight
     """Weight at the end."""
-    shape: Literal["linear", "cosine", "step", "constant"] = "linear"
-    """`linear`, `cosine` (half a wave, level at both ends), `step` (`end` from `begin` on), or `constant`."""
+    shape: Literal["linear", "cosine", "sigmoid", "step", "constant"] = "linear"
+    """`linear`, `cosine` (half a wave, level at both ends), `sigmoid` (exp(-5 (1 - t)^2): slow, then fast,
+    then level), `step` (`end` from `begin` on), or `constant`."""
     begin: Share = 0.0
     """Share of the training, 0 to 1, where the change begins."""
     finish: Share = 1.0
@@ -67,6 +68,8 @@ class Schedule(BaseModel):
         done = min(max((progress - self.begin) / (self.finish - self.begin), 0.0), 1.0)
         if self.shape == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
+        if self.shape == "sigmoid":  # less what it has at 0, which is exp(-5), so that it begins at `start`
+            done = (math.exp(-5 * (1 - done) ** 2) - math.exp(-5)) / (1 - math.exp(-5))
         return (1 - done) * self.start + done * self.end  # exactly start and end at the ends
 
 

@@ -39,6 +39,7 @@ ROLES = {
     "from_ensemble": "Student, from the ensemble alone",
     "from_specialists": "Student, from ensemble + specialists",
     "distilled": "Student, distilled",
+    "together": "Ensemble of what learned together",
     "refit": "Student, distilled, with the validation rows",
 }
 """Every role a system can have, in the order of the tables, and how it is called there."""
@@ -105,6 +106,8 @@ class ReportInputs:
     objective: str
     mean: str
     pseudo: float = 0.0
+    reads_teachers: bool = True
+    """Whether the student learned from the teachers, and not from networks beside it alone."""
     temperatures: list[float] | None = None
     """Of the teachers' own, by which their logits were divided for the ensemble; None where they were not."""
     choose: dict[str, Any] | None = None
@@ -333,9 +336,9 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
     advantage = Interval(**gap["advantage"]) if gap["advantage"] else None
     chosen = inputs.choose is not None or inputs.sweep is not None
     softened = not inputs.info.get("target")
-    return Gap(
-        gap["value"], gap["reason"], advantage, causes, chosen=chosen, softened=softened, falling=falling
-    )
+    how: dict[str, Any] = {"chosen": chosen, "softened": softened, "falling": falling}
+    how["read"] = inputs.reads_teachers
+    return Gap(gap["value"], gap["reason"], advantage, causes, **how)
 
 
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:

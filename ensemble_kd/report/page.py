@@ -237,6 +237,7 @@ SHOWN = {
     "from_ensemble": "from ensemble",
     "from_specialists": "from specialists",
     "distilled": "distilled",
+    "together": "together",
 }
 """Roles in the table of clusters, and their short names there."""
 

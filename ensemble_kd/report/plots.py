@@ -33,6 +33,7 @@ COLOURS = {
     "from_ensemble": "#7fb2e5",
     "from_specialists": "#7fb2e5",
     "distilled": "#2f80d0",
+    "together": "#4aa3a2",
     "refit": "#1c5a99",
 }
 """One colour per role, readable on white and on near-black."""

@@ -101,8 +101,8 @@ def run(
     combined = plan.inputs["combined_targets"] if combination else None
 
     def task(point: Point, seed: int) -> MemberTask:
-        role = "distilled" if point.alpha or point.pseudo or config.student.terms else "hard"
         alone = with_point(config, point)
+        role = "distilled" if alone.student.distils else "hard"
         return student_stage.task(alone, role, seed, *sources, counts, basis, weights, combined)
 
     unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"

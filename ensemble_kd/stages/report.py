@@ -119,6 +119,7 @@ def run(
             for system, entry in zip(students, student.summary["members"], strict=True):
                 folder = members_folder(context.folder, "student") / entry["fingerprint"]
                 system.calibration = _calibration(folder, labels, system.role)
+        students += _together(student, members_folder(context.folder, "student"))
         ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])
@@ -140,6 +141,7 @@ def run(
             temperature=config.student.numbers.temperature,
             alpha=config.student.numbers.alpha,
             pseudo=config.student.numbers.pseudo,
+            reads_teachers=config.student.reads_teachers or not config.student.distils,
             temperatures=calibration,
             plain_ensemble=plain,
             choose=choose_section(chosen.summary if chosen else None, student.summary["seconds"]),
@@ -237,10 +239,32 @@ def _specialised(
     )
 
 
+def _together(student: Manifest, members: Path) -> list[System]:
+    """The ensemble of the networks that learned together, where a student was one of several."""
+    found = []
+    for entry in student.summary["members"]:
+        if entry["role"] != "distilled" or "together_parameters" not in entry:
+            continue
+        logits = load_file(members / entry["fingerprint"] / PREDICTIONS).get("together/test")
+        if logits is None:  # it is what is shipped
+            continue
+        seed = int(entry["name"].rsplit("-", 1)[1])
+        parameters = entry["together_parameters"]
+        found.append(System(f"together-seed-{seed}", "together", seed, logits, parameters))
+    return found
+
+
 def _objective(student: StudentConfig) -> str:
     """What the student learned by, in a few words: `kl + patient`."""
-    fields = student.objective_fields
-    return " + ".join([*([fields["name"]] if fields else []), *(term["name"] for term in student.terms)])
+    together = student.peers is not None or student.branches is not None
+    fields = student.objective_fields if not together or student.numbers.alpha > 0 else None
+    names = [*([fields["name"]] if fields else []), *(term["name"] for term in student.terms)]
+    if student.peers is not None:
+        others = student.peers.count - 1
+        names.append(f"{student.peers.objective_fields['name']} of {others} peer{'s' * (others != 1)}")
+    if student.branches is not None:
+        names.append(f"kl of {student.branches.count} gated branches")
+    return " + ".join(names)
 
 
 def _given_teachers(teachers: Manifest, folder: Path) -> list[System]:

@@ -57,7 +57,9 @@ from ensemble_kd.stages.training_data import (
 )
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
+from ensemble_kd.train.branches import branched, gate_term
 from ensemble_kd.train.member import MemberTask, load_logits
+from ensemble_kd.train.peers import mutual_term
 from ensemble_kd.train.validation import preference
 
 STORED = frozenset({"logits"})
@@ -85,7 +87,22 @@ def objective_problems(config: Config) -> list[str]:
                     problems += value_problems(term.objective, block.terms[k]["name"], term.path)
         except ConfigError as error:
             problems += error.problems
-    return problems
+    return problems + _together_problems(config)
+
+
+def _together_problems(config: Config) -> list[str]:
+    peers, branches = config.student.peers, config.student.branches
+    try:
+        if branches is not None:
+            gate_term(branches.model_dump(mode="json"))
+        if peers is None:
+            return []
+        term = mutual_term(peers.model_dump(mode="json"))
+    except ConfigError as error:
+        return error.problems
+    if config.data.target == "value":
+        return value_problems(term.objective, peers.objective_fields["name"], "student.peers.objective")
+    return []
 
 
 def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]) -> list[str]:
@@ -156,6 +173,19 @@ def quantization_problems(config: Config, info: dict[str, Any]) -> list[str]:
     if config.student.quantization is None or config.student.model.name != "custom":
         return []
     return [] if any(layers(build(config.student.model, info))) else [NO_LAYERS]
+
+
+def peer_model_problems(config: Config, info: dict[str, Any]) -> list[str]:
+    """Whether the user's own models among the peers can be built; they are tried on two rows."""
+    problems = []
+    for i, model in enumerate(config.student.peers.models if config.student.peers is not None else []):
+        if model.name != "custom":
+            continue
+        try:
+            build(model, info)
+        except ConfigError as error:
+            problems += [f"student.peers.models.{i}: {line}" for line in error.problems]
+    return problems
 
 
 def tasks(
@@ -232,13 +262,15 @@ def task(
         inputs["combined_targets"] = combined
     alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
+    branches = student.branches
+    together = branches.model_dump(mode="json") if soft and branches is not None else None
     if student.without_classes:
         rows["without"] = student.without_classes
     return MemberTask(
         name=f"{role}-seed-{seed}",
         role=role,
         seed=mix(config.seed, STREAM_OF_STUDENTS, seed),
-        model=basis.model,
+        model=basis.model | (branched(together) if together and together["ship"] == "ensemble" else {}),
         training=student.training.model_dump(mode="json"),
         inputs=inputs,
         rows=rows,
@@ -261,6 +293,8 @@ def task(
         initial=start_of(config, basis, phases, baseline=not soft),
         terms=student.terms if soft else [],
         online=online,
+        peers=student.peers.model_dump(mode="json") if soft and student.peers is not None else None,
+        branches=together,
     )
 
 
@@ -511,7 +545,7 @@ def data_problems(config: Config, found: DataFound) -> list[str]:
             f"student.without_classes: {unknown}, but the classes are 0 to {info['num_classes'] - 1}"
         )
     problems += bias_problems(config, info)
-    problems += quantization_problems(config, info)
+    problems += quantization_problems(config, info) + peer_model_problems(config, info)
     return problems if "teachers" in found.misfits else problems + student_problems(config, info)
 
 
@@ -538,7 +572,9 @@ class Student(Stage):
     def work(self, config: Config, done: Done) -> Work | None:
         counts, student = done.info["counts"], config.student
         found = roles(config, counts, config.specialists is not None)
-        return Work(student.seeds * len(found), counts["transfer"], student.training.num_epochs)
+        together = student.peers.count - 1 if student.peers is not None else 0
+        networks = sum(1 + together * (role == "distilled" or role.startswith("from_")) for role in found)
+        return Work(student.seeds * networks, counts["transfer"], student.training.num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

@@ -393,12 +393,11 @@ class TrialBook:
 
 
 def _role(student: StudentConfig) -> str:
-    numbers = student.numbers
-    return "distilled" if numbers.alpha > 0 or numbers.pseudo > 0 or student.terms else "hard"
+    return "distilled" if student.distils else "hard"
 
 
 def _distils(task: MemberTask) -> bool:
-    return task.alpha > 0 or task.guess_weight > 0
+    return task.alpha > 0 or task.guess_weight > 0 or task.peers is not None or task.branches is not None
 
 
 def result_of(manifest: Manifest) -> str:

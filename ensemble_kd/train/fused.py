@@ -36,7 +36,8 @@ from ensemble_kd.objectives.mixture import StackedLoss
 from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer, train_step
+from ensemble_kd.train.learner import train_step
+from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer
 from ensemble_kd.train.member import (
     FAILED,
     MemberTask,
@@ -87,7 +88,7 @@ def fuse_key(task: MemberTask) -> str | None:
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
-    if task.model["name"] == "transformer" or task.terms or task.online:
+    if task.model["name"] == "transformer" or task.terms or task.online or _together(task):
         return None
     if task.initial and "vectors" not in task.initial:
         return None
@@ -100,6 +101,10 @@ def fuse_key(task: MemberTask) -> str | None:
     kept["rows"] = {name: value for name, value in task.rows.items() if name != "labelled"}
     kept["inputs"] = task.inputs.get("data")
     return canonical(kept)
+
+
+def _together(task: MemberTask) -> bool:
+    return task.peers is not None or task.branches is not None
 
 
 def fusable(task: MemberTask, data: TrainingData) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
-from ensemble_kd.models.weights import max_norm_
-from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train.batches import Batches, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
+from ensemble_kd.train.learner import Evaluate, Learner
 from ensemble_kd.train.online import Beside
-
-Evaluate = Callable[[Network], dict[str, float]]
 
 
 class NotFiniteError(Exception):
@@ -105,17 +101,6 @@ class Progress:
         return better
 
 
-class Learner(nn.Module):
-    """A network and what its loss trains along, as one thing to optimise, to save and to replicate."""
-
-    def __init__(self, network: Network, learned: nn.Module) -> None:
-        super().__init__()
-        self.network, self.learned = network, learned
-
-    def forward(self, inputs: Tensor, **wants: Any) -> Any:
-        return self.network(inputs, **wants)
-
-
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or SGD in torch's fused form; weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
@@ -164,12 +149,10 @@ def train(
     Raises NotFiniteError when the loss is no longer finite.
     """
     epochs = train_epochs(
-        network,
+        Learner(network, loss, online=online),
         batches,
-        loss,
         training,
         seed=seed,
-        online=online,
         evaluate=evaluate,
         checkpoint=checkpoint,
         replicas=replicas,
@@ -186,14 +169,11 @@ def train(
 
 
 def train_epochs(
-    network: Network,
+    learner: Learner,
     batches: Batches,
-    loss: DistillationLoss,
     training: TrainingConfig,
     *,
     seed: int,
-    online: Beside | None = None,
-    learned: nn.Module | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
     replicas: Replicas | None = None,
@@ -201,18 +181,15 @@ def train_epochs(
     on_step: Callable[[float], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Generator[dict[str, float], None, Progress]:
-    """`train`, one epoch at each `next`: whoever holds several of these can train them side by side.
+    """`train` of any learner, one epoch at each `next`: whoever holds several can train them side by side.
 
-    `online` are the teachers beside the student, `learned` what the loss trains along (`loss.prepare`).
     `on_step` is told, before each step, which share of them is done. `stop` is asked after each step (where
     replicas train together, after each epoch); once it says yes, the state is saved and Interrupted raised.
     Yields each epoch's entry of the history once its checkpoint is written.
     """
     replicas = replicas or Replicas()
     device = batches.device
-    trained: nn.Module = (
-        network if learned is None or not list(learned.parameters()) else Learner(network, learned)
-    )
+    trained = learner.trained
     optimizer = make_optimizer(trained, training)
     progress, best = Progress(), None
     if checkpoint is not None and checkpoint.exists():
@@ -225,7 +202,7 @@ def train_epochs(
             progress, best = Progress(), None
             trained.load_state_dict(initial)  # part of the checkpoint may have been loaded
             optimizer = make_optimizer(trained, training)
-    model = trained
+    model: nn.Module = trained
     if replicas.size > 1:
         model = DistributedDataParallel(trained, process_group=replicas.group)
     total_steps = training.num_epochs * batches.steps_per_epoch
@@ -251,7 +228,7 @@ def train_epochs(
             batch.group = replicas.group if replicas.size > 1 else None
             if on_step is not None:
                 on_step(batch.progress)
-            total += train_step(model, network, optimizer, batch, loss, training, device, online)
+            total += learner.step(model, optimizer, batch, training, step)
             # Not after the last step: what an epoch ends with is below.
             middle = step + 1 < first + batches.steps_per_epoch
             if stop is not None and replicas.size == 1 and middle and stop():
@@ -272,13 +249,13 @@ def train_epochs(
             "examples_per_second": batches.steps_per_epoch * batches.batch_size / seconds,
         }
         if evaluate is not None:
-            entry |= evaluate(network)
+            entry |= learner.judged(evaluate)
         # The validation loss too: a last step may ruin the weights after its own loss was still finite.
         losses = [train_loss, entry.get("validation_loss", train_loss)]
         if not replicas.agree(all(map(math.isfinite, losses)), device):
             raise NotFiniteError(epoch + 1, next((x for x in losses if not math.isfinite(x)), math.nan))
         if progress.add(entry, training.early_stopping):
-            best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+            best = {name: tensor.detach().clone() for name, tensor in learner.kept.state_dict().items()}
         if training.early_stopping is not None:
             progress.stopped = replicas.agree(progress.stopped, device)
         if checkpoint is not None and replicas.rank == 0:
@@ -287,7 +264,7 @@ def train_epochs(
         if stop is not None and replicas.agree(stop(), device) and progress.epoch < training.num_epochs:
             raise Interrupted
     if best is not None:
-        network.load_state_dict(best)
+        learner.kept.load_state_dict(best)
     return progress
 
 
@@ -303,55 +280,6 @@ def set_rng_state(text: str, device: torch.device) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)
-
-
-def train_step(
-    model: nn.Module,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    loss: DistillationLoss,
-    training: TrainingConfig,
-    device: torch.device,
-    online: Beside | None = None,
-) -> Tensor:
-    """One optimiser step; returns the batch's loss, detached."""
-    parts = training.gradient_accumulation
-    wants = getattr(loss, "wants", {})  # a plain function of outputs and batch is a loss as well
-    total = torch.zeros((), device=device)
-    optimizer.zero_grad(set_to_none=True)
-    for i, part in enumerate(_parts(batch, parts)):
-        wait = i < parts - 1 and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if wait else nullcontext():  # type: ignore[operator]
-            with autocast(device, training.precision):
-                outputs = (
-                    model(part.inputs, **wants)
-                    if part.masked is None
-                    else model(part.inputs, masked=part.masked, **wants)
-                )
-            beside = (online(part),) if online is not None else ()
-            value = loss(outputs, part.teacher, part, *beside) / parts
-            if online is not None:
-                # A gradient of every weight, of the classifier too where no loss reads it: replicas wait for
-                # one, and with or without replicas weight decay is to be the same.
-                value = value + 0.0 * outputs.logits.sum()
-            value.backward()
-        total += value.detach()
-    if training.gradient_clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
-    optimizer.step()
-    if training.max_norm is not None:
-        max_norm_(network, training.max_norm)
-    return total
-
-
-def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
-    if parts == 1:
-        yield batch
-        return
-    size = len(batch) // parts
-    for begin in range(0, size * parts, size):
-        yield batch[begin : begin + size]
 
 
 TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}

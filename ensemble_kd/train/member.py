@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ensemble_kd.data.munge import Neighbourhood, neighbourhood
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
+from ensemble_kd.models.branched import Branched
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.quantise import Quantiser, harden_, quantise_
 from ensemble_kd.models.rows import cut_tables_, restore_tables_, tables
@@ -49,6 +50,7 @@ from ensemble_kd.train.batches import (
     mix,
     slice_block,
 )
+from ensemble_kd.train.branches import Branches, branched, gate_term
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
 from ensemble_kd.train.initial import (
     LEARNED,
@@ -58,9 +60,11 @@ from ensemble_kd.train.initial import (
     load_network,
     online_networks,
 )
+from ensemble_kd.train.learner import Learner, Left
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train_epochs
 from ensemble_kd.train.masking import Masking, uniform
 from ensemble_kd.train.online import Beside, Online
+from ensemble_kd.train.peers import Peers, mutual_term, peer_settings, with_peers
 from ensemble_kd.train.specialist import Judge, Specialty, correction_for, describe, start
 from ensemble_kd.train.stored import JoinedLogits
 from ensemble_kd.train.stored_states import KeptStates, StoredStates
@@ -132,6 +136,10 @@ class MemberTask:
     """Fields of a Quantiser, for a student that is shipped in integers."""
     mask_probability: float | None = None
     """Share of words to be guessed, for a masked language model; None for a classifier."""
+    peers: dict[str, Any] | None = None
+    """Fields of `student.peers`, for a student that learns together with other networks."""
+    branches: dict[str, Any] | None = None
+    """Fields of `student.branches`, for a student that is a branch of one network."""
 
     @property
     def reads_teacher(self) -> bool:
@@ -167,6 +175,8 @@ class MemberTask:
             ("corpus", None),
             ("mask_probability", None),
             ("quantization", None),
+            ("peers", None),
+            ("branches", None),
         ):
             if kept[key] == usual:
                 kept.pop(key)
@@ -305,7 +315,7 @@ def member_epochs(
         network.quantiser.group = replicas.group
     batches = make_batches(task, data, training, device, replicas)
     loss = loss_of(task, training, data.info.get("target"))
-    online, learned = beside(task, data, network, loss, batches, training.precision)
+    learner, learned = learner_of(task, data, network, loss, batches, training)
     validation = as_tensor(data.validation.inputs)
     validation_labels = as_tensor(data.validation.labels)
     if judge is not None:
@@ -328,13 +338,10 @@ def member_epochs(
         return True
     try:
         progress = yield from train_epochs(
-            network,
+            learner,
             batches,
-            loss,
             training,
             seed=task.seed,
-            online=online,
-            learned=learned,
             evaluate=evaluate if replicas.rank == 0 and task.corpus is None else None,
             checkpoint=folder / CHECKPOINT,
             replicas=replicas,
@@ -346,7 +353,8 @@ def member_epochs(
         if replicas.rank == 0:
             write_json(folder / FAILED, {"name": task.name, "reason": str(error)})
         return False
-    restore_tables_(network)
+    for each in learner.networks:
+        restore_tables_(each)
     if replicas.rank == 0:
         seconds = time.perf_counter() - began
         if learned is not None and list(learned.parameters()):
@@ -354,14 +362,71 @@ def member_epochs(
         if task.phase is not None:
             finish_phase(task, network, progress, folder, seconds)
         else:
-            finish_member(task, data, network, progress, folder, device, seconds, judge)
+            network, left = learner.finished(evaluate, partial(logits_of, data=data, device=device), folder)
+            finish_member(task, data, network, progress, folder, device, seconds, judge, left=left)
     return True
+
+
+def learner_of(
+    task: MemberTask,
+    data: TrainingData,
+    network: Network,
+    loss: DistillationLoss,
+    batches: Batches,
+    training: TrainingConfig,
+) -> tuple[Learner, nn.Module | None]:
+    """What is trained: `network`, alone or with its peers; and the projections that its loss learns along."""
+    if task.peers is not None:
+        networks = [network, *(each.to(batches.device) for each in other_peers(task, data))]
+        shared = with_peers(loss, mutual_term(task.peers), len(networks))
+        return Peers(networks, shared, **peer_settings(task.peers)), None
+    if task.branches is not None:
+        views = [
+            branch_view(task, data, network, i).to(batches.device) for i in range(task.branches["count"])
+        ]
+        return Branches(network, views, loss, gate_term(task.branches), task.branches["ship"]), None
+    online, learned = beside(task, data, network, loss, batches, training.precision)
+    return Learner(network, loss, online=online, learned=learned), learned
+
+
+def other_peers(task: MemberTask, data: TrainingData) -> list[Network]:
+    """The networks that learn together with the student, each with initial weights of its own."""
+    assert task.peers is not None
+    found = []
+    for k in range(1, task.peers["count"]):
+        model, initial = task.model, task.initial
+        if task.peers["models"]:
+            model, initial = task.peers["models"][k - 1], None
+        own = replace(task, model=model, initial=initial, seed=mix(task.seed, 53, k))
+        network = initial_network(own, data)
+        cut_tables(own, data, network)
+        found.append(network)
+    return found
+
+
+def branch_view(task: MemberTask, data: TrainingData, network: Network, number: int) -> Network:
+    """Trunk and one branch of `network` as one of the student's own model; modules are shared."""
+    assert isinstance(network.body, Branched)
+    plain = {key: value for key, value in task.model.items() if key not in ("branches", "branch_section")}
+    view = build(TypeAdapter(ModelConfig).validate_python(plain), data.info)
+    view.body = network.body.branch(number)
+    return view
+
+
+@torch.no_grad()
+def logits_of(network: Network, data: TrainingData, device: torch.device) -> dict[str, Tensor]:
+    """A trained network's logits (N, C) on `validation` and `test` rows."""
+    splits = {"validation": data.validation, "test": data.test}
+    return {name: predict(network, as_tensor(part.inputs), device) for name, part in splits.items()}
 
 
 def initial_network(task: MemberTask, data: TrainingData) -> Network:
     """The network that a task without a generalist starts from."""
     torch.manual_seed(mix(task.seed, 11))
-    model: Any = TypeAdapter(ModelConfig).validate_python(task.model)
+    fields = task.model
+    if task.branches is not None:
+        fields = {**fields, **branched(task.branches)}
+    model: Any = TypeAdapter(ModelConfig).validate_python(fields)
     network = build(model, data.info, masked_lm=task.masked_lm)
     if task.initial is not None:
         load_initial(network, task.initial, data.run, data.info)
@@ -497,8 +562,14 @@ def finish_member(
     device: torch.device,
     seconds: float,
     judge: Judge | None = None,
+    *,
+    left: Left | None = None,
 ) -> None:
-    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done."""
+    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done.
+
+    `left` is what its learner left beside the network.
+    """
+    left = left or Left()
     inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
     labels = as_tensor(data.validation.labels)
     special: dict[str, Any] = {}
@@ -521,9 +592,10 @@ def finish_member(
         measured = judge(logits["validation"][judge.rows], corrected=True)
         special |= describe(judge, measured)
     save_weights(network, folder / WEIGHTS)
-    partial = folder / f".{PREDICTIONS}.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in logits.items()}, partial)
-    partial.replace(folder / PREDICTIONS)
+    temporary = folder / f".{PREDICTIONS}.tmp"
+    tensors = {name: tensor.contiguous() for name, tensor in {**logits, **left.logits}.items()}
+    save_file(tensors, temporary)
+    temporary.replace(folder / PREDICTIONS)
     summary = {
         "name": task.name,
         "role": task.role,
@@ -534,10 +606,11 @@ def finish_member(
         "bytes": (folder / WEIGHTS).stat().st_size,
         **measured,
         **special,
+        **left.summary,
         "seconds": seconds,
         "history": progress.history,
     }
-    settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS]
+    settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS, *left.files]
     finish(folder, "member", task.fingerprint, settings, task.inputs, files, summary)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
@@ -611,12 +684,17 @@ def make_batches(
         replicas=replicas.size,
         device=device,
         trim_padding=data.info["kind"] == "text",
-        by_length=data.info["kind"] == "text" and task.model["name"] in BY_LENGTH,
+        by_length=data.info["kind"] == "text" and any(name in BY_LENGTH for name in _models(task)),
         masking=masking,
         weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
         pool=pool,
         near=near,
     )
+
+
+def _models(task: MemberTask) -> list[str]:
+    """Names of the models that a batch is for."""
+    return [task.model["name"], *(model["name"] for model in (task.peers or {}).get("models", []))]
 
 
 def _masking(task: MemberTask, info: dict[str, Any]) -> Masking:

@@ -31,6 +31,8 @@ class Gap:
     """Whether there is a temperature: labels are classes."""
     falling: float | None = None
     """By which share the distilled student's validation loss fell in the last quarter of its epochs."""
+    read: bool = True
+    """Whether the student learned from the ensemble, and not from its peers alone."""
 
 
 def verdict(
@@ -60,6 +62,8 @@ def verdict(
             f"A gain from distillation is not shown: {change} than the same student on hard labels is within "
             f"the noise {told}."
         )
+    if not gap.read:
+        return text + " It did not learn from the teachers, but from what learned together with it."
     if gap.share is not None:
         noise = gap.advantage is not None and gap.advantage.outcome != "helped"
         within = ", a gap that is within the noise itself" if noise else ""

@@ -92,7 +92,7 @@ def test_outside_of_the_training_nothing_changes() -> None:
         ),
         (
             {"start": 1.0, "end": 2.0, "shape": "line"},
-            ["w.shape: input should be 'linear', 'cosine', 'step' or 'constant', got 'line'"],
+            ["w.shape: input should be 'linear', 'cosine', 'sigmoid', 'step' or 'constant', got 'line'"],
         ),
         (
             {"start": 1.0, "end": 2.0, "finish": 1.5},

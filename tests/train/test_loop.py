@@ -16,6 +16,7 @@ from toy import arrays, batches, network, settings
 from ensemble_kd.models.build import Network
 from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train import loop
+from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import (
     Interrupted,
     NotFiniteError,
@@ -139,9 +140,8 @@ def test_stopped_at_any_step_it_goes_on_from_that_very_step(tmp_path: Path, stop
         torch.rand(7)  # another process has another state of the global generator
         with pytest.raises(Interrupted):
             for _ in train_epochs(
-                network(dropout=0.3),
+                Learner(network(dropout=0.3), counted),  # type: ignore[arg-type]
                 batches(),
-                counted,  # type: ignore[arg-type]
                 training,
                 seed=3,
                 evaluate=judge,

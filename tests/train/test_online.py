@@ -21,6 +21,7 @@ from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import Targets
 from ensemble_kd.train.initial import LEARNED, WEIGHTS
+from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import train, train_epochs
 from ensemble_kd.train.member import (
     CHECKPOINT,
@@ -68,7 +69,7 @@ def test_teachers_are_frozen_and_evaluate() -> None:
     learned = prepare_loss(loss, student, [teacher], INFO, CPU)
     assert student.training and len(list(learned.parameters())) == 2
     training = settings(epochs=2)
-    for _ in train_epochs(student, batches(), loss, training, seed=1, online=one, learned=learned):
+    for _ in train_epochs(Learner(student, loss, online=one, learned=learned), batches(), training, seed=1):
         assert not teacher.training
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())

@@ -15,6 +15,7 @@ from toy import INFO, batches, network, settings
 
 from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import NotFiniteError, Replicas, train, train_epochs
 from ensemble_kd.train.member import prepare_loss
 from ensemble_kd.train.online import Online
@@ -54,14 +55,12 @@ def run(case: str, replicas: Replicas | None = None) -> tuple[dict[str, torch.Te
     losses = iter([3.0, 1.0, 2.0])
     evaluate = (lambda _: {"validation_loss": next(losses)}) if case == "stopped" and rank == 0 else None
     history = train_epochs(
-        model,
+        Learner(model, loss, **beside),
         batches(rank=rank, replicas=size),
-        loss,
         settings(**CASES[case]),
         seed=0,
         evaluate=evaluate,
         replicas=replicas,
-        **beside,
     )
     found = [entry["train_loss"] for entry in history]
     learned = beside["learned"].state_dict() if beside else {}
