@@ -25,6 +25,7 @@ from ensemble_kd.config import (
     TransformerConfig,
     member_settings,
     num_teachers,
+    student_models,
     variants,
 )
 from ensemble_kd.config_checks import shown
@@ -167,7 +168,8 @@ def _networks(config: Config) -> Iterator[tuple[str, Any, TrainingConfig]]:
         for path, each in variants(teachers):
             if each.model is not None:
                 yield f"{path}.model", each.model, teachers.training
-    yield "student.model", config.student.model, config.student.training
+    for path, model in student_models(config.student):
+        yield path, model, config.student.training
 
 
 def _memory_problems(config: Config, sizes: tuple[int, int, int], memory: int, has: str) -> Iterator[str]:

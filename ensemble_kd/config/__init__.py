@@ -37,7 +37,7 @@ from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
 from ensemble_kd.config.recipes import recipe_paths, space_paths
 from ensemble_kd.config.run import Config, cross_field_problems, text_source
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig
-from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks
+from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks, student_models
 from ensemble_kd.config.sweep import SweepConfig, corner_problems
 from ensemble_kd.config.teachers import (
     PredictionsConfig,
@@ -100,6 +100,7 @@ __all__ = [
     "space_paths",
     "specialist_training",
     "student_blocks",
+    "student_models",
     "text_source",
     "unresolved",
     "validate",

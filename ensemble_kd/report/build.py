@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_kd.report.chain import CHAIN_ROLES, chain_text, first_of
 from ensemble_kd.report.constant import constant_answer
 from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
@@ -37,6 +38,7 @@ ROLES = {
     "pseudo": "Student, hard pseudo-labels",
     "from_ensemble": "Student, from the ensemble alone",
     "from_specialists": "Student, from ensemble + specialists",
+    **CHAIN_ROLES,
     "distilled": "Student, distilled",
     "refit": "Student, distilled, with the validation rows",
 }
@@ -152,6 +154,10 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     else:
         text = verdict(difference, _for_verdict(inputs, gap), pseudo, measures.noun)
         judged = {"outcome": difference.outcome, "text": text}
+    first = first_of([student.role for student in inputs.students])
+    added = _difference(inputs, "distilled", first) if first is not None else None
+    if added is not None:
+        judged["text"] += chain_text(added, measures.noun)
     plain_gap = None
     if any(student.role == "plain" for student in inputs.students):
         plain_gap = _gap(inputs, systems, "plain")
@@ -172,6 +178,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "verdict": judged,
         "difference": asdict(difference) if difference else None,
         "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
+        "difference_by_chain": asdict(added) if added else None,
         "gap_recovered": gap,
         "gap_recovered_from_unaugmented": plain_gap,
         "gap_check": inputs.gap,

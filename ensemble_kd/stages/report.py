@@ -22,6 +22,7 @@ from ensemble_kd.models.package import save_package, shipped_info
 from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
+from ensemble_kd.report.chain import together
 from ensemble_kd.report.choose import choose_section
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
@@ -112,6 +113,7 @@ def run(
             _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
+        students += together(students, config.mean)
         ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])

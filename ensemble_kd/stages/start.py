@@ -24,6 +24,7 @@ from ensemble_kd.config import (
     member_settings,
     num_teachers,
     student_blocks,
+    student_models,
     text_source,
     variant_of,
     variants,
@@ -356,7 +357,7 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
 def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
     start = getattr(config.student.model, "start", None)
-    wanted = [("student.model.source", getattr(config.student.model, "source", None))]
+    wanted = [(f"{path}.source", getattr(m, "source", None)) for path, m in student_models(config.student)]
     wanted += [("student.model.start.source", getattr(start, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
     if config.teachers.source in ("pretrained", "transformers"):
@@ -377,8 +378,9 @@ def source_problems(config: Config) -> list[str]:
                 folders[path] = str(folder)
         except ConfigError as error:
             problems += error.problems
-    if getattr(config.student.model, "weights", "") == "random":
-        folders.pop("student.model.source", None)  # only its architecture is taken over
+    for path, model in student_models(config.student):
+        if getattr(model, "weights", "") == "random":
+            folders.pop(f"{path}.source", None)  # only its architecture is taken over
     if config.teachers.source == "transformers":  # each reads its own word pieces
         folders = {path: folder for path, folder in folders.items() if not path.startswith("teachers.")}
     return problems or _tokenizer_problems(config, folders)
@@ -452,7 +454,7 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
     if not _is_new(config):
         return []
     problems: list[str] = []
-    teachers = [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+    teachers = resolved_teachers(config)
     try:
         problems += table_problems(config, teachers)
     except ConfigError as error:
@@ -466,7 +468,7 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         try:
             settings, _ = resolve(config.student.model, given, path="student.model")
             for path, block in student_blocks(config):
-                problems += _block_problems(config, path, block, settings, teacher, info)
+                problems += block_problems(config, path, block, settings, teacher, info)
         except ConfigError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
@@ -510,6 +512,11 @@ def _teacher_models(config: Config) -> list[tuple[Any, str]]:
     return list({f"{path} {model!r}": (model, path) for model, path in models}.values())
 
 
+def resolved_teachers(config: Config) -> list[dict[str, Any]]:
+    """The architecture of each different teacher that is a network of ours."""
+    return [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+
+
 def teacher_model(config: Config, index: int) -> tuple[Any, str]:
     """The model of a teacher, and the field that says so."""
     teachers = config.teachers
@@ -531,7 +538,7 @@ def _is_new(config: Config) -> bool:
     return isinstance(student.model, TransformerConfig) or started or bool(more)
 
 
-def _block_problems(
+def block_problems(
     config: Config,
     path: str,
     block: Any,
@@ -630,6 +637,7 @@ def source_digests(config: Config) -> list[str]:
     """Fingerprints of the files that a student reads beside the run's own: pretrained models, corpora."""
     student = config.student
     sources = [getattr(student.model, "source", None), student.online.source]
+    sources += [getattr(model, "source", None) for model in student.assistants]
     start = getattr(student.model, "start", None)
     if start is not None and start.weights == "pretrained":
         sources.append(start.source or text_source(config))
