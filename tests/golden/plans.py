@@ -86,7 +86,10 @@ OF_GENERIC = {
     "text": ["student.model.embedding=16"],
     "image": ["data.image.shape=[28,28,1]"],
     "numeric": ["data.columns={input: image, label: label}"],
-    **{name: ["data.image.shape=[28,28,1]"] for name in ("attention_transfer", "fitnets", "fsp")},
+    **{
+        name: ["data.image.shape=[28,28,1]"]
+        for name in ("attention_transfer", "fitnets", "fsp", "born_again", "assistant")
+    },
     **{name: ["data.label_fraction=0.5", "student.fraction=1.0"] for name in ("darkrank", "rkd")},
 }
 """What these recipes leave to be said of the data, or say of other data; and a table as narrow as the
