@@ -55,6 +55,7 @@ PURE = ["objectives", "models", "ensemble", "train", "data", "report"]
 SHARED_BY_STAGES = {
     "base",
     "calibrated",
+    "chain",
     "class_order",
     "context",
     "given_teachers",

@@ -27,10 +27,12 @@ from ensemble_kd.config.models import (
     CustomModelConfig,
     MLPConfig,
     ModelConfig,
+    NetworkConfig,
     ResNetConfig,
     TextCNNConfig,
     TransformerConfig,
     TreesConfig,
+    WideShallowConfig,
 )
 from ensemble_kd.config.overrides import apply_override
 from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
@@ -66,6 +68,7 @@ __all__ = [
     "ExportForm",
     "MLPConfig",
     "ModelConfig",
+    "NetworkConfig",
     "OnlineConfig",
     "PhaseConfig",
     "Point",
@@ -82,6 +85,7 @@ __all__ = [
     "TrainingConfig",
     "TransformerConfig",
     "TreesConfig",
+    "WideShallowConfig",
     "apply_override",
     "balanced_weights",
     "class_name_problems",

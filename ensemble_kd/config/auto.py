@@ -106,7 +106,7 @@ def auto_problems(config: Config) -> list[str]:
         )
     if "pseudo" in student.auto and student.chained:
         problems.append(
-            "student.pseudo: 'auto' weighs the ensemble's answers, and in a chain a student learns from the one"
-            " before; set it to 0, or leave student.assistants and student.generations out"
+            "student.pseudo: 'auto' weighs the ensemble's answers, and in a chain a student learns from the "
+            "one before; set it to 0, or leave student.assistants and student.generations out"
         )
     return problems
