@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.growth import GrowthConfig
+from ensemble_kd.config.start import start_of
 
 
 def linear_parameters(widths: list[int]) -> int:
@@ -41,7 +43,17 @@ class NetworkConfig(Block):
         return []
 
 
-class MLPConfig(NetworkConfig):
+class GrownConfig(NetworkConfig):
+    """What networks have in common that may start from a smaller one."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"start"})
+
+    start: Annotated[GrowthConfig | None, BeforeValidator(start_of)] = None
+    """What it starts from (students): `net2wider`, `net2deeper`, `net2net`, or a block with this `name` and
+    its fields; null, or `random`, for random numbers."""
+
+
+class MLPConfig(GrownConfig):
     """Fully connected layers with ReLU."""
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
@@ -94,10 +106,10 @@ class CNNConfig(NetworkConfig):
         return self.channels
 
 
-class ResNetConfig(NetworkConfig):
+class ResNetConfig(GrownConfig):
     """Small residual network for images (arXiv 1512.03385, CIFAR form), also of cheap blocks (1711.02613)."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"block", "groups", "reduction", "norm", "stem"})
+    later: ClassVar[frozenset[str]] = frozenset({"start", "block", "groups", "reduction", "norm", "stem"})
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     builder: ClassVar[str] = "resnet:build_resnet"
     name: Literal["resnet"] = "resnet"

@@ -20,7 +20,7 @@ from ensemble_kd.config.image_models import (
     WideShallowConfig,
     linear_parameters,
 )
-from ensemble_kd.config.start import StaticEmbeddingConfig, start_of_table
+from ensemble_kd.config.start import StaticEmbeddingConfig, start_of
 from ensemble_kd.secret_options import remember
 
 
@@ -29,7 +29,7 @@ class TableConfig(NetworkConfig):
 
     later: ClassVar[frozenset[str]] = frozenset({"start"})
 
-    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of_table)] = None
+    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of)] = None
     """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
     null, or `random`, for random numbers."""
 

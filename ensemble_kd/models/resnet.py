@@ -105,8 +105,7 @@ class ResidualBlock(nn.Module):
     def last(self) -> nn.Conv2d:
         """The last convolution before the shortcut is added."""
         last: Any = self.conv_3 if self.bottleneck else self.conv_2
-        found: nn.Conv2d = last[-1] if isinstance(last, nn.Sequential) else last
-        return found
+        return last[-1] if isinstance(last, nn.Sequential) else last  # type: ignore[no-any-return]
 
 
 class ResNet(nn.Module):

@@ -29,6 +29,8 @@ from ensemble_kd.config import (
     variant_of,
     variants,
 )
+from ensemble_kd.config.growth import GrowthConfig, growth_problems
+from ensemble_kd.config.start import StaticEmbeddingConfig
 from ensemble_kd.data.corpus import (
     corpus_fingerprint,
     corpus_problems,
@@ -125,7 +127,31 @@ def basis_of(
     vectors = vectors_plan(config, data, found)
     if vectors is not None:
         initial = vectors.place
+    start = getattr(config.student.model, "start", None)
+    if isinstance(start, GrowthConfig):
+        initial = {**_place(best(growable(start, model, found))), "noise": start.noise}
     return Basis(found, model, initial, names, store, load_info(data).to_dict(), calibration, vectors)
+
+
+def growable(
+    start: GrowthConfig, model: dict[str, Any], teachers: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The trained teachers that a network of settings `model` can start from.
+
+    Raises ConfigError where none of those that finished is left.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(ModelConfig)
+    new, found = adapter.validate_python(model), []
+    for teacher in teachers:
+        old = adapter.validate_python(teacher["model"])
+        if not growth_problems(start, old, new):
+            found.append(teacher)
+    if not found:
+        raise ConfigError(
+            f"student.model.start: none of the teachers that finished can be grown by {start.name}; leave "
+            "it out"
+        )
+    return found
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -639,7 +665,7 @@ def source_digests(config: Config) -> list[str]:
     sources = [getattr(student.model, "source", None), student.online.source]
     sources += [getattr(model, "source", None) for model in student.assistants]
     start = getattr(student.model, "start", None)
-    if start is not None and start.weights == "pretrained":
+    if isinstance(start, StaticEmbeddingConfig) and start.weights == "pretrained":
         sources.append(start.source or text_source(config))
     found = []
     for phase in student.phases:

@@ -88,7 +88,15 @@ OF_GENERIC = {
     "numeric": ["data.columns={input: image, label: label}"],
     **{
         name: ["data.image.shape=[28,28,1]"]
-        for name in ("attention_transfer", "fitnets", "fsp", "born_again", "assistant", "moonshine")
+        for name in (
+            "attention_transfer",
+            "fitnets",
+            "fsp",
+            "born_again",
+            "assistant",
+            "moonshine",
+            "net2net",
+        )
     },
     **{name: ["data.label_fraction=0.5", "student.fraction=1.0"] for name in ("darkrank", "rkd")},
     "ba_caruana": ["data.label_fraction=0.5"],

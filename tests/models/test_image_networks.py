@@ -111,7 +111,7 @@ def test_without_norm_each_block_begins_as_its_shortcut() -> None:
     torch.manual_seed(0)
     network = ResNet(3, 5, 4, 3, style=Style(norm="none")).eval()
     x = torch.randn(2, 4, 6, 6).relu()
-    for block in list(network.stages[0].children()):  # type: ignore[union-attr]
+    for block in list(network.stages[0].children()):
         torch.testing.assert_close(block(x), x)
     deep = ResNet(3, 5, 4, 20, style=Style(norm="none")).eval()
     states = deep(torch.randn(2, 8, 8, 3), hidden=True).hidden
