@@ -148,9 +148,11 @@ def online_problems(config: Config) -> list[str]:
 
 
 def student_models(student: StudentConfig) -> list[tuple[str, Any]]:
-    """The student's model and those of its assistants, each with its path."""
-    assistants = [(f"student.assistants.{i}", model) for i, model in enumerate(student.assistants)]
-    return [("student.model", student.model), *assistants]
+    """The student's model and those of its assistants and phases, each with its path."""
+    found = [("student.model", student.model)]
+    found += [(f"student.assistants.{i}", model) for i, model in enumerate(student.assistants)]
+    phases = [(f"student.phases.{i}.model", phase.model) for i, phase in enumerate(student.phases)]
+    return found + [(path, model) for path, model in phases if model is not None]
 
 
 def student_blocks(config: Config) -> list[tuple[str, Any]]:

@@ -102,10 +102,10 @@ class ResidualBlock(nn.Module):
         return F.relu(y + self.shortcut(x), inplace=True)
 
     @property
-    def last(self) -> nn.Conv2d:
+    def last(self) -> Any:
         """The last convolution before the shortcut is added."""
         last: Any = self.conv_3 if self.bottleneck else self.conv_2
-        return last[-1] if isinstance(last, nn.Sequential) else last  # type: ignore[no-any-return]
+        return last[-1] if isinstance(last, nn.Sequential) else last
 
 
 class ResNet(nn.Module):

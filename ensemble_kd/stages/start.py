@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ensemble_kd.config import (
     variant_of,
     variants,
 )
-from ensemble_kd.config.growth import GrowthConfig, growth_problems
+from ensemble_kd.config.growth import NOISE, GrowthConfig, growth_problems
 from ensemble_kd.config.start import StaticEmbeddingConfig
 from ensemble_kd.data.corpus import (
     corpus_fingerprint,
@@ -272,10 +272,13 @@ def phase_tasks(
 ) -> list[MemberTask]:
     """The phases of one seed, each starting from the one before."""
     found: list[MemberTask] = []
-    initial = basis.initial
     for number, phase in enumerate(config.student.phases):
-        found.append(_phase(config, phase, number, basis, initial, data, store, counts, weights, seed))
-        initial = _after(found[-1])
+        own = basis
+        if phase.model is not None:
+            settings, _ = resolve(phase.model, path=f"student.phases.{number}.model")
+            own = replace(basis, model=settings)
+        initial = _after(found[-1], own.model) if found else basis.initial
+        found.append(_phase(config, phase, number, own, initial, data, store, counts, weights, seed))
     return found
 
 
@@ -284,11 +287,13 @@ def start_of(config: Config, basis: Basis, phases: list[MemberTask], baseline: b
     taken = phases
     if baseline:
         taken = [task for task, phase in zip(phases, config.student.phases, strict=True) if phase.shared]
-    return _after(taken[-1]) if taken else basis.initial
+    return _after(taken[-1], basis.model) if taken else basis.initial
 
 
-def _after(task: MemberTask) -> dict[str, Any]:
-    return {"stage": "student", "member": task.fingerprint}
+def _after(task: MemberTask, model: dict[str, Any]) -> dict[str, Any]:
+    """What a network of these settings starts from: the task's, or that grown to its size."""
+    place: dict[str, Any] = {"stage": "student", "member": task.fingerprint}
+    return place if task.model == model else {**place, "noise": NOISE}
 
 
 def _phase(
@@ -494,7 +499,10 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         try:
             settings, _ = resolve(config.student.model, given, path="student.model")
             for path, block in student_blocks(config):
-                problems += block_problems(config, path, block, settings, teacher, info)
+                own = settings
+                if path != "student" and block.model is not None:
+                    own, _ = resolve(block.model, path=f"{path}.model")
+                problems += block_problems(config, path, block, own, teacher, info)
         except ConfigError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))

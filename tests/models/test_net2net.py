@@ -221,7 +221,7 @@ def raw(teacher: dict[str, Any], student: dict[str, Any], **teachers: Any) -> di
         (
             MLP,
             {**MLP, "hidden": [7, 6, 5], "start": "net2deeper"},
-            "student.model.hidden: [7, 6, 5], but the teacher has [7, 5], and net2deeper takes the teach",
+            "student.model.hidden: [7, 6, 5], but the teacher has [7, 5], and net2deeper takes those layers",
         ),
         (
             MLP,
