@@ -43,19 +43,13 @@ class NetworkConfig(Block):
         return []
 
 
-class GrownConfig(NetworkConfig):
-    """What networks have in common that may start from a smaller one."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"start"})
-
-    start: Annotated[GrowthConfig | None, BeforeValidator(start_of)] = None
-    """What it starts from (students): `net2wider`, `net2deeper`, `net2net`, or a block with this `name` and
-    its fields; null, or `random`, for random numbers."""
+Start = Annotated[GrowthConfig | None, BeforeValidator(start_of)]
 
 
-class MLPConfig(GrownConfig):
+class MLPConfig(NetworkConfig):
     """Fully connected layers with ReLU."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"start"})
     kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
     builder: ClassVar[str] = "mlp:build_mlp"
     name: Literal["mlp"] = "mlp"
@@ -66,6 +60,9 @@ class MLPConfig(GrownConfig):
     """Probability of dropping a hidden unit."""
     input_dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping an input."""
+    start: Start = None
+    """What it starts from (students): `net2wider`, `net2deeper`, `net2net`, or a block with this `name` and
+    its fields; null, or `random`, for random numbers."""
 
     def parameters(self, features: int, classes: int, vocabulary: int) -> int:
         return linear_parameters([features, *self.hidden, classes])
@@ -106,7 +103,7 @@ class CNNConfig(NetworkConfig):
         return self.channels
 
 
-class ResNetConfig(GrownConfig):
+class ResNetConfig(NetworkConfig):
     """Small residual network for images (arXiv 1512.03385, CIFAR form), also of cheap blocks (1711.02613)."""
 
     later: ClassVar[frozenset[str]] = frozenset({"start", "block", "groups", "reduction", "norm", "stem"})
@@ -133,6 +130,8 @@ class ResNetConfig(GrownConfig):
     stem: Literal["small", "large"] = "small"
     """`small`: one 3x3 convolution. `large`: 7x7 with stride 2 and a maximum over 3x3 with stride 2, for
     images of 100 pixels and more."""
+    start: Start = None
+    """As that of an `mlp`."""
 
     def own_problems(self) -> list[str]:
         used = {"grouped": "groups", "bottleneck": "reduction"}
