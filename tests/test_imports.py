@@ -57,6 +57,7 @@ PURE = ["objectives", "models", "ensemble", "train", "data", "report", "integrat
 SHARED_BY_STAGES = {
     "base",
     "calibrated",
+    "chain",
     "class_order",
     "context",
     "given_teachers",

@@ -112,4 +112,9 @@ def auto_problems(config: Config) -> list[str]:
             "student.pseudo: 'auto' reads answers that the store holds, but with student.online.logits it is "
             "not read; set one of them to its default"
         )
+    if "pseudo" in student.auto and student.chained:
+        problems.append(
+            "student.pseudo: 'auto' weighs the ensemble's answers, and in a chain a student learns from the "
+            "one before; set it to 0, or leave student.assistants and student.generations out"
+        )
     return problems

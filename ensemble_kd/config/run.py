@@ -9,6 +9,7 @@ from pydantic import Field
 from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
 from ensemble_kd.config.branches import branch_problems
+from ensemble_kd.config.chain import chain_problems
 from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig, executor_problems
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
@@ -20,7 +21,7 @@ from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
 from ensemble_kd.config.start import start_problems
-from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks
+from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks, student_models
 from ensemble_kd.config.sweep import SweepConfig, sweep_problems
 from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems, variants
 from ensemble_kd.config_checks import compute_problems, single_problems
@@ -180,6 +181,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += peer_problems(config) + branch_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
+    problems += chain_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)
     problems += start_problems("student.model", student.model, config)
     if config.teachers.source == "train":
@@ -228,7 +230,8 @@ def text_source(config: Config) -> str | None:
     if config.data.text.tokenizer != "pretrained":
         return None
     teachers, student = config.teachers, config.student
-    models = [teachers.model, *(each.model for _, each in variants(teachers)), student.model]
+    models = [teachers.model, *(each.model for _, each in variants(teachers))]
+    models += [model for _, model in student_models(student)]
     sources = [
         config.data.text.source,
         *(teachers.given[:1] if teachers.source == "pretrained" else []),

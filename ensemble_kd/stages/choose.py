@@ -26,6 +26,7 @@ from ensemble_kd.objectives.base import OBJECTIVES
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
+from ensemble_kd.stages.chain import CHAINED
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.stacking import stackable
@@ -50,7 +51,8 @@ WITHIN = 0.9
 
 def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
     settings = dict(student_stage.plan(config, run, data, store, combined).config)
-    settings.pop("refit", None)
+    for name in ("refit", *CHAINED):
+        settings.pop(name, None)
     settings |= {"seeds": min(config.student.seeds, MOST_SEEDS), "choose": GRID}
     inputs = {"data": data, "soft_targets": store}
     return StagePlan.of(

@@ -19,6 +19,7 @@ from ensemble_kd.config import (
     TrainingConfig,
     member_settings,
     num_teachers,
+    student_models,
     unresolved,
     variants,
 )
@@ -239,7 +240,7 @@ def _from_predictions(
 
 def check_custom(config: Config, info: dict[str, Any]) -> None:
     """Raises ConfigError where a user's network cannot be made for this data; each is made and run once."""
-    models = [("student.model", config.student.model)]
+    models = student_models(config.student)
     if config.teachers.source == "train":
         models.append(("teachers.model", config.teachers.model))
         models += [

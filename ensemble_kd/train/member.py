@@ -95,7 +95,8 @@ class MemberTask:
     rows: dict[str, Any] = field(
         default_factory=lambda: {"labelled": True, "bootstrap": False, "fraction": 1.0}
     )
-    """Which rows of the transfer set it sees; `without` lists classes whose labelled rows it does not."""
+    """Which rows of the transfer set it sees; `without` lists classes whose labelled rows it does not, and
+    `drawn_by` is the seed that draws a fraction of them, where that is not its own."""
     examples_per_epoch: int = 0
     """Rows of the transfer set, so that a member that sees fewer of them still takes as many steps."""
     augment: dict[str, Any] = field(default_factory=dict)
@@ -743,7 +744,7 @@ def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
     rows = labelled(labels).nonzero()[:, 0] if task.rows["labelled"] else torch.arange(len(labels))
     if without := task.rows.get("without"):
         rows = rows[~torch.isin(labels[rows], torch.tensor(without))]
-    generator = torch.Generator().manual_seed(mix(task.seed, 17))
+    generator = torch.Generator().manual_seed(mix(task.rows.get("drawn_by", task.seed), 17))
     if task.rows["fraction"] < 1:
         kept = max(1, round(len(rows) * task.rows["fraction"]))
         rows = rows[torch.randperm(len(rows), generator=generator)[:kept]]
@@ -776,7 +777,8 @@ def _filtered(
             drawn = torch.from_numpy(uniform(rows, mix(task.seed, 23, epoch)))
             keep &= drawn < torch.where(special, *chances)
         if task.rows["fraction"] < 1:
-            keep &= torch.from_numpy(uniform(rows, mix(task.seed, 17)) < task.rows["fraction"])
+            seed = mix(task.rows.get("drawn_by", task.seed), 17)
+            keep &= torch.from_numpy(uniform(rows, seed) < task.rows["fraction"])
         picked = keep.nonzero()[:, 0]
         if task.rows["bootstrap"]:  # Poisson(1) copies of a row: the bootstrap for a stream
             drawn_at = uniform(rows, mix(task.seed, 19))
