@@ -25,7 +25,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.student import objective_problems
 
 BASE = {"name": "x", "data": {"source": "digits"}}
-EMBEDDED = {"digits", "growing"}
+EMBEDDED = {"codistillation", "digits", "growing"}
 """Recipes whose data comes with the package."""
 
 
