@@ -38,23 +38,13 @@ from ensemble_kd.train.teacher_calibration import fit_shrunk
 JSON, PAGE, MODEL = "report.json", "report.html", "model"
 
 
-def plan(
-    config: Config,
-    run: Path,
-    teachers: str,
-    student: str,
-    sweep: str | None = None,
-    forms: str | None = None,
-    gap: str | None = None,
-    chosen: str | None = None,
-) -> StagePlan:
+def plan(config: Config, run: Path, done: Done) -> StagePlan:
     settings = {"name": config.name, "mean": config.mean, **config.report.model_dump(mode="json")}
     settings |= {"weights": config.student.weights}
-    inputs = {"teachers": teachers, "student": student}
-    inputs |= {"sweep": sweep} if sweep else {}
-    inputs |= {"export": forms} if forms else {}
-    inputs |= {"gap": gap} if gap else {}
-    inputs |= {"choose": chosen} if chosen else {}
+    inputs = {name: done[name].fingerprint for name in ("teachers", "student")}
+    if "sweep" in done:
+        inputs["sweep"] = result_of(done["sweep"].manifest)
+    inputs |= {name: done[name].fingerprint for name in ("export", "gap", "choose") if name in done}
     return StagePlan.of(run, "report", settings, inputs)
 
 
@@ -78,33 +68,21 @@ def _placed(plan: StagePlan, manifest: Manifest, run: Path) -> bool:
     return bool(model.summary.get("lineage", {}).get("student") == plan.inputs["student"])
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    teachers: Manifest,
-    teachers_folder: Path,
-    student: Manifest,
-    lineage: dict[str, Any],
-    special: tuple[Path, Manifest, Manifest, Path, Manifest] | None = None,
-    sweep: Manifest | None = None,
-    forms: tuple[Path, Manifest] | None = None,
-    gap: dict[str, Any] | None = None,
-    chosen: Manifest | None = None,
-) -> Manifest:
-    """`special` are clusters' folder and manifest, specialists' manifest, combination's folder and manifest;
-    `forms` the exported forms' folder and manifest; `gap` the summary of that stage.
+def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
+    """Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
+    config, info = context.config, done.info
+    data, teachers, student = done["data"].folder, done["teachers"], done["student"]
 
-    Write report.json, report.html and model/, first in the stage's folder, then in the run folder."""
+    def summary_of(stage: str) -> dict[str, Any] | None:
+        return done[stage].summary if stage in done else None
+
     plan.folder.mkdir(parents=True, exist_ok=True)
-    config = context.config
     context.console.progress("report", 0, 3, "reading predictions")
     try:
         test = load_split(data, "test")
         given = teachers.summary["source"] == "predictions"
         systems = (
-            _given_teachers(teachers, teachers_folder)
+            _given_teachers(teachers.manifest, teachers.folder)
             if given
             else [
                 _system(entry, members_folder(context.folder, "teachers"), info, test.inputs)
@@ -120,13 +98,13 @@ def run(
             for system, entry in zip(students, student.summary["members"], strict=True):
                 folder = members_folder(context.folder, "student") / entry["fingerprint"]
                 system.calibration = _calibration(folder, labels, system.role)
-        students += _together(student, members_folder(context.folder, "student"))
+        students += _together(student.manifest, members_folder(context.folder, "student"))
         students += together(students, config.mean)
         ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])
             members = torch.from_numpy(np.stack([system.logits for system in systems], 1))  # (N, M, C)
-            calibration = calibration_of(config, context.folder, data, teachers)
+            calibration = calibration_of(config, context.folder, data, teachers.manifest)
             ensemble = mean_logits(members, 1.0, config.mean, weights, calibration).numpy()
             if calibration is not None:
                 plain = mean_logits(members, 1.0, config.mean, weights).numpy()
@@ -146,24 +124,24 @@ def run(
             reads_teachers=config.student.reads_teachers or not config.student.distils,
             temperatures=calibration,
             plain_ensemble=plain,
-            choose=choose_section(chosen.summary if chosen else None, student.summary["seconds"]),
+            choose=choose_section(summary_of("choose"), student.summary["seconds"]),
             objective=_objective(config.student),
             mean=config.mean,
             settings=redacted(config.model_dump(mode="json", exclude={"report"})),
-            lineage=lineage,
+            lineage=done.lineage(),
             excluded=teachers.summary["excluded"],
             reference=[redacted(row.model_dump(mode="json")) for row in config.report.reference],
-            specialised=_specialised(config, info, systems, *special) if special else None,
-            sweep=sweep.summary if sweep else None,
-            ships=forms[1].summary if forms else None,
-            gap=gap,
+            specialised=_specialised(config, systems, done) if "combined-targets" in done else None,
+            sweep=summary_of("sweep"),
+            ships=summary_of("export"),
+            gap=summary_of("gap"),
         )
         report = build_report(inputs)
         if "constant" in report:
             context.console.warning(report["constant"]["text"])
         write_report(report, histories_of(inputs), plot_arrays(inputs), plan.folder)
         context.console.progress("report", 2, 3, "packing the student")
-        _pack(context, report, info, student, data, lineage, forms)
+        _pack(context, report, done)
         for name in (JSON, PAGE):
             _copy(plan.folder / name, context.folder / name)
     finally:
@@ -176,18 +154,10 @@ def run(
     return finish(plan.folder, "report", plan.fingerprint, plan.config, plan.inputs, [JSON, PAGE], summary)
 
 
-def _specialised(
-    config: Config,
-    info: dict[str, Any],
-    teachers: list[System],
-    clusters_folder: Path,
-    clusters: Manifest,
-    specialists: Manifest,
-    combined_folder: Path,
-    combined: Manifest,
-) -> Specialised:
-    summary, members = combined.summary, specialists.summary["members"]
-    logits = load_file(combined_folder / COMBINED)
+def _specialised(config: Config, teachers: list[System], done: Done) -> Specialised:
+    clusters, combined, info = done["clusters"], done["combined-targets"], done.info
+    summary, members = combined.summary, done["specialists"].summary["members"]
+    logits = load_file(combined.folder / COMBINED)
 
     def system(role: str, kind: str, beside: list[System], entries: list[dict[str, Any]]) -> System:
         """Parameters and bytes of all that is kept; its time depends on which specialists are asked."""
@@ -226,7 +196,7 @@ def _specialised(
                 "conditional_after": after,
             }
         )
-    matrix = clusters_folder / MATRIX
+    matrix = clusters.folder / MATRIX
     return Specialised(
         systems=[
             system("generalist_specialists", "generalist", single, used(summary["generalist_choice"], own)),
@@ -330,20 +300,14 @@ def measure_latency(network: Network, inputs: np.ndarray, seconds: float = 0.1) 
     return found
 
 
-def _pack(
-    context: Context,
-    report: dict[str, Any],
-    info: dict[str, Any],
-    student: Manifest,
-    data: Path,
-    lineage: dict[str, Any],
-    forms: tuple[Path, Manifest] | None,
-) -> None:
+def _pack(context: Context, report: dict[str, Any], done: Done) -> None:
+    student, info = done["student"], done.info
     entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
     folder = members_folder(context.folder, "student") / entry["fingerprint"]
     manifest = read_manifest(folder)
     assert manifest is not None
-    tokenizer = data / "tokenizer.json"
+    tokenizer = done["data"].folder / "tokenizer.json"
+    forms = done["export"] if "export" in done else None
     network = load_network(manifest.config, info, folder)
     info = shipped_info(network, info)
     save_package(
@@ -353,9 +317,9 @@ def _pack(
         info,
         model_card(report, info, redacted(context.config.model_dump(mode="json"))),
         tokenizer if tokenizer.exists() else None,
-        {**lineage, "member": entry["fingerprint"]},
-        forms[1].summary["calibration"] if forms else None,
-        forms[0] if forms else None,
+        {**done.lineage(), "member": entry["fingerprint"]},
+        forms.summary["calibration"] if forms else None,
+        forms.folder if forms else None,
     )
 
 
@@ -369,26 +333,10 @@ class Report(Stage):
     name = "report"
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
-        swept = result_of(done["sweep"].manifest) if "sweep" in done else None
-        forms = done["export"].fingerprint if "export" in done else None
-        gap = done["gap"].fingerprint if "gap" in done else None
-        chosen = done["choose"].fingerprint if "choose" in done else None
-        above = (done["teachers"].fingerprint, done["student"].fingerprint)
-        return plan(config, run, *above, swept, forms, gap, chosen)
+        return plan(config, run, done)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        teachers, special, forms = done["teachers"], None, None
-        if "combined-targets" in done:
-            clusters, combined = done["clusters"], done["combined-targets"]
-            found = (clusters.manifest, done["specialists"].manifest)
-            special = (clusters.folder, *found, combined.folder, combined.manifest)
-        if "export" in done:
-            forms = (done["export"].folder, done["export"].manifest)
-        sweep = done["sweep"].manifest if "sweep" in done else None
-        above = (teachers.manifest, teachers.folder, done["student"].manifest, done.lineage())
-        gap = done["gap"].summary if "gap" in done else None
-        chosen = done["choose"].manifest if "choose" in done else None
-        return run(context, plan, done["data"].folder, done.info, *above, special, sweep, forms, gap, chosen)
+        return run(context, plan, done)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return intact(plan, context)
