@@ -62,7 +62,7 @@ def used(run: Path) -> set[str]:
         for folder in new:
             seen.add(folder)
             found |= _named(folder / MANIFEST)
-    return found
+    return found | _candidates(made, found)
 
 
 def leftovers(run: Path) -> list[Leftover]:
@@ -118,6 +118,18 @@ def _folders(run: Path) -> Iterator[tuple[Path, Manifest | None]]:
                 yield folder, read_manifest(folder)
             except ArtifactError:  # damaged, or of another version: not ours to judge
                 continue
+
+
+def _candidates(made: dict[Path, Manifest | None], found: set[str]) -> set[str]:
+    """Students that `choose` tried: its manifest names none of them, but they have its inputs."""
+    chosen = [m for m in made.values() if m is not None and m.stage == "choose" and m.fingerprint in found]
+    inputs = [set(manifest.inputs.values()) for manifest in chosen]
+    return {
+        folder.name
+        for folder, manifest in made.items()
+        if manifest is not None and folder.parent.parent.name == "choose"
+        if any(set(manifest.inputs.values()) <= each for each in inputs)
+    }
 
 
 def _named(file: Path) -> set[str]:

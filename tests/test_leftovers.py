@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from test_local import TINY
 from test_pipeline import Lines
+from test_transformer_pipeline import folder as texts  # noqa: F401
+from test_transformer_pipeline import settings as phases
 from typer.testing import CliRunner
 
 from ensemble_kd import pipeline
 from ensemble_kd.cli import app
-from ensemble_kd.config import load_config
+from ensemble_kd.config import load_config, validate
 from ensemble_kd.contents import contents
 from ensemble_kd.errors import EnsembleKDError, InputError
 from ensemble_kd.lease import locked
@@ -96,6 +98,19 @@ def test_the_cleaned_run_is_all_there(copied: Path) -> None:
     stages = pipeline.stages_of(load_config("digits", SECOND))
     assert lines.kept() == list(stages)
     assert files(copied) == before
+
+
+def test_nothing_of_a_run_that_chose_its_temperature_is_left_over(tmp_path: Path) -> None:
+    run(tmp_path / "run", [*SHORT, "student.temperature=auto", "student.alpha=auto"])
+    assert any(name.startswith("choose/") for name in folders(tmp_path / "run"))
+    assert leftovers(tmp_path / "run") == []
+
+
+def test_nothing_of_a_run_with_phases_is_left_over(texts: Path, tmp_path: Path) -> None:  # noqa: F811
+    here = {"compute": {"executor": "local"}, "tracking": {"enabled": False}}
+    pipeline.run(validate({**phases(texts), **here}), tmp_path / "run")
+    assert len(list((tmp_path / "run/student/members").glob("*/manifest.json"))) > 3
+    assert leftovers(tmp_path / "run") == []
 
 
 def test_going_back_makes_the_other_settings_those_that_stay(copied: Path, tmp_path: Path) -> None:
