@@ -25,6 +25,8 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.student import objective_problems
 
 BASE = {"name": "x", "data": {"source": "digits"}}
+EMBEDDED = {"digits", "codistillation"}
+"""Recipes on data that is shipped."""
 
 
 def problems(*overrides: str) -> list[str]:
@@ -35,7 +37,7 @@ def problems(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(recipe_paths()))
 def test_every_shipped_recipe_loads(name: str, tmp_path: Path) -> None:
-    overrides = [] if name == "digits" else [f"data.path={tmp_path}"]
+    overrides = [] if name in EMBEDDED else [f"data.path={tmp_path}"]
     if name in ("distilbert", "tinybert"):
         with pytest.raises(ConfigError, match=r"^student\.phases\.0\.corpus\.path: missing; .*--set student"):
             load_config(name, overrides)
@@ -99,7 +101,7 @@ def test_all_problems_of_a_sweep_come_together() -> None:
     assert len([line for line in found if line.startswith(("sweep.space", "student.temperature"))]) >= 3
 
 
-@pytest.mark.parametrize("name", sorted(set(recipe_paths()) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(recipe_paths()) - EMBEDDED))
 def test_recipe_without_its_path_says_what_to_set(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.path: missing.*--set data\.path"):
         load_config(name)
