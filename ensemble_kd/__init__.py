@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ensemble_kd.api.model import Model, load
     from ensemble_kd.api.run import Run, check, run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Model", "Run", "__version__", "check", "distill", "load", "run"]
 
 _HOMES = {

@@ -21,7 +21,7 @@ from rich.console import Console as Rich
 from rich.markup import escape
 from rich.table import Table
 
-from ensemble_kd import __version__, cli_compare, cli_data, cli_doctor, cli_recipes
+from ensemble_kd import __version__, cli_compare, cli_data, cli_doctor, cli_inspect, cli_recipes
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # what takes time to import comes with the command that needs
 app = typer.Typer(
     help="Turn an ensemble of teachers into one small model that people deploy.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -48,7 +47,12 @@ out = Rich(highlight=False, soft_wrap=True, width=WIDTH)
 err = Rich(stderr=True, highlight=False, soft_wrap=True, width=WIDTH)
 
 ConfigPath = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file, or the name of a shipped recipe.",
+        autocompletion=cli_recipes.completed,
+    ),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated.")
@@ -166,7 +170,11 @@ def _stage_command(name: str, until: str, text: str) -> None:
 def run(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file, or the name of a shipped recipe."),
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="YAML file, or the name of a shipped recipe.",
+            autocompletion=cli_recipes.completed,
+        ),
     ] = None,
     data: cli_data.Data = None,
     label: cli_data.Label = None,
@@ -369,6 +377,20 @@ def compare(runs: cli_compare.Runs, json_: cli_doctor.Json = False) -> None:
     """Runs side by side, the best first, with paired intervals where their test rows are the same."""
     with reported(False):
         cli_compare.compare(out, runs, json_)
+
+
+@app.command()
+def inspect(path: cli_inspect.Place, json_: cli_doctor.Json = False) -> None:
+    """What is in a run, a model folder, a store of soft targets, or any other folder of a run."""
+    with reported(False):
+        cli_inspect.inspect(out, path, json_)
+
+
+@app.command()
+def clean(run: cli_inspect.RunFolder, yes: cli_inspect.Yes = False, json_: cli_doctor.Json = False) -> None:
+    """Delete what was made for other settings than the last finished run's; lists it and asks."""
+    with reported(False):
+        cli_inspect.clean(out, run, yes, json_)
 
 
 @app.command()

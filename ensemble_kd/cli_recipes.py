@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,23 @@ from rich.table import Table
 
 from ensemble_kd.errors import ConfigError
 
-Show = Annotated[str | None, typer.Option(metavar="NAME", help="Print this recipe's file.")]
+
+def completed(incomplete: str) -> list[str]:
+    """Recipes that begin so, for shells; they complete files where there is none."""
+    from ensemble_kd.config.recipes import recipe_paths
+
+    return [name for name in recipe_paths() if name.startswith(incomplete)]
+
+
+Show = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Print this recipe's file.", autocompletion=completed),
+]
 Copy = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Write this recipe to NAME.yaml here, to be changed.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Write this recipe to NAME.yaml here, to be changed.", autocompletion=completed
+    ),
 ]
 
 
@@ -59,9 +72,14 @@ def _recipes() -> Table:
             f"{raw['data'].get('kind', 'image')} ({raw['data'].get('source', 'files')})",
             escape(_ensemble(teachers_)),
             escape(_model(student_)),
-            os.path.relpath(path),
+            _shown(path),
         )
     return table
+
+
+def _shown(path: Path) -> str:
+    """From here, where it lies below here; that of an installed package as it is."""
+    return escape(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _ensemble(teachers: dict[str, Any]) -> str:
@@ -87,5 +105,5 @@ def spaces() -> Table:
     for name, path in space_paths().items():
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         shown = "\n".join(f"{field}: {value}" for field, value in fields.items())
-        table.add_row(name, escape(shown), os.path.relpath(path))
+        table.add_row(name, escape(shown), _shown(path))
     return table

@@ -61,7 +61,7 @@ def _packages() -> list[Finding]:
         extra = next((name for name in _extras(each)), None)
         if extra is None:
             found.append(_package(each))
-        elif extra not in ("dev", "bench"):
+        elif extra not in ("dev", "bench", "docs"):
             extras.setdefault(extra, []).append(each)
     for extra, needed in sorted(extras.items()):
         wanted = [each for one in needed for each in (one, *_brought_in(one))]

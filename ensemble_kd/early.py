@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.callables import load, model_problems
-from ensemble_kd.config import Config, CustomModelConfig, TransformerConfig, corner_problems, variants
+from ensemble_kd.config import (
+    Config,
+    CustomModelConfig,
+    TransformerConfig,
+    corner_problems,
+    student_models,
+    variants,
+)
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.model_size import least_size, memory_at_hand, size_of, size_problems
@@ -60,7 +67,7 @@ def too_large(config: Config, info: dict[str, Any], address: str | None = None) 
 def callable_problems(config: Config) -> list[str]:
     """Callables of the user that cannot be imported, are none, or do not take what they are called with."""
     teachers, problems = config.teachers, list[str]()
-    models: list[tuple[str, Any]] = [("student.model", config.student.model)]
+    models = student_models(config.student)
     if teachers.source == "train":
         models.append(("teachers.model", teachers.model))
         models += [(f"{path}.model", each.model) for path, each in variants(teachers)]

@@ -223,7 +223,14 @@ def _fetch(mirror: Mirror, folder: Path, replicas: Replicas) -> None:
 
 
 def after(tasks: list[MemberTask]) -> dict[int, int]:
-    """For each task that starts from another of them, that other."""
+    """For each task that starts or learns from another of them, that other."""
     places = {task.fingerprint: i for i, task in enumerate(tasks)}
-    started = {i: (task.initial or {}).get("member") for i, task in enumerate(tasks)}
-    return {i: places[member] for i, member in started.items() if member in places}
+    needed = {i: [m for m in members_before(task) if m in places] for i, task in enumerate(tasks)}
+    assert all(len(members) < 2 for members in needed.values()), "a task waits for one other at the most"
+    return {i: places[members[0]] for i, members in needed.items() if members}
+
+
+def members_before(task: MemberTask) -> list[str]:
+    """Fingerprints of the members that a task starts from, or that run beside it."""
+    places = [task.initial or {}, *((task.online or {}).get("teachers") or [])]
+    return [str(place["member"]) for place in places if "member" in place]

@@ -14,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.config import (
-    BagConfig,
-    BiLSTMConfig,
-    CNNConfig,
     Config,
-    MLPConfig,
-    ResNetConfig,
-    TextCNNConfig,
+    NetworkConfig,
     TrainingConfig,
     TransformerConfig,
     member_settings,
     num_teachers,
+    student_models,
     variants,
 )
 from ensemble_kd.config_checks import shown
@@ -65,54 +61,13 @@ def least_size(config: Config) -> tuple[int, int, int]:
 
 def parameters(model: Any, features: int, classes: int, vocabulary: int) -> int | None:
     """Of a network; of a transformer the largest part, and None for what only building it would tell."""
-    if isinstance(model, MLPConfig):
-        return _linear([features, *model.hidden, classes])
-    if isinstance(model, BagConfig):
-        table = vocabulary * (model.embedding + model.piece_weights)
-        return table + _linear([model.embedding, *model.hidden, classes])
-    if isinstance(model, TextCNNConfig):
-        groups = sum(model.filters * (width * model.embedding + 1) for width in model.widths)
-        features = model.filters * len(model.widths)
-        return vocabulary * model.embedding + groups + _linear([features, *model.hidden, classes])
-    if isinstance(model, BiLSTMConfig):
-        widths = [model.embedding] + [2 * model.hidden] * (model.layers - 1 if model.layers > 1 else 0)
-        first = 8 * model.hidden * (widths[0] + model.hidden + 2)
-        others = 8 * model.hidden * (3 * model.hidden + 2) * (model.layers - 1)
-        head = _linear([2 * model.hidden, model.classifier_hidden, classes])
-        return vocabulary * model.embedding + first + others + head
-    if isinstance(model, CNNConfig):
-        return _cnn(model, classes)
-    if isinstance(model, ResNetConfig):
-        return _resnet(model, classes)
+    if isinstance(model, NetworkConfig):
+        return model.parameters(features, classes, vocabulary)
     if isinstance(model, TransformerConfig) and model.source is None:
         width, depth, inner = (_field(model, names) for names in (WIDTH, DEPTH, INNER))
         words = max(vocabulary, _field(model, ("vocab_size",)))
         return words * width + depth * (4 * width * width + 2 * width * inner)
     return None
-
-
-def _linear(widths: list[int]) -> int:
-    return sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
-
-
-def _cnn(model: CNNConfig, classes: int) -> int:
-    """All but the first convolution, whose size depends on the channels of the images."""
-    widths = model.channels
-    inner = sum(9 * a * b for a, b in zip(widths, widths[1:], strict=False))
-    return inner + 2 * sum(widths) + (widths[-1] + 1) * classes
-
-
-def _resnet(model: ResNetConfig, classes: int) -> int:
-    """All but the first convolution, whose size depends on the channels."""
-    found, before = 0, model.width
-    for stage in range(3):
-        channels = model.width * 2**stage
-        block = 18 * channels * channels + 4 * channels
-        found += block * model.blocks - 9 * channels * (channels - before)
-        if before != channels:
-            found += channels * (before + 2)
-        before = channels
-    return found + (before + 1) * classes
 
 
 def _field(model: TransformerConfig, names: tuple[str, ...]) -> int:
@@ -124,10 +79,7 @@ def layers(model: Any) -> int:
     """Layers that are built one after another."""
     if isinstance(model, TransformerConfig):
         return _field(model, DEPTH)
-    for name, each in (("blocks", 6), ("layers", 1)):
-        if isinstance(count := getattr(model, name, None), int):
-            return count * each
-    return len(getattr(model, "channels", None) or getattr(model, "hidden", None) or [])
+    return model.depth if isinstance(model, NetworkConfig) else 0
 
 
 def memory_at_hand() -> int:
@@ -167,7 +119,8 @@ def _networks(config: Config) -> Iterator[tuple[str, Any, TrainingConfig]]:
         for path, each in variants(teachers):
             if each.model is not None:
                 yield f"{path}.model", each.model, teachers.training
-    yield "student.model", config.student.model, config.student.training
+    for path, model in student_models(config.student):
+        yield path, model, config.student.training
     for i, model in enumerate(config.student.peers.models if config.student.peers is not None else []):
         yield f"student.peers.models.{i}", model, config.student.training
 

@@ -40,6 +40,8 @@ MOST_CHOICES = 1000
 NOT_SEARCHED = {
     "seeds": "sweep.num_seeds says how many seeds each configuration gets; leave it out",
     "replicas_per_member": "it does not change the student, only how it is trained; leave it out",
+    "generations": "trials learn from the ensemble itself, and the winner's chain follows; leave it out",
+    "assistants": "trials learn from the ensemble itself, and the winner's chain follows; leave it out",
     "training.min_steps": "all trials have one number of epochs; search training.epochs",
     "model.name": "each architecture has fields of its own; run one sweep for each",
 }
@@ -380,8 +382,8 @@ def problems(student: BaseModel, space: dict[str, str | list[Any]]) -> list[str]
             p for p in dimensions if path.startswith(f"{p}.") and not isinstance(fields.get(p), BaseModel)
         ]
         outer = outers[0] if outers else None
-        if path in NOT_SEARCHED:
-            lines = [f"cannot be searched; {NOT_SEARCHED[path]}"]
+        if why := NOT_SEARCHED.get(path) or NOT_SEARCHED.get(path.split(".")[0]):
+            lines = [f"cannot be searched; {why}"]
         elif (unknown := _unknown(path, fields)) is not None:
             lines = [unknown]
         elif isinstance(fields.get(path), BaseModel):

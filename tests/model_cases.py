@@ -24,6 +24,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "numbers": ("numeric", {"name": "mlp", "hidden": [8]}),
     "cnn": ("image", {"name": "cnn", "channels": [8, 8]}),
     "resnet": ("image", {"name": "resnet", "width": 4, "blocks": 1}),
+    "bottleneck": (
+        "image",
+        {"name": "resnet", "width": 8, "block": "bottleneck", "norm": "group", "stem": "large"},
+    ),
+    "depthwise": ("image", {"name": "resnet", "width": 4, "block": "depthwise", "norm": "none"}),
+    "wide_shallow": ("image", {"name": "wide_shallow", "units": 8, "rank": 4}),
     "bag": ("text", {"name": "bag", "embedding": 8}),
     "bag_of_pieces": ("pieces", {"name": "bag", "embedding": 8, "hidden": [8], "piece_weights": True}),
     "text_cnn": ("pieces", {"name": "text_cnn", "embedding": 8, "filters": 6, "hidden": [5]}),

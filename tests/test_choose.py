@@ -45,6 +45,15 @@ def test_grids_are_small_and_hold_what_stands_beside_soft_targets(unlabelled: bo
     assert all(point.pseudo == 0 for point in found if not unlabelled)
 
 
+def test_with_rows_that_are_made_up_t_1_stands_and_alpha_is_not_tried() -> None:
+    for few in (True, False):
+        found = points(config_of().student, False, few, True, made_up=True)
+        assert found[0] == Point(1, 1, 0) and found[-1] == Point(1, 0, 0)
+        assert {point.alpha for point in found[:-1]} == {1.0}
+        unlabelled = points(config_of().student, True, few, True, made_up=True)
+        assert unlabelled == points(config_of().student, True, few, True)
+
+
 def test_numbers_that_are_given_stay_and_what_makes_no_difference_is_tried_once() -> None:
     given = config_of({"alpha": 0.7, "pseudo": 0.2}).student
     assert points(given, True, False, True) == [Point(t, 0.7, 0.2) for t in (1, 0.5, 2, 4, 8)]
@@ -60,6 +69,12 @@ def test_numbers_that_are_given_stay_and_what_makes_no_difference_is_tried_once(
 def task(**settings: Any) -> tuple[MemberTask, Config]:
     config = config_of({**dict.fromkeys(ALL, 0.5), **settings})
     return student.task(config, "distilled", 0, "d", "s", COUNTS, Basis.alone(config)), config
+
+
+def test_values_have_no_temperature_to_tell() -> None:
+    told = choose._only(Point(4, 1, 0), {**INFO, "target": {"mean": 0.0, "std": 1.0}})["text"]
+    assert told.startswith("alpha = 1, the only choice") and "T = " not in told
+    assert choose._only(Point(4, 1, 0), INFO)["text"].startswith("T = 4, alpha = 1, the only choice")
 
 
 def test_small_students_are_stacked_and_others_trained_one_by_one() -> None:

@@ -25,8 +25,8 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.student import objective_problems
 
 BASE = {"name": "x", "data": {"source": "digits"}}
-EMBEDDED = {"digits", "codistillation"}
-"""Recipes on data that is shipped."""
+EMBEDDED = {"codistillation", "digits", "growing"}
+"""Recipes whose data comes with the package."""
 
 
 def problems(*overrides: str) -> list[str]:

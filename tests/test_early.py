@@ -19,6 +19,7 @@ from ensemble_kd.config import (
     ModelConfig,
     ResNetConfig,
     TextCNNConfig,
+    WideShallowConfig,
     load_config,
 )
 from ensemble_kd.errors import ConfigError
@@ -32,6 +33,8 @@ GB = 10**9
     [
         MLPConfig(hidden=[7, 5]),
         MLPConfig(hidden=[]),
+        WideShallowConfig(units=9, rank=4),
+        WideShallowConfig(units=9, rank=None),
         BagConfig(embedding=5, hidden=[3]),
         BagConfig(embedding=4),
         BagConfig(embedding=4, piece_weights=True),
@@ -50,14 +53,24 @@ def test_parameters_are_those_of_the_network(model: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize(("width", "blocks"), [(6, 1), (4, 3)])
-def test_parameters_of_a_resnet_are_all_but_its_first_convolution(width: int, blocks: int) -> None:
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(
+    ("block", "depth"), [("basic", 6), ("bottleneck", 9), ("grouped", 12), ("depthwise", 12)]
+)
+def test_parameters_of_a_resnet_are_all_but_its_stem(
+    width: int, blocks: int, norm: Any, block: Any, depth: int
+) -> None:
+    from torch import nn
+
     from ensemble_kd.models.build import build
 
     info: dict[str, Any] = {"kind": "image", "num_classes": 10, "input_shape": [8, 8, 3]}
-    model = ResNetConfig(width=width, blocks=blocks)
-    first = 3 * 9 * width + 2 * width
-    assert parameters(model, 192, 10, 1) == build(model, info).num_parameters - first
-    assert layers(model) == 6 * blocks
+    model = ResNetConfig(width=width, blocks=blocks, norm=norm, block=block, groups=2, reduction=2)
+    network = build(model, info)
+    first = 3 * 9 * width + (1 if norm == "none" else 2) * width
+    assert parameters(model, 192, 10, 1) == network.num_parameters - first
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert layers(model) == depth * blocks == convolutions - 3  # without the stem and two shortcuts
 
 
 @pytest.mark.parametrize("channels", [[6], [4, 3, 5]])

@@ -284,7 +284,11 @@ def test_a_good_space_has_no_problems() -> None:
         ("temprature", "uniform(1, 2)", "unknown setting; did you mean 'temperature'?"),
         ("learning_rate", "uniform(1, 2)", "unknown setting; did you mean 'training.learning_rate'?"),
         ("trainig.epochs", "integers(1, 2)", "unknown setting; did you mean 'training.epochs'?"),
-        ("model.width", "integers(1, 2)", "unknown setting; known in model: hidden, dropout, input_dropout"),
+        (
+            "model.width",
+            "integers(1, 2)",
+            "unknown setting; known in model: hidden, dropout, input_dropout, start",
+        ),
         ("T", "uniform(1, 2)", "unknown setting; known here: model, training, temperature, alpha"),
         ("model.hidden.1", "integers(1, 2)", "model.hidden has 1 element(s), counted from 0"),
         ("weights.0", "uniform(0, 1)", "weights is null, which has no parts"),

@@ -235,7 +235,9 @@ def _taught(
         arguments = ", ".join(f"{name}=..." for name in held)
         voice.warning(HELD_OUT.format(splits=" and ".join(held), arguments=arguments))
     settings = {"source": "predictions", "predictions": files}
-    return assignments({"teachers": settings, "soft_targets": {"views": 1}})
+    # They were asked about the rows as they are: nothing is made up of these.
+    as_they_are = {"soft_targets": {"views": 1}, "data": {"augment": {"munge": 0}}}
+    return assignments({"teachers": settings, **as_they_are})
 
 
 def _task(choice: Choice, train: Rows) -> Task:

@@ -29,7 +29,7 @@ from ensemble_kd.model_folder import CONFIG
 
 BATCH = 1024
 """Rows of one call."""
-NETWORKS = ("mlp", "cnn", "resnet", "bag", "text_cnn", "bilstm", "transformer")
+NETWORKS = ("mlp", "cnn", "resnet", "wide_shallow", "bag", "text_cnn", "bilstm", "transformer")
 TAKEN = (
     "a torch module, a fitted scikit-learn classifier, a function of a batch, an array of predictions (N, "
     "C), "

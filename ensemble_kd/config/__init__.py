@@ -27,17 +27,19 @@ from ensemble_kd.config.models import (
     CustomModelConfig,
     MLPConfig,
     ModelConfig,
+    NetworkConfig,
     ResNetConfig,
     TextCNNConfig,
     TransformerConfig,
     TreesConfig,
+    WideShallowConfig,
 )
 from ensemble_kd.config.overrides import apply_override
 from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
 from ensemble_kd.config.recipes import recipe_paths, space_paths
 from ensemble_kd.config.run import Config, cross_field_problems, text_source
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig
-from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks
+from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks, student_models
 from ensemble_kd.config.sweep import SweepConfig, corner_problems
 from ensemble_kd.config.teachers import (
     PredictionsConfig,
@@ -66,6 +68,7 @@ __all__ = [
     "ExportForm",
     "MLPConfig",
     "ModelConfig",
+    "NetworkConfig",
     "OnlineConfig",
     "PhaseConfig",
     "Point",
@@ -82,6 +85,7 @@ __all__ = [
     "TrainingConfig",
     "TransformerConfig",
     "TreesConfig",
+    "WideShallowConfig",
     "apply_override",
     "balanced_weights",
     "class_name_problems",
@@ -100,6 +104,7 @@ __all__ = [
     "space_paths",
     "specialist_training",
     "student_blocks",
+    "student_models",
     "text_source",
     "unresolved",
     "validate",

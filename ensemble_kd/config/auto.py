@@ -38,20 +38,28 @@ UNLABELLED += [Point(t, 0.5, 0.5) for t in (2, 4, 8)]
 # the answer where the ensemble has nothing to give.
 LABELLED = [Point(2, 1, 0), *(Point(t, 1, 0) for t in (0.5, 1, 4, 8))]
 LABELLED += [*(Point(t, 0.5, 0) for t in (1, 2, 4, 8)), Point(1, 0, 0)]
+# Where further rows are made up, teachers answer rows that none of them was trained on, as sure as they are
+# right; and labels are so few among them that alpha makes no difference.
+MADE_UP = [*(Point(t, 1, 0) for t in (1, 0.5, 2, 4, 8)), Point(1, 0, 0)]
 # Of students that are trained one by one.
 FEW_UNLABELLED = [Point(1, 0.5, 0.5), *(Point(t, 1, 0) for t in (0.5, 1, 2)), Point(1, 0, 1)]
 FEW_UNLABELLED += [Point(2, 0.5, 0.5)]
 FEW_LABELLED = [Point(2, 1, 0), Point(1, 1, 0), Point(4, 1, 0), Point(8, 1, 0), Point(4, 0.5, 0)]
 FEW_LABELLED += [Point(1, 0, 0)]
+FEW_MADE_UP = [Point(1, 1, 0), Point(2, 1, 0), Point(4, 1, 0), Point(1, 0, 0)]
 
 
-def points(student: StudentConfig, unlabelled: bool, few: bool, softened: bool) -> list[Point]:
+def points(
+    student: StudentConfig, unlabelled: bool, few: bool, softened: bool, made_up: bool = False
+) -> list[Point]:
     """What is tried, the one that stands unless another is better first; numbers that are given stay.
 
     `unlabelled`: some rows lack labels. `few`: of students that are trained one by one. `softened`: the soft
-    loss has a temperature.
+    loss has a temperature. `made_up`: `data.augment.munge` makes up rows.
     """
     grid = (FEW_UNLABELLED, UNLABELLED) if unlabelled else (FEW_LABELLED, LABELLED)
+    if made_up and not unlabelled:
+        grid = (FEW_MADE_UP, MADE_UP)
     given = {name: getattr(student, name) for name in AUTO_FIELDS if name not in student.auto}
     found: dict[Any, Point] = {}
     for point in grid[0] if few else grid[1]:
@@ -103,5 +111,10 @@ def auto_problems(config: Config) -> list[str]:
         problems.append(
             "student.pseudo: 'auto' reads answers that the store holds, but with student.online.logits it is "
             "not read; set one of them to its default"
+        )
+    if "pseudo" in student.auto and student.chained:
+        problems.append(
+            "student.pseudo: 'auto' weighs the ensemble's answers, and in a chain a student learns from the "
+            "one before; set it to 0, or leave student.assistants and student.generations out"
         )
     return problems

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
-from ensemble_kd.config.models import MOST_BRANCHES, ResNetConfig
+from ensemble_kd.config.image_models import MOST_BRANCHES, ResNetConfig
 from ensemble_kd.config.peers import learner_problems
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class TextConfig(Block):
 class AugmentConfig(Block):
     """Random changes of training inputs: of images, and by mixing and leaving out of numbers and texts."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"erase", "mixup", "word_dropout"})
+    later: ClassVar[frozenset[str]] = frozenset({"erase", "mixup", "word_dropout", "munge"})
 
     shift: int = Field(0, ge=0, le=64)
     """Largest shift in pixels, drawn per example and axis; what comes in is filled with 0."""
@@ -53,10 +53,18 @@ class AugmentConfig(Block):
     (arXiv 1710.09412). The label is either one's, by the same shares; the teachers answer the mixture."""
     word_dropout: float = Field(0.0, ge=0, lt=1)
     """Texts: probability of leaving a token out; the first and the last stay."""
+    munge: float = Field(0.0, ge=0, le=1)
+    """Tables of numbers, in `soft_targets.views` alone: probability that a column takes over a value near
+    that of a similar row (MUNGE; Bucila et al., KDD 2006). The teachers say what such rows are."""
 
     @property
     def active(self) -> bool:
-        return self.of_images or self.mixup > 0 or self.word_dropout > 0
+        return self.of_images or self.mixup > 0 or self.word_dropout > 0 or self.munge > 0
+
+    @property
+    def with_labels(self) -> AugmentConfig:
+        """Those changes that keep the label, for who learns from labels."""
+        return self.model_copy(update={"munge": 0.0})
 
     @property
     def of_images(self) -> bool:
@@ -206,6 +214,10 @@ def data_problems(data: DataConfig) -> list[str]:
         )
     if data.augment.mixup and data.kind == "text":
         problems.append("data.augment.mixup: tokens cannot be mixed; for texts use data.augment.word_dropout")
+    if data.augment.munge and data.kind != "numeric":
+        problems.append(f"data.augment.munge: only for tables of numbers; data.kind is {data.kind!r}")
+    if data.augment.munge and data.augment.mixup:
+        problems.append("data.augment: mixup and munge both make up rows of tables; set one of them to 0")
     if data.augment.word_dropout and data.kind != "text":
         problems.append(f"data.augment.word_dropout: only for texts; data.kind is {data.kind!r}")
     if data.kind == "text" and data.text.tokenizer == "subword" and data.text.vocabulary_size > 200_000:

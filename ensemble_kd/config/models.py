@@ -12,63 +12,24 @@ from pydantic import (
 
 from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
 from ensemble_kd.config.data import DataConfig
-from ensemble_kd.config.start import StaticEmbeddingConfig, start_of_table
+from ensemble_kd.config.image_models import (
+    CNNConfig,
+    MLPConfig,
+    NetworkConfig,
+    ResNetConfig,
+    WideShallowConfig,
+    linear_parameters,
+)
+from ensemble_kd.config.start import StaticEmbeddingConfig, start_of
 from ensemble_kd.secret_options import remember
 
-MOST_BRANCHES = 16
 
-
-class MLPConfig(Block):
-    """Fully connected layers with ReLU."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
-    name: Literal["mlp"] = "mlp"
-    """`mlp`"""
-    hidden: list[Annotated[int, Field(ge=1)]] = [128, 128]
-    """Units of each hidden layer."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of dropping a hidden unit."""
-    input_dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of dropping an input."""
-
-
-class ResNetConfig(Block):
-    """Small residual network for images (arXiv 1512.03385, CIFAR form)."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"branches", "branch_section"})
-    kinds: ClassVar[tuple[str, ...]] = ("image",)
-    name: Literal["resnet"] = "resnet"
-    """`resnet`"""
-    width: int = Field(16, ge=1)
-    """Channels of the first of three stages; each stage doubles them and halves the resolution."""
-    blocks: int = Field(1, ge=1)
-    """Residual blocks per stage."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of dropping a feature before the classifier."""
-    branches: int = Field(1, ge=1, le=MOST_BRANCHES)
-    """Branches over a shared trunk, whose answers a gate weighs; filled in by `student.branches`."""
-    branch_section: Literal[2, 3] = 3
-    """Section from which on each branch has layers of its own; filled in by `student.branches`."""
-
-
-class CNNConfig(Block):
-    """Plain convolutional network for images: 3x3 convolutions with batch norm, ReLU and max pooling."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("image",)
-    name: Literal["cnn"] = "cnn"
-    """`cnn`"""
-    channels: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 64], min_length=1)
-    """Channels of each convolution; each but the last halves the resolution."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of dropping a feature before the classifier."""
-
-
-class TableConfig(Block):
+class TableConfig(NetworkConfig):
     """What networks with a table of vectors have in common."""
 
     later: ClassVar[frozenset[str]] = frozenset({"start"})
 
-    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of_table)] = None
+    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of)] = None
     """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
     null, or `random`, for random numbers."""
 
@@ -78,6 +39,7 @@ class BagConfig(TableConfig):
 
     later: ClassVar[frozenset[str]] = frozenset({"start", "piece_weights"})
     kinds: ClassVar[tuple[str, ...]] = ("text",)
+    builder: ClassVar[str] = "text:build_bag"
     name: Literal["bag"] = "bag"
     """`bag`"""
     embedding: int = Field(64, ge=1)
@@ -89,11 +51,24 @@ class BagConfig(TableConfig):
     piece_weights: bool = False
     """Whether the mean is weighted, with one learned weight per token of the vocabulary."""
 
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        table = vocabulary * (self.embedding + self.piece_weights)
+        return table + linear_parameters([self.embedding, *self.hidden, classes])
+
+    @property
+    def depth(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.embedding, *self.hidden]
+
 
 class TextCNNConfig(TableConfig):
     """Convolutions over token embeddings, maximum over time, fully connected layers (arXiv 1408.5882)."""
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
+    builder: ClassVar[str] = "text_cnn:build_text_cnn"
     name: Literal["text_cnn"] = "text_cnn"
     """`text_cnn`"""
     embedding: int = Field(128, ge=1)
@@ -107,11 +82,26 @@ class TextCNNConfig(TableConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature."""
 
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        groups = sum(self.filters * (width * self.embedding + 1) for width in self.widths)
+        pooled = self.filters * len(self.widths)
+        head = linear_parameters([pooled, *self.hidden, classes])
+        return vocabulary * self.embedding + groups + head
 
-class BiLSTMConfig(Block):
+    @property
+    def depth(self) -> int:
+        return len(self.widths) + len(self.hidden)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.embedding, self.filters, *self.widths, *self.hidden]
+
+
+class BiLSTMConfig(NetworkConfig):
     """Token embeddings, a bidirectional LSTM, max-pooling over time (as in arXiv 1903.12136)."""
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
+    builder: ClassVar[str] = "text:build_bilstm"
     name: Literal["bilstm"] = "bilstm"
     """`bilstm`"""
     embedding: int = Field(100, ge=1)
@@ -125,8 +115,23 @@ class BiLSTMConfig(Block):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature."""
 
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        widths = [self.embedding] + [2 * self.hidden] * (self.layers - 1 if self.layers > 1 else 0)
+        first = 8 * self.hidden * (widths[0] + self.hidden + 2)
+        others = 8 * self.hidden * (3 * self.hidden + 2) * (self.layers - 1)
+        head = linear_parameters([2 * self.hidden, self.classifier_hidden, classes])
+        return vocabulary * self.embedding + first + others + head
 
-class TreesConfig(Block):
+    @property
+    def depth(self) -> int:
+        return self.layers
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.embedding, self.hidden, self.classifier_hidden]
+
+
+class TreesConfig(NetworkConfig):
     """Boosted trees for rows of numbers, for teachers: fitted in one go, without epochs, on labelled rows.
 
     Friedman, Annals of Statistics 29, 2001, in scikit-learn's histogram form. Of `training` they read
@@ -134,6 +139,7 @@ class TreesConfig(Block):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("numeric",)
+    builder: ClassVar[str] = "trees:build_trees"
     name: Literal["trees"] = "trees"
     """`trees`"""
     rounds: int = Field(200, ge=1, le=10000)
@@ -209,6 +215,7 @@ ModelConfig = Annotated[
     MLPConfig
     | CNNConfig
     | ResNetConfig
+    | WideShallowConfig
     | BagConfig
     | TextCNNConfig
     | BiLSTMConfig
@@ -219,10 +226,11 @@ ModelConfig = Annotated[
 ]
 
 
-OURS: tuple[Any, ...] = (
+OURS: tuple[type[NetworkConfig], ...] = (
     MLPConfig,
     CNNConfig,
     ResNetConfig,
+    WideShallowConfig,
     BagConfig,
     TextCNNConfig,
     BiLSTMConfig,
@@ -238,7 +246,7 @@ def model_problems(path: str, model: Any, kind: str) -> list[str]:
     if isinstance(model, TreesConfig) and not teaches:
         return [f"{path}.name: 'trees' is for teachers; a student is a network, use mlp, or custom"]
     if kind in getattr(model, "kinds", (kind,)):
-        return []
+        return [f"{path}.{line}" for line in model.own_problems()] if isinstance(model, NetworkConfig) else []
     fit = [block for block in OURS if kind in block.kinds and (teaches or block is not TreesConfig)]
     good = sorted(block.model_fields["name"].default for block in fit)
     return [f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"]

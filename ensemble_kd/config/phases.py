@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ensemble_kd.config.base import PHASE_NAME, Block
 from ensemble_kd.config.data_files import path_problems
-from ensemble_kd.config.models import TransformerConfig
+from ensemble_kd.config.growth import GROWN, GrowthConfig, growth_problems
+from ensemble_kd.config.models import ModelConfig, TransformerConfig, model_problems
 from ensemble_kd.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -45,8 +46,13 @@ class CorpusConfig(Block):
 class PhaseConfig(Block):
     """What a student learns before its last phase, which the `student` block itself describes."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"model"})
+
     name: str = Field(pattern=PHASE_NAME)
     """What it is called."""
+    model: ModelConfig | None = None
+    """A smaller network for this phase, from which the next one grows (as `net2net`); null for the
+    student's."""
     task: Literal["classify", "mlm"] = "classify"
     """`classify`: the classes of the data. `mlm`: words that were masked."""
     corpus: CorpusConfig | None = None
@@ -75,7 +81,7 @@ class PhaseConfig(Block):
 
 def phase_problems(config: Config) -> list[str]:
     """What does not fit between the student's phases and the rest."""
-    problems: list[str] = []
+    problems = _growing_problems(config)
     student, seen = config.student, set[str]()
     own_phase = False
     for i, phase in enumerate(student.phases):
@@ -136,4 +142,35 @@ def phase_problems(config: Config) -> list[str]:
                 f"{path}.training.batch_size: {phase.training.batch_size} cannot be cut into "
                 f"{student.replicas_per_member} replicas x {phase.training.gradient_accumulation} parts"
             )
+    return problems
+
+
+def _growing_problems(config: Config) -> list[str]:
+    """Phases with networks of their own that the next one cannot grow from."""
+    student, problems = config.student, []
+    if not any(phase.model for phase in student.phases):
+        return []
+    if getattr(student.model, "start", None) is not None:
+        problems.append(
+            "student.model.start: the student grows from the network of a phase; leave start out, or the "
+            "phases' models"
+        )
+    found: list[tuple[str, Any]] = []
+    for i, phase in enumerate(student.phases):
+        path = f"student.phases.{i}.model"
+        found.append((path, phase.model or student.model))
+        if phase.model is None:
+            continue
+        problems += model_problems(path, phase.model, config.data.kind)
+        if phase.model.name not in GROWN:
+            problems.append(f"{path}.name: {phase.model.name!r} cannot be grown; use {' or '.join(GROWN)}")
+        elif getattr(phase.model, "start", None) is not None:
+            problems.append(f"{path}.start: is for the student itself; leave it out of a phase")
+    if problems:
+        return problems
+    found.append(("student.model", student.model))
+    how = GrowthConfig(name="net2net")
+    for (_, old), (path, new) in zip(found, found[1:], strict=False):
+        if old != new:
+            problems += [f"{path}.{line}" for line in growth_problems(how, old, new, "the phase before")]
     return problems

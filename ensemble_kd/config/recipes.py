@@ -11,18 +11,25 @@ from ensemble_kd.config_yaml import one_line
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.paths import exists
 
-RECIPES = Path(__file__).parent.parent.parent / "jobs" / "recipes"
-SPACES = Path(__file__).parent.parent.parent / "tune" / "spaces"
+PACKAGE = Path(__file__).parent.parent
+
+
+def _folder(inside: str, beside: str) -> Path:
+    """A folder of the installed package; in a checkout it lies beside the package, at the top.
+
+    What is inside comes first: beside an installed package lie those of others, one called `jobs` perhaps.
+    """
+    folder = PACKAGE / inside
+    return folder if folder.is_dir() else PACKAGE.parent / beside
 
 
 def recipe_paths() -> dict[str, Path]:
     """The shipped recipes by name."""
-    folder = RECIPES if RECIPES.is_dir() else Path(__file__).parent.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_folder("recipes", "jobs/recipes").glob("*.yaml"))}
 
 
 def _spaces() -> Path:
-    return SPACES if SPACES.is_dir() else Path(__file__).parent.parent / "spaces"
+    return _folder("spaces", "tune/spaces")
 
 
 def space_paths() -> dict[str, Path]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from ensemble_kd.config.auto import auto_problems, settled, to_choose
 from ensemble_kd.config.base import RUN_NAME, Block
 from ensemble_kd.config.branches import branch_problems
+from ensemble_kd.config.chain import chain_problems
 from ensemble_kd.config.class_weights import class_weight_problems
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig, executor_problems
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
@@ -20,7 +21,7 @@ from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.soft_targets import SoftTargetsConfig, keep_problems
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig, specialist_problems
 from ensemble_kd.config.start import start_problems
-from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks
+from ensemble_kd.config.student import StudentConfig, online_problems, student_blocks, student_models
 from ensemble_kd.config.sweep import SweepConfig, sweep_problems
 from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems, variants
 from ensemble_kd.config_checks import compute_problems, single_problems
@@ -157,14 +158,20 @@ def _problems_between_fields(config: Config) -> list[str]:
             )
     if config.soft_targets.views > 1 and not config.data.augment.active:
         problems.append(
-            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift, mixup or "
-            "word_dropout"
+            "soft_targets.views: above 1 but data.augment changes nothing; set data.augment.shift, mixup, "
+            "munge or word_dropout"
         )
-    if config.data.augment.mixup and config.specialists is not None:
+    if config.data.augment.munge and config.soft_targets.views == 1:
         problems.append(
-            "data.augment.mixup: specialists are asked about rows of their classes, and a mixture is of two; "
-            "leave the mixup or the specialists out"
+            "data.augment.munge: makes up further views of a row, and soft_targets.views is 1; set that to "
+            "8, or leave munge out"
         )
+    for name in ("mixup", "munge"):
+        if getattr(config.data.augment, name) and config.specialists is not None:
+            problems.append(
+                f"data.augment.{name}: specialists are asked about rows of their classes, and what is made "
+                f"of two rows may be of two; leave {name} or the specialists out"
+            )
     problems += class_weight_problems(config)
     problems += keep_problems(config)
     problems += specialist_problems(config)
@@ -174,6 +181,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += peer_problems(config) + branch_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
+    problems += chain_problems(config)
     problems += transformer_problems("student.model", student.model, config.data)
     problems += start_problems("student.model", student.model, config)
     if config.teachers.source == "train":
@@ -222,7 +230,8 @@ def text_source(config: Config) -> str | None:
     if config.data.text.tokenizer != "pretrained":
         return None
     teachers, student = config.teachers, config.student
-    models = [teachers.model, *(each.model for _, each in variants(teachers)), student.model]
+    models = [teachers.model, *(each.model for _, each in variants(teachers))]
+    models += [model for _, model in student_models(student)]
     sources = [
         config.data.text.source,
         *(teachers.given[:1] if teachers.source == "pretrained" else []),

@@ -1,4 +1,4 @@
-"""What a student's table of word pieces starts from; and what is wrong with that."""
+"""What a student starts from: a table of word pieces, a smaller network; and what is wrong with that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.growth import GrowthConfig, growth_problems
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -25,7 +26,7 @@ class StaticEmbeddingConfig(Block):
     """a in a / (a + f), by which a piece that is a share f of all in the transfer set is multiplied."""
 
 
-def start_of_table(value: Any) -> Any:
+def start_of(value: Any) -> Any:
     """`start: static_embedding` is short for a block with this name; `random` for none."""
     if isinstance(value, str):
         return None if value == "random" else {"name": value}
@@ -40,6 +41,8 @@ def start_problems(path: str, model: Any, config: Config) -> list[str]:
     path = f"{path}.start"
     if not path.startswith("student"):
         return [f"{path}: {start.name!r} is for students; leave it out"]
+    if isinstance(start, GrowthConfig):
+        return _growth_problems(path, start, model, config)
     if config.data.kind != "text":
         return []  # told of the model itself
     if (tokenizer := config.data.text.tokenizer) != "pretrained":
@@ -63,3 +66,22 @@ def start_problems(path: str, model: Any, config: Config) -> list[str]:
         f"{path}.weights: 'teacher' takes a transformer of the run, and no teacher is one; use pretrained, "
         "with a source"
     ]
+
+
+def _growth_problems(path: str, start: GrowthConfig, model: Any, config: Config) -> list[str]:
+    """`path` is that of `start`."""
+    from ensemble_kd.config.teachers import variants  # as above
+
+    teachers = config.teachers
+    if teachers.source != "train":
+        return [
+            f"{path}: {start.name!r} starts from a teacher that the run has trained, and teachers.source is "
+            f"{teachers.source!r}; set it to train, or leave start out"
+        ]
+    models = [teachers.model, *(each.model for _, each in variants(teachers) if each.model)]
+    found = [growth_problems(start, old, model) for old in models]
+    if not all(found):
+        return []
+    own = [lines for lines, old in zip(found, models, strict=True) if old.name == model.name]
+    block = path.rpartition(".")[0]
+    return [f"{block}.{line}" for line in (own or found)[0]]

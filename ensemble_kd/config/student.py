@@ -37,6 +37,9 @@ AUTO_FIELDS = ("temperature", "alpha", "pseudo")
 """Of the student: numbers that may be `auto`."""
 
 
+MOST_ASSISTANTS, MOST_GENERATIONS = 5, 10
+
+
 class Numbers(NamedTuple):
     """The three weights of a student's loss; where they are still to be chosen, what stands for them."""
 
@@ -48,7 +51,7 @@ class Numbers(NamedTuple):
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"peers", "branches"})
+    later: ClassVar[frozenset[str]] = frozenset({"assistants", "generations", "peers", "branches"})
 
     model: ModelConfig = MLPConfig(hidden=[32])
     """Architecture."""
@@ -97,11 +100,22 @@ class StudentConfig(Block):
     """Students trained, each with its own initialisation and order; the best on validation is shipped."""
     replicas_per_member: int = Field(1, ge=1)
     """Workers that train one student together (DDP)."""
+    assistants: list[ModelConfig] = Field([], max_length=MOST_ASSISTANTS)
+    """Networks between the ensemble and the student, the largest first (arXiv 1902.03393): each learns from
+    the one before, the first from the ensemble and the student from the last, as the `student` block says."""
+    generations: int = Field(1, ge=1, le=MOST_GENERATIONS)
+    """Students of one architecture of which each learns from the one before (born-again networks, arXiv
+    1805.04770); the last is shipped, and the ensemble of all is a row of the report."""
 
     @property
     def auto(self) -> tuple[str, ...]:
         """Fields that are to be chosen."""
         return tuple(name for name in AUTO_FIELDS if getattr(self, name) == "auto")
+
+    @property
+    def chained(self) -> bool:
+        """Whether the student that is shipped learns from other networks than the teachers."""
+        return bool(self.assistants) or self.generations > 1
 
     @property
     def numbers(self) -> Numbers:
@@ -148,6 +162,14 @@ def online_problems(config: Config) -> list[str]:
             "student.online.logits it is not read; set one of them to its default"
         )
     return problems
+
+
+def student_models(student: StudentConfig) -> list[tuple[str, Any]]:
+    """The student's model and those of its assistants and phases, each with its path."""
+    found = [("student.model", student.model)]
+    found += [(f"student.assistants.{i}", model) for i, model in enumerate(student.assistants)]
+    phases = [(f"student.phases.{i}.model", phase.model) for i, phase in enumerate(student.phases)]
+    return found + [(path, model) for path, model in phases if model is not None]
 
 
 def student_blocks(config: Config) -> list[tuple[str, Any]]:

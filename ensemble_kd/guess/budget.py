@@ -157,7 +157,8 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
 
 def roles_of(raw: dict[str, Any], unlabelled: bool, views: int) -> list[str]:
     """The students of each seed, as the student stage trains them."""
-    roles = ["distilled", "hard"] + (["plain"] if views > 1 else [])
+    munged = raw.get("data", {}).get("augment", {}).get("munge", 0) > 0
+    roles = ["distilled", "hard"] + (["plain"] if views > 1 and not munged else [])
     classes = raw["data"].get("target", "class") == "class"
     return roles + (["pseudo"] if unlabelled and classes else [])
 

@@ -31,6 +31,8 @@ PAIR_TRAINING = {
 }
 MOST_STEPS = 4_000
 """Of fine-tuning a transformer on labels; with more rows each member sees a share of them."""
+MANY_ROWS = 200_000
+"""Rows of a table from which on the rows themselves say enough, and none are made up."""
 MOST_TREES = 60
 """Classes up to which trees teach beside perceptrons."""
 LEAST_EPOCHS = 3
@@ -135,9 +137,13 @@ def _image(choice: Choice) -> None:
 
 
 def _numeric(choice: Choice) -> None:
-    """Trees take time by the class: each round grows one of each."""
+    """Trees take time by the class: each round grows one of each. Made-up rows take time by the row, and are
+    not shown to help where values are predicted."""
     if len(choice.rows.classes) > MOST_TREES:
         choice.settings.drop("teachers.kinds")
+    if choice.rows.transfer >= MANY_ROWS or (choice.label is not None and choice.label.target == "value"):
+        choice.settings.drop("data.augment")
+        choice.settings.drop("soft_targets")
         choice.settings.drop("teachers.weights")
 
 

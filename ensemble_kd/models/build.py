@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,26 +13,8 @@ from torch import Tensor, nn
 
 from ensemble_kd.config import CustomModelConfig, ModelConfig, TransformerConfig
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.models.cnn import build_cnn
-from ensemble_kd.models.mlp import build_mlp
 from ensemble_kd.models.outputs import Outputs
-from ensemble_kd.models.resnet import build_resnet
-from ensemble_kd.models.text import build_bag, build_bilstm
-from ensemble_kd.models.text_cnn import build_text_cnn
-from ensemble_kd.models.trees import build_trees
 from ensemble_kd.secret_options import revealed
-
-BODIES: dict[str, Callable[[Any, dict[str, Any], int], nn.Module]] = {
-    "mlp": build_mlp,
-    "cnn": build_cnn,
-    "resnet": build_resnet,
-    "bag": build_bag,
-    "text_cnn": build_text_cnn,
-    "bilstm": build_bilstm,
-    "trees": build_trees,
-}
-"""By `name`: (the model's block, `info`, number of outputs) -> its body. Transformers take seconds to import,
-and a user's own are looked for: `build` has those two."""
 
 
 class Network(nn.Module):
@@ -216,8 +197,9 @@ def build(
         return Network(body, kind, shape, mean, std, target)
     if kind not in model.kinds:
         raise ConfigError(f"model {model.name!r} takes {' or '.join(model.kinds)} inputs, the data is {kind}")
-    body = BODIES[model.name](model, info, num_outputs)
-    return Network(body, kind, shape, mean, std, target)
+    module, function = model.builder.split(":")
+    body_of = getattr(importlib.import_module(f"ensemble_kd.models.{module}"), function)
+    return Network(body_of(model, info, num_outputs), kind, shape, mean, std, target)
 
 
 def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Module:

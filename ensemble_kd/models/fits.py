@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,14 +22,8 @@ from torch.nn.modules.module import (
 )
 
 from ensemble_kd.config import (
-    BagConfig,
-    BiLSTMConfig,
-    CNNConfig,
     CustomModelConfig,
-    MLPConfig,
     ModelConfig,
-    ResNetConfig,
-    TextCNNConfig,
     TransformerConfig,
     TreesConfig,
 )
@@ -90,22 +84,8 @@ def _too_large(model: ModelConfig, shapes: Shapes) -> str | None:
         return next(_architecture_problems(model.architecture, max(widest, LARGEST)), None)
     if isinstance(model, TreesConfig):
         return "model.name: 'trees' is for teachers, which no model folder holds"
-    layers: int
-    widths: Sequence[int]
-    if isinstance(model, MLPConfig):
-        layers, widths = len(model.hidden), model.hidden
-    elif isinstance(model, CNNConfig):
-        layers, widths = len(model.channels), model.channels
-    elif isinstance(model, ResNetConfig):
-        layers, widths = model.blocks * model.branches, [model.width]
-    elif isinstance(model, BagConfig):
-        layers, widths = len(model.hidden), [model.embedding, *model.hidden]
-    elif isinstance(model, TextCNNConfig):
-        layers = len(model.widths) + len(model.hidden)
-        widths = [model.embedding, model.filters, *model.widths, *model.hidden]
-    else:
-        assert isinstance(model, BiLSTMConfig)
-        layers, widths = model.layers, [model.embedding, model.hidden, model.classifier_hidden]
+    assert not isinstance(model, CustomModelConfig)
+    layers, widths = model.depth, model.sizes
     if layers > tensors:
         return (
             f"model: {layers:,} layers, but the weights are {tensors:,} tensors; it belongs to another model"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_kd.report.chain import CHAIN_ROLES, chain_text, first_of
 from ensemble_kd.report.constant import constant_answer
 from ensemble_kd.report.likelihood import in_nats, likelihood_difference, likelihood_text
 from ensemble_kd.report.pieces import plain
@@ -38,6 +39,7 @@ ROLES = {
     "pseudo": "Student, hard pseudo-labels",
     "from_ensemble": "Student, from the ensemble alone",
     "from_specialists": "Student, from ensemble + specialists",
+    **CHAIN_ROLES,
     "distilled": "Student, distilled",
     "together": "Ensemble of what learned together",
     "refit": "Student, distilled, with the validation rows",
@@ -161,6 +163,10 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     likelihood = likelihood_difference(inputs)
     if likelihood is not None and likelihood.outcome != judged["outcome"]:  # else it says the same again
         judged["text"] += likelihood_text(likelihood)
+    first = first_of([student.role for student in inputs.students])
+    added = _difference(inputs, "distilled", first) if first is not None else None
+    if added is not None:
+        judged["text"] += chain_text(added, measures.noun)
     plain_gap = None
     if any(student.role == "plain" for student in inputs.students):
         plain_gap = _gap(inputs, systems, "plain")
@@ -182,6 +188,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         "difference": asdict(difference) if difference else None,
         "likelihood": in_nats(likelihood) if likelihood else None,
         "difference_to_pseudo_labels": asdict(pseudo) if pseudo else None,
+        "difference_by_chain": asdict(added) if added else None,
         "gap_recovered": gap,
         "gap_recovered_from_unaugmented": plain_gap,
         "gap_check": inputs.gap,

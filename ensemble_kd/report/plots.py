@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ensemble_kd.report.build import ReportInputs, shipped_system
+from ensemble_kd.report.chain import CHAIN_ROLES
 from ensemble_kd.train.metrics import confusion_matrix, log_softmax, reliability_bins
 
 INK = "#010203"  # becomes currentColor
@@ -32,6 +33,7 @@ COLOURS = {
     "pseudo": "#7b61c9",
     "from_ensemble": "#7fb2e5",
     "from_specialists": "#7fb2e5",
+    **dict.fromkeys(CHAIN_ROLES, "#7fb2e5"),
     "distilled": "#2f80d0",
     "together": "#4aa3a2",
     "refit": "#1c5a99",

@@ -26,6 +26,7 @@ from ensemble_kd.objectives.base import OBJECTIVES
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
+from ensemble_kd.stages.chain import CHAINED
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.stacking import stackable
@@ -38,7 +39,7 @@ from ensemble_kd.train.trials import Entry, Trial
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork
 
-GRID = 2
+GRID = 3
 """Number of the grid and the rule, in the fingerprint: raised when either changes."""
 MOST_SEEDS = 3
 """Students of each candidate, where they are stacked and the student stage has as many."""
@@ -50,7 +51,8 @@ WITHIN = 0.9
 
 def plan(config: Config, run: Path, data: str, store: str, combined: str | None = None) -> StagePlan:
     settings = dict(student_stage.plan(config, run, data, store, combined).config)
-    settings.pop("refit", None)
+    for name in ("refit", *CHAINED):
+        settings.pop(name, None)
     settings |= {"seeds": min(config.student.seeds, MOST_SEEDS), "choose": GRID}
     inputs = {"data": data, "soft_targets": store}
     return StagePlan.of(
@@ -107,7 +109,8 @@ def run(
 
     unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"
     together = stackable(task(Point(1, 1, 0), 0), config, info)
-    grid = points(asked.student, unlabelled, few=not together, softened=softened(config))
+    made_up = config.data.augment.munge > 0
+    grid = points(asked.student, unlabelled, not together, softened(config), made_up)
     seeds, share = plan.config["seeds"] if together else 1, 1.0
     if not together:
         trained = len(student_stage.roles(config, counts, bool(combined)))
@@ -128,7 +131,7 @@ def run(
     if len(grid) > 1:
         _train(context, plan.folder, members, trials, together, arrays, load)
     even = config.student.training.class_weights is not None
-    summary = _decided(data, info, grid, trials, members, even) if len(grid) > 1 else _only(grid[0])
+    summary = _decided(data, info, grid, trials, members, even) if len(grid) > 1 else _only(grid[0], info)
     summary |= {"fields": list(asked.choosing or ()), "seeds": seeds, "stacked": together, "steps": share}
     summary["seconds"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
@@ -203,8 +206,13 @@ def _train(
         context.console.progress("choose", 0, 0, "")
 
 
-def _only(point: Point) -> dict[str, Any]:
-    text = f"{point}, the only choice that makes a difference here"
+def _shown(point: Point, info: dict[str, Any]) -> str:
+    """Values have no temperature."""
+    return f"alpha = {point.alpha:g}" if info.get("target") and point.alpha > 0 else str(point)
+
+
+def _only(point: Point, info: dict[str, Any]) -> dict[str, Any]:
+    text = f"{_shown(point, info)}, the only choice that makes a difference here"
     return {"chosen": point._asdict(), "by": "default", "rows": 0, "candidates": [], "text": text}
 
 
@@ -245,7 +253,7 @@ def _decided(
     candidates = [
         {
             **grid[number]._asdict(),
-            "name": str(grid[number]),
+            "name": _shown(grid[number], info),
             "accuracy": scores[number].accuracy if number in scores else None,
             "loss": scores[number].loss if number in scores else None,
             **(compared(scores[chosen], scores[number]) if number in scores else {}),

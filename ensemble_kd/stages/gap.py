@@ -23,6 +23,7 @@ from ensemble_kd.errors import NoGapError, TrainingError
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, calibration_of
+from ensemble_kd.stages.chain import CHAINED
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
@@ -51,7 +52,7 @@ from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.member import MemberTask, finished, load_logits, load_network
 from ensemble_kd.train.statistics import Interval, paired_interval, shown
 
-SOFT = ("temperature", "alpha", "objective", "terms", "online", "targets", "pseudo", "refit")
+SOFT = ("temperature", "alpha", "objective", "terms", "online", "targets", "pseudo", "refit", *CHAINED)
 """Fields of the student that one on hard labels does not read."""
 ROWS, MEMBERS = 1000, 3
 """Training rows and teachers that are asked for causes, at most."""

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
+from ensemble_kd.member_loop import members_before
 from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.train.member import FAILED, PREDICTIONS, MemberTask, finished, load_logits
@@ -208,11 +209,11 @@ def train_and_follow(
 
 
 def _failed(task: MemberTask, tasks: list[MemberTask], members: Path) -> bool:
-    """Whether its own loss was not finite, or that of one of the tasks that it starts from."""
+    """Whether its own loss was not finite, or that of one of the tasks that it starts or learns from."""
     if (task.folder(members) / FAILED).exists():
         return True
-    before = (task.initial or {}).get("member")
-    return any(_failed(other, tasks, members) for other in tasks if other.fingerprint == before)
+    before = members_before(task)
+    return any(_failed(other, tasks, members) for other in tasks if other.fingerprint in before)
 
 
 def members_intact(plan: StagePlan, context: Context) -> Manifest | None:

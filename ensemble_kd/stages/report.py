@@ -23,6 +23,7 @@ from ensemble_kd.models.package import save_package, shipped_info
 from ensemble_kd.redact import redacted
 from ensemble_kd.report.build import ROLES, ReportInputs, Specialised, System, build_report
 from ensemble_kd.report.card import model_card
+from ensemble_kd.report.chain import together
 from ensemble_kd.report.choose import choose_section
 from ensemble_kd.report.page import write_report
 from ensemble_kd.report.plots import histories_of, plot_arrays
@@ -120,6 +121,7 @@ def run(
                 folder = members_folder(context.folder, "student") / entry["fingerprint"]
                 system.calibration = _calibration(folder, labels, system.role)
         students += _together(student, members_folder(context.folder, "student"))
+        students += together(students, config.mean)
         ensemble, plain, calibration = None, None, None
         if systems:
             weights = kept_weights(config.student.weights, [system.name for system in systems])

@@ -14,6 +14,7 @@ from ensemble_kd.artifacts import Manifest, size_on_disk
 from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig, num_teachers
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.mixing import Pool, mixed_view
+from ensemble_kd.data.munge import munged_view, neighbourhood
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
@@ -95,6 +96,10 @@ class Labeller:
         if self.augment.mixup and layout.views > 1:
             assert data is not None
             self.pool = Pool(as_tensor(load_split(Path(data), "transfer").inputs))
+        self.near = None
+        if self.augment.munge and layout.views > 1:
+            assert data is not None
+            self.near = neighbourhood(load_split(Path(data), "transfer").inputs, info)
         self.networks = [
             (
                 load_network(settings, info, Path(folder)).to(self.device),
@@ -141,6 +146,9 @@ class Labeller:
             seen = inputs
             if v and self.pool is not None:
                 seen, _ = mixed_view(inputs, None, rows, v, VIEW_SEED, self.augment, self.pool)
+            elif v and self.near is not None:
+                munge = self.augment.munge
+                seen, _ = munged_view(inputs, None, rows, v, VIEW_SEED, munge, self.near)
             elif v:
                 seen = view(inputs, rows, v, VIEW_SEED, self.augment)
             for m, (network, precision) in enumerate(self.networks):

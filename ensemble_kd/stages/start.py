@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from ensemble_kd.config import (
     member_settings,
     num_teachers,
     student_blocks,
+    student_models,
     text_source,
     variant_of,
     variants,
 )
+from ensemble_kd.config.growth import NOISE, GrowthConfig, growth_problems
+from ensemble_kd.config.start import StaticEmbeddingConfig
 from ensemble_kd.data.corpus import (
     corpus_fingerprint,
     corpus_problems,
@@ -124,7 +127,31 @@ def basis_of(
     vectors = vectors_plan(config, data, found)
     if vectors is not None:
         initial = vectors.place
+    start = getattr(config.student.model, "start", None)
+    if isinstance(start, GrowthConfig):
+        initial = {**_place(best(growable(start, model, found))), "noise": start.noise}
     return Basis(found, model, initial, names, store, load_info(data).to_dict(), calibration, vectors)
+
+
+def growable(
+    start: GrowthConfig, model: dict[str, Any], teachers: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The trained teachers that a network of settings `model` can start from.
+
+    Raises ConfigError where none of those that finished is left.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(ModelConfig)
+    new, found = adapter.validate_python(model), []
+    for teacher in teachers:
+        old = adapter.validate_python(teacher["model"])
+        if not growth_problems(start, old, new):
+            found.append(teacher)
+    if not found:
+        raise ConfigError(
+            f"student.model.start: none of the teachers that finished can be grown by {start.name}; leave "
+            "it out"
+        )
+    return found
 
 
 def _special(data: Path) -> dict[str, int]:
@@ -245,10 +272,13 @@ def phase_tasks(
 ) -> list[MemberTask]:
     """The phases of one seed, each starting from the one before."""
     found: list[MemberTask] = []
-    initial = basis.initial
     for number, phase in enumerate(config.student.phases):
-        found.append(_phase(config, phase, number, basis, initial, data, store, counts, weights, seed))
-        initial = _after(found[-1])
+        own = basis
+        if phase.model is not None:
+            settings, _ = resolve(phase.model, path=f"student.phases.{number}.model")
+            own = replace(basis, model=settings)
+        initial = _after(found[-1], own.model) if found else basis.initial
+        found.append(_phase(config, phase, number, own, initial, data, store, counts, weights, seed))
     return found
 
 
@@ -257,11 +287,13 @@ def start_of(config: Config, basis: Basis, phases: list[MemberTask], baseline: b
     taken = phases
     if baseline:
         taken = [task for task, phase in zip(phases, config.student.phases, strict=True) if phase.shared]
-    return _after(taken[-1]) if taken else basis.initial
+    return _after(taken[-1], basis.model) if taken else basis.initial
 
 
-def _after(task: MemberTask) -> dict[str, Any]:
-    return {"stage": "student", "member": task.fingerprint}
+def _after(task: MemberTask, model: dict[str, Any]) -> dict[str, Any]:
+    """What a network of these settings starts from: the task's, or that grown to its size."""
+    place: dict[str, Any] = {"stage": "student", "member": task.fingerprint}
+    return place if task.model == model else {**place, "noise": NOISE}
 
 
 def _phase(
@@ -356,7 +388,7 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
 def source_problems(config: Config) -> list[str]:
     """Pretrained models that are not where the configuration says: folders, installed packages."""
     start = getattr(config.student.model, "start", None)
-    wanted = [("student.model.source", getattr(config.student.model, "source", None))]
+    wanted = [(f"{path}.source", getattr(m, "source", None)) for path, m in student_models(config.student)]
     wanted += [("student.model.start.source", getattr(start, "source", None))]
     wanted += [(f"{path}.online.source", block.online.source) for path, block in student_blocks(config)]
     if config.teachers.source in ("pretrained", "transformers"):
@@ -377,8 +409,9 @@ def source_problems(config: Config) -> list[str]:
                 folders[path] = str(folder)
         except ConfigError as error:
             problems += error.problems
-    if getattr(config.student.model, "weights", "") == "random":
-        folders.pop("student.model.source", None)  # only its architecture is taken over
+    for path, model in student_models(config.student):
+        if getattr(model, "weights", "") == "random":
+            folders.pop(f"{path}.source", None)  # only its architecture is taken over
     if config.teachers.source == "transformers":  # each reads its own word pieces
         folders = {path: folder for path, folder in folders.items() if not path.startswith("teachers.")}
     return problems or _tokenizer_problems(config, folders)
@@ -452,7 +485,7 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
     if not _is_new(config):
         return []
     problems: list[str] = []
-    teachers = [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+    teachers = resolved_teachers(config)
     try:
         problems += table_problems(config, teachers)
     except ConfigError as error:
@@ -466,7 +499,10 @@ def student_problems(config: Config, info: dict[str, Any]) -> list[str]:
         try:
             settings, _ = resolve(config.student.model, given, path="student.model")
             for path, block in student_blocks(config):
-                problems += _block_problems(config, path, block, settings, teacher, info)
+                own = settings
+                if path != "student" and block.model is not None:
+                    own, _ = resolve(block.model, path=f"{path}.model")
+                problems += block_problems(config, path, block, own, teacher, info)
         except ConfigError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
@@ -510,6 +546,11 @@ def _teacher_models(config: Config) -> list[tuple[Any, str]]:
     return list({f"{path} {model!r}": (model, path) for model, path in models}.values())
 
 
+def resolved_teachers(config: Config) -> list[dict[str, Any]]:
+    """The architecture of each different teacher that is a network of ours."""
+    return [resolve(model, path=path)[0] for model, path in _teacher_models(config)]
+
+
 def teacher_model(config: Config, index: int) -> tuple[Any, str]:
     """The model of a teacher, and the field that says so."""
     teachers = config.teachers
@@ -531,7 +572,7 @@ def _is_new(config: Config) -> bool:
     return isinstance(student.model, TransformerConfig) or started or bool(more)
 
 
-def _block_problems(
+def block_problems(
     config: Config,
     path: str,
     block: Any,
@@ -630,8 +671,9 @@ def source_digests(config: Config) -> list[str]:
     """Fingerprints of the files that a student reads beside the run's own: pretrained models, corpora."""
     student = config.student
     sources = [getattr(student.model, "source", None), student.online.source]
+    sources += [getattr(model, "source", None) for model in student.assistants]
     start = getattr(student.model, "start", None)
-    if start is not None and start.weights == "pretrained":
+    if isinstance(start, StaticEmbeddingConfig) and start.weights == "pretrained":
         sources.append(start.source or text_source(config))
     found = []
     for phase in student.phases:

@@ -22,6 +22,7 @@ from ensemble_kd.objectives.mixture import build_terms
 from ensemble_kd.objectives.whole_batches import relation_problems
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, of_targets
+from ensemble_kd.stages.chain import DIRECT, chain, link_problems
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
@@ -198,28 +199,30 @@ def tasks(
     combined: str | None = None,
 ) -> list[MemberTask]:
     """Per seed the distilled student and its baselines, all with the same budget, order and initialisation;
-    phases that are not shared come on top of the distilled one's.
+    phases that are not shared come on top of the distilled one's, and so do the other links of its chain.
 
     `hard` sees the labels of the same augmented views. `plain`, where there are such views, sees the rows as
     they are: the baseline of arXiv 1503.02531. `pseudo`, where rows lack labels, sees the ensemble's.
     `weights` are those of the teachers in the store. `combined` is the fingerprint of the combination with
     specialists; then students of both kinds of targets are trained.
     """
-    return [
-        task(config, role, seed, data, store, counts, basis, weights, combined)
-        for seed in range(config.student.seeds)
-        for role in roles(config, counts, bool(combined))
-    ]
+    wanted: list[MemberTask] = []
+    for seed in range(config.student.seeds):
+        for role in roles(config, counts, bool(combined)):
+            found = task(config, role, seed, data, store, counts, basis, weights, combined)
+            wanted += chain(config, found, basis, seed) if role == "distilled" else [found]
+    return wanted
 
 
 def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
     """The students of each seed: the distilled one and its baselines; none on hard labels without a label."""
-    found = ["distilled"]
+    found = ["distilled", *([DIRECT] if config.student.assistants else [])]
     if combined:
         found.append("from_ensemble" if config.targets != "ensemble" else "from_specialists")
     if counts["labelled"]:
         found.append("hard")
-        found += ["plain"] if config.soft_targets.views > 1 else []
+        # Made-up rows have no label, so that `hard` sees the rows as they are already.
+        found += ["plain"] if config.soft_targets.views > 1 and not config.data.augment.munge else []
     # Of values the ensemble's answer is the soft target itself: there are no harder ones.
     unlabelled = counts["transfer"] > counts["labelled"]
     return found + (["pseudo"] if unlabelled and config.data.target == "class" else [])
@@ -241,22 +244,24 @@ def task(
     learned = "ensemble"
     if combined:
         learned = role.removeprefix("from_") if role.startswith("from_") else learned
-        learned = config.targets if role == "distilled" else learned
-    soft = role == "distilled" or role.startswith("from_")
+        learned = config.targets if role in ("distilled", DIRECT) else learned
+    soft = role in ("distilled", DIRECT) or role.startswith("from_")
     reads = soft or role == "pseudo"
     online = None
     if soft and (student.terms or student.online.logits):
         online = online_of(student.online, basis, weights, "student", student.terms)
     phases = phase_tasks(config, basis, data, store, counts, weights, seed)
-    views = 1 if role == "plain" else config.soft_targets.views
+    # Where every row has a label, there is nothing to guess.
+    pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
+    labels_alone = role == "hard" or (soft and not numbers.alpha and not pseudo and online is None)
+    bare = role == "plain" or (labels_alone and config.data.augment.munge > 0)
+    views = 1 if bare else config.soft_targets.views
     inputs = {"data": data}
     if (reads and learned != "specialists") or (online is not None and online.get("stored")):
         inputs["soft_targets"] = store
     if learned != "ensemble":
         assert combined is not None
         inputs["combined_targets"] = combined
-    # Where every row has a label, there is nothing to guess.
-    pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
     alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
     branches = student.branches
@@ -543,6 +548,7 @@ def data_problems(config: Config, found: DataFound) -> list[str]:
         )
     problems += bias_problems(config, info)
     problems += quantization_problems(config, info) + peer_model_problems(config, info)
+    problems += link_problems(config, info)
     return problems if "teachers" in found.misfits else problems + student_problems(config, info)
 
 
@@ -569,9 +575,10 @@ class Student(Stage):
     def work(self, config: Config, done: Done) -> Work | None:
         counts, student = done.info["counts"], config.student
         found = roles(config, counts, config.specialists is not None)
+        links = len(student.assistants) + student.generations - 1
         together = student.peers.count - 1 if student.peers is not None else 0
         networks = sum(1 + together * (role == "distilled" or role.startswith("from_")) for role in found)
-        return Work(student.seeds * networks, counts["transfer"], student.training.num_epochs)
+        return Work(student.seeds * (networks + links), counts["transfer"], student.training.num_epochs)
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return members_intact(plan, context)

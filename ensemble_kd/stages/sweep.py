@@ -31,6 +31,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
+from ensemble_kd.stages.chain import CHAINED
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import adopt, kept_weights, members_folder
@@ -58,8 +59,8 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     assert config.sweep is not None
     settings = dict(student_stage.plan(config, run, data, store, combined).config)
     searched = SOFT & spaces.parse_space(config.sweep.space).keys()
-    for name in {"seeds", "refit", *searched} & settings.keys():
-        settings.pop(name)  # a trial has its own, and the baseline none
+    for name in {"seeds", "refit", *CHAINED, *searched} & settings.keys():
+        settings.pop(name)  # a trial has its own, or none, and the baseline none
     settings |= {"sweep": config.sweep.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)}
     settings["sweep"]["space"] = {
         path: spaces.to_text(dimension) for path, dimension in spaces.parse_space(config.sweep.space).items()
@@ -89,6 +90,7 @@ def with_winner(config: Config, manifest: Manifest) -> Config:
     own = {
         "seeds": max(config.student.seeds, config.sweep.num_seeds),
         "replicas_per_member": config.student.replicas_per_member,
+        **{name: getattr(config.student, name) for name in CHAINED},
     }
     later = dict.fromkeys(config.choosing or (), "auto")  # what it did not search is chosen next
     student = StudentConfig.model_validate({**manifest.summary["student"], **own, **later})

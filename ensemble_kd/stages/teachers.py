@@ -19,6 +19,7 @@ from ensemble_kd.config import (
     TrainingConfig,
     member_settings,
     num_teachers,
+    student_models,
     unresolved,
     variants,
 )
@@ -70,8 +71,8 @@ def tasks(
         if teachers.source == "pretrained" and info is not None:
             assert initial is not None
             initial |= taken_over(model.source, info, orders[i], model.trust_remote_code)
-        augmented = teachers.augment and config.data.augment.active and model.name != "trees"
-        augment = config.data.augment if augmented else None
+        augment = config.data.augment.with_labels
+        augmented = teachers.augment and augment.active and model.name != "trees"
         found.append(
             MemberTask(
                 name=f"teacher-{i:03d}",
@@ -83,7 +84,7 @@ def tasks(
                 inputs={"data": data},
                 rows={"labelled": True, "bootstrap": teachers.bootstrap, "fraction": teachers.fraction},
                 examples_per_epoch=labelled,
-                augment=augment.model_dump(mode="json") if augment else {},
+                augment=augment.model_dump(mode="json") if augmented else {},
             )
         )
     return found
@@ -239,7 +240,7 @@ def _from_predictions(
 
 def check_custom(config: Config, info: dict[str, Any]) -> None:
     """Raises ConfigError where a user's network cannot be made for this data; each is made and run once."""
-    models = [("student.model", config.student.model)]
+    models = student_models(config.student)
     if config.teachers.source == "train":
         models.append(("teachers.model", config.teachers.model))
         models += [

@@ -39,13 +39,14 @@ def bytes_in_memory(info: dict[str, Any], *layouts: StoreLayout) -> int:
 
 def mixing_problems(config: Config, info: dict[str, Any]) -> list[str]:
     """Whether inputs are to be mixed with others that are not in memory; `info` describes the data."""
-    if not config.data.augment.mixup:
+    name = next((name for name in ("mixup", "munge") if getattr(config.data.augment, name)), None)
+    if name is None:
         return []
     needed = bytes_in_memory(info, layout_of(config, info, num_teachers(config)))
     if needed <= config.compute.memory_budget * GB:
         return []
     return [
-        "data.augment.mixup: mixes rows of the transfer set that are in memory, and this one is streamed "
+        f"data.augment.{name}: mixes rows of the transfer set that are in memory, and this one is streamed "
         f"({needed / GB:.1f} GB with its soft targets); raise compute.memory_budget "
         f"({config.compute.memory_budget:g}), or set it to 0"
     ]

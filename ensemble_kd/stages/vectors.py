@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from ensemble_kd.artifacts import checksum, damage, fingerprint, finish, read_manifest, write_atomic
 from ensemble_kd.config import Config, ModelConfig, TransformerConfig, text_source
+from ensemble_kd.config.start import StaticEmbeddingConfig
 from ensemble_kd.data.prepared import load_info, read_shard, shard_paths
 from ensemble_kd.data.tokenize import TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError, ConfigError
@@ -73,7 +74,7 @@ def vectors_plan(config: Config, data: Path, teachers: list[dict[str, Any]]) -> 
     """
     model: Any = config.student.model
     start = getattr(model, "start", None)
-    if start is None:
+    if not isinstance(start, StaticEmbeddingConfig):
         return None
     if start.weights == "teacher":
         if not (known := [teacher for teacher in teachers if teacher["model"]["name"] == "transformer"]):
@@ -101,7 +102,7 @@ def table_problems(config: Config, teachers: list[dict[str, Any]]) -> list[str]:
     """A table that is wider than what it is to come from; `teachers` are their models' settings."""
     model: Any = config.student.model
     start = getattr(model, "start", None)
-    if start is None:
+    if not isinstance(start, StaticEmbeddingConfig):
         return []
     if start.weights == "teacher":
         settings = [teacher for teacher in teachers if teacher["name"] == "transformer"]

@@ -21,6 +21,7 @@ from torch import Tensor
 from ensemble_kd.config import AugmentConfig
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.mixing import Pool, mixed_view
+from ensemble_kd.data.munge import Neighbourhood, munged_view
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
@@ -311,6 +312,8 @@ class Batches:
     """Put texts of about the same length into a batch, so that little of it is padding."""
     pool: Pool | None = None
     """What examples are mixed with, where `augment` says so."""
+    near: Neighbourhood | None = None
+    """What rows are made up from, where `augment` says so."""
     masking: Masking | None = None
     """Masks words to be guessed; for masked language models."""
     weights: Tensor | None = None
@@ -350,6 +353,12 @@ class Batches:
                 assert self.pool is not None, "the stages ask for mixtures only of what is in memory"
                 inputs, mixed = mixed_view(inputs, labels, rows, views, seed, self.augment, self.pool)
                 labels = labels if mixed is None else mixed
+            elif self.augment.munge:
+                assert self.near is not None, "the stages ask for neighbours only of what is in memory"
+                inputs, made_up = munged_view(
+                    inputs, labels, rows, views, seed, self.augment.munge, self.near
+                )
+                labels = labels if made_up is None else made_up
             else:
                 inputs = view(inputs, rows, views, seed, self.augment)
         teacher, guesses = None, None

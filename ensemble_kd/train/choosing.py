@@ -2,7 +2,8 @@
 
 Accuracy is what counts, and on few rows it tells little; likelihood tells more, and is not what counts. So
 accuracy speaks as far as it can be heard, likelihood decides among what it leaves, and the simple default
-stands unless something is better by more than a standard error (the rule of Breiman et al. 1984).
+stands unless something is better by more than a standard error (the rule of Breiman et al. 1984), or by more
+where many are tried: the best of ten that are alike is one and a half of them better than the first.
 
 N rows, C classes, S seeds.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from ensemble_kd.train.calibration import fit_temperature
 from ensemble_kd.train.metrics import log_softmax
@@ -78,28 +80,35 @@ def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def decide(candidates: Sequence[Scores], default: int = 0) -> Decision:
-    """1. What is worse than the most accurate candidate by more than a standard error of their difference,
-    over the same rows and beyond the step of a count, is out. 2. Of the others the default stands, unless the
-    likeliest is better than it by more than a standard error; where the default is out, the likeliest is it.
+    """1. What is worse than the most accurate candidate by more than `bar` standard errors of their
+    difference, over the same rows and beyond the step of a count, is out. 2. Of the others the default
+    stands, unless the likeliest is better than it by as many; where the default is out, the likeliest is it.
     """
+    most = bar(len(candidates))
     close = list(range(len(candidates)))
     if candidates[default].right is not None:
         best = max(close, key=lambda i: (candidates[i].accuracy, -candidates[i].loss))
-        close = [i for i in close if not _told_apart(candidates[best], candidates[i])]
+        close = [i for i in close if not _told_apart(candidates[best], candidates[i], most)]
     likeliest = min(close, key=lambda i: candidates[i].loss)
     if default not in close:
         return Decision(likeliest, "accuracy", close)
     more, error = gain(candidates[likeliest].likelihood, candidates[default].likelihood)
-    if more > error:
+    if more > most * error:
         by: By = "likelihood" if candidates[default].right is not None else "loss"
         return Decision(likeliest, by, close)
     return Decision(default, "default", close)
 
 
-def _told_apart(better: Scores, worse: Scores) -> bool:
+def bar(candidates: int) -> float:
+    """Standard errors that a lead has to exceed: 1 of two candidates; of more, what their best exceeds by
+    chance as rarely as one does 1 (Bonferroni)."""
+    return float(-ndtri(ndtr(-1.0) / max(1, candidates - 1)))
+
+
+def _told_apart(better: Scores, worse: Scores, most: float) -> bool:
     assert better.right is not None and worse.right is not None
     lead, error = gain(better.right, worse.right)
-    return lead - 1 / (len(better.right) * better.seeds) > error
+    return lead - 1 / (len(better.right) * better.seeds) > most * error
 
 
 def compared(chosen: Scores, other: Scores) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build
+from ensemble_kd.models.init.net2net import grow_
 from ensemble_kd.models.init.static_embedding import start_table_
 from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.specialist import specialise
@@ -64,8 +65,8 @@ def load_member(run: Path | None, place: dict[str, Any], info: dict[str, Any]) -
 
 
 def load_initial(network: Network, initial: dict[str, Any], run: Path | None, info: dict[str, Any]) -> None:
-    """Put what `initial` describes into a fresh network: a `source`'s weights, a member's of this run, or a
-    table of this run's `vectors`.
+    """Put what `initial` describes into a fresh network: a `source`'s weights, a member's of this run,
+    as they are or with `noise` spread over a larger network, or a table of this run's `vectors`.
 
     Raises ConfigError or ArtifactError where they cannot be read or do not fit.
     """
@@ -95,6 +96,9 @@ def load_initial(network: Network, initial: dict[str, Any], run: Path | None, in
             network.set_pixels_(**initial["pixels"])
         return
     donor = load_member(run, initial, info)
+    if "noise" in initial:
+        grow_(network, donor, initial["noise"])
+        return
     if isinstance(body, Transformer) and isinstance(donor.body, Transformer):
         transplant_(body, donor.body, initial)
         network.set_pixels_(donor.input_scale, donor.input_shift)  # a teacher may have its own

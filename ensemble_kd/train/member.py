@@ -21,6 +21,7 @@ from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_manifest, 
 from ensemble_kd.config import AugmentConfig, ModelConfig, TrainingConfig
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.mixing import Pool
+from ensemble_kd.data.munge import Neighbourhood, neighbourhood
 from ensemble_kd.data.prepared import Arrays
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
@@ -94,7 +95,8 @@ class MemberTask:
     rows: dict[str, Any] = field(
         default_factory=lambda: {"labelled": True, "bootstrap": False, "fraction": 1.0}
     )
-    """Which rows of the transfer set it sees; `without` lists classes whose labelled rows it does not."""
+    """Which rows of the transfer set it sees; `without` lists classes whose labelled rows it does not, and
+    `drawn_by` is the seed that draws a fraction of them, where that is not its own."""
     examples_per_epoch: int = 0
     """Rows of the transfer set, so that a member that sees fewer of them still takes as many steps."""
     augment: dict[str, Any] = field(default_factory=dict)
@@ -241,6 +243,12 @@ class TrainingData:
         for part in (self.transfer, self.validation, self.test):
             read[part.inputs.ravel()] = True
         return torch.from_numpy(np.flatnonzero(read))
+
+    @cached_property
+    def near(self) -> Neighbourhood:
+        """Which rows of the transfer set are like which; found once for all."""
+        assert self.transfer is not None
+        return neighbourhood(self.transfer.inputs, self.info)
 
 
 def finished(task: MemberTask, members: Path) -> Manifest | None:
@@ -662,6 +670,7 @@ def make_batches(
     pool = None
     if augment.mixup and isinstance(source, TensorSource):  # a stored view is mixed with any row of the split
         pool = Pool(source.inputs, source.labels, source.rows if task.views == 0 else None)
+    near = data.near if augment.munge and task.views > 1 else None
     if task.masked_lm:
         masking = _masking(task, data.info)
     return Batches(
@@ -680,6 +689,7 @@ def make_batches(
         masking=masking,
         weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
         pool=pool,
+        near=near,
     )
 
 
@@ -734,7 +744,7 @@ def pick_rows(task: MemberTask, labels: Tensor) -> Tensor:
     rows = labelled(labels).nonzero()[:, 0] if task.rows["labelled"] else torch.arange(len(labels))
     if without := task.rows.get("without"):
         rows = rows[~torch.isin(labels[rows], torch.tensor(without))]
-    generator = torch.Generator().manual_seed(mix(task.seed, 17))
+    generator = torch.Generator().manual_seed(mix(task.rows.get("drawn_by", task.seed), 17))
     if task.rows["fraction"] < 1:
         kept = max(1, round(len(rows) * task.rows["fraction"]))
         rows = rows[torch.randperm(len(rows), generator=generator)[:kept]]
@@ -767,7 +777,8 @@ def _filtered(
             drawn = torch.from_numpy(uniform(rows, mix(task.seed, 23, epoch)))
             keep &= drawn < torch.where(special, *chances)
         if task.rows["fraction"] < 1:
-            keep &= torch.from_numpy(uniform(rows, mix(task.seed, 17)) < task.rows["fraction"])
+            seed = mix(task.rows.get("drawn_by", task.seed), 17)
+            keep &= torch.from_numpy(uniform(rows, seed) < task.rows["fraction"])
         picked = keep.nonzero()[:, 0]
         if task.rows["bootstrap"]:  # Poisson(1) copies of a row: the bootstrap for a stream
             drawn_at = uniform(rows, mix(task.seed, 19))

@@ -88,9 +88,20 @@ OF_GENERIC = {
     "numeric": ["data.columns={input: image, label: label}"],
     **{
         name: ["data.image.shape=[28,28,1]"]
-        for name in ("attention_transfer", "fitnets", "fsp", "mutual", "one")
+        for name in (
+            "attention_transfer",
+            "fitnets",
+            "fsp",
+            "mutual",
+            "one",
+            "born_again",
+            "assistant",
+            "moonshine",
+            "net2net",
+        )
     },
     **{name: ["data.label_fraction=0.5", "student.fraction=1.0"] for name in ("darkrank", "rkd")},
+    "ba_caruana": ["data.label_fraction=0.5"],
 }
 """What these recipes leave to be said of the data, or say of other data; and a table as narrow as the
 stand-in."""

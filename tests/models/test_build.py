@@ -21,6 +21,7 @@ from ensemble_kd.config import (
     MLPConfig,
     ResNetConfig,
     TextCNNConfig,
+    WideShallowConfig,
 )
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network, build
@@ -59,6 +60,20 @@ CASES: list[tuple[Any, dict[str, Any], set[str]]] = [
         IMAGE,
         {"pooled", *(f"stage_{i}{end}" for i in (1, 2, 3) for end in ("", "_first"))},
     ),
+    *(
+        (
+            ResNetConfig(width=8, blocks=2, block=block, norm=norm, stem=stem),
+            IMAGE,
+            {"pooled", *(f"stage_{i}{end}" for i in (1, 2, 3) for end in ("", "_first"))},
+        )
+        for block, norm, stem in (
+            ("bottleneck", "batch", "small"),
+            ("grouped", "group", "large"),
+            ("depthwise", "none", "small"),
+        )
+    ),
+    (WideShallowConfig(units=9, rank=4), IMAGE, {"layer_1"}),
+    (WideShallowConfig(units=9, rank=None, dropout=0.1), NUMERIC, {"layer_1"}),
     (BagConfig(embedding=6, hidden=[5]), TEXT, {"pooled", "layer_1"}),
     (BagConfig(embedding=6, piece_weights=True), TEXT, {"pooled"}),
     (TextCNNConfig(embedding=6, filters=5, hidden=[4], dropout=0.1), TEXT, {"pooled", "layer_1"}),
@@ -124,7 +139,14 @@ def test_numbers_are_normalised_and_left_as_they_were() -> None:
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("model", [ResNetConfig(width=4, blocks=2), CNNConfig(channels=[8, 8, 8])])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNetConfig(width=4, blocks=2),
+        ResNetConfig(width=8, block="bottleneck", norm="group", stem="large"),
+        CNNConfig(channels=[8, 8, 8]),
+    ],
+)
 @pytest.mark.parametrize("side", [1, 8, 13, 32])
 def test_any_image_size_does(side: int, model: Any) -> None:
     info = {**IMAGE, "input_shape": [side, side, 3]}

@@ -7,6 +7,7 @@ import pytest
 
 from ensemble_kd.train.choosing import (
     Scores,
+    bar,
     compared,
     decide,
     gain,
@@ -77,3 +78,20 @@ def test_values_are_judged_by_their_loss() -> None:
     found = decide(scores)
     assert (found.chosen, found.by) == (1, "loss")
     assert "accuracy_gain" not in compared(scores[1], scores[0])
+
+
+def test_of_many_that_are_alike_the_default_stands_as_often_as_of_two() -> None:
+    """Their answers differ by chance alone, by which the best leads by more than a standard error."""
+    rng, kept = np.random.default_rng(0), {2: 0, 10: 0}
+    for count in kept:
+        for _ in range(200):
+            right = (rng.random((count, 400)) < 0.9).astype(float)
+            likelihood = rng.normal(-0.5, 0.3, size=(count, 400))
+            kept[count] += decide([Scores(r, x) for r, x in zip(right, likelihood, strict=True)]).chosen == 0
+    assert bar(2) == pytest.approx(1) and bar(10) == pytest.approx(2.1054, abs=1e-3)
+    assert kept[10] / 200 > 0.75 and abs(kept[10] - kept[2]) / 200 < 0.15
+
+
+def test_a_real_lead_is_seen_among_many() -> None:
+    found = decide([candidate(100, likelihood=-0.4), *(candidate(40) for _ in range(9))])
+    assert found.by == "accuracy" and found.chosen > 0

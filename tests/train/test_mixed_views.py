@@ -19,12 +19,14 @@ from ensemble_kd.train.stored import StoredLogits
 
 CPU = torch.device("cpu")
 MIXED = {"shift": 0, "horizontal_flip": False, "mixup": 0.8}
+MUNGED = {"shift": 0, "horizontal_flip": False, "munge": 0.3}
 VIEWS = 4
 
 
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [16]}, {"name": "trees", "rounds": 5}])
+@pytest.mark.parametrize("how", [MIXED, MUNGED], ids=["mixup", "munge"])
 def test_the_store_answers_the_very_mixtures_that_the_student_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, object]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, object], how: dict[str, object]
 ) -> None:
     teacher = task("teacher", model=model)
     assert train_member(teacher, data(), tmp_path)
@@ -33,7 +35,7 @@ def test_the_store_answers_the_very_mixtures_that_the_student_sees(
     monkeypatch.setattr(soft_targets, "load_split", lambda folder, split: transfer)
     layout = StoreLayout(VIEWS, 1, INFO["num_classes"], None, None)
     labeller = soft_targets.Labeller(
-        INFO, layout, [(teacher.settings, str(folder))], MIXED, batch_size=16, data="."
+        INFO, layout, [(teacher.settings, str(folder))], how, batch_size=16, data="."
     )
     parts = [  # as shards come
         labeller.logits(
@@ -43,14 +45,17 @@ def test_the_store_answers_the_very_mixtures_that_the_student_sees(
     ]
     whole = data()
     whole.teacher = StoredLogits(encode(torch.cat(parts), layout)[0], layout)
-    student = task("distilled", views=VIEWS, augment=MIXED, temperature=1.0)
+    student = task("distilled", views=VIEWS, augment=how, temperature=1.0)
     network = load_network(teacher.settings, INFO, folder)
     batches, changed = make_batches(student, whole, settings(), CPU), 0
     for batch in batches.epoch(0):
         assert batch.teacher is not None and batch.rows is not None
         wanted = torch.log_softmax(network(batch.inputs).logits, 1)
         torch.testing.assert_close(torch.log_softmax(batch.teacher.logits, 1), wanted, atol=2e-2, rtol=1e-2)
-        changed += int((batch.inputs != torch.from_numpy(transfer.inputs)[batch.rows]).any(1).sum())
+        differ = (batch.inputs != torch.from_numpy(transfer.inputs)[batch.rows]).any(1)
+        changed += int(differ.sum())
+        # A mixture keeps one of its labels, what is made up has none.
+        assert bool((batch.labels >= 0).all()) if how is MIXED else bool((batch.labels[differ] == -1).all())
     assert 0.4 < changed / 96 < 0.8  # three views of four, of which four fifths
 
 

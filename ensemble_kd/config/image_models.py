@@ -1,0 +1,233 @@
+"""The blocks of the networks for images and numbers, and what the block of every network of ours says."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ensemble_kd.config.base import Block
+from ensemble_kd.config.growth import GrowthConfig
+from ensemble_kd.config.start import start_of
+
+
+def linear_parameters(widths: list[int]) -> int:
+    """Of fully connected layers between these widths, with biases."""
+    return sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+class NetworkConfig(Block):
+    """What a network of ours says of itself before it is built: by its block it is known everywhere."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    """Inputs that it takes: `image`, `text`, `numeric`."""
+    builder: ClassVar[str]
+    """`module:function` below `ensemble_kd.models`: (this block, `info`, number of outputs) -> its body."""
+
+    def own_problems(self) -> list[str]:
+        """What is wrong between its fields: one line each, starting with a field."""
+        return []
+
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int | None:
+        """At least so many, without what only the data tells (an image's channels); None where unknown."""
+        return None
+
+    @property
+    def depth(self) -> int:
+        """Layers that are built one after another."""
+        return 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers that each are a dimension of some tensor, or less than one."""
+        return []
+
+
+MOST_BRANCHES = 16
+
+Start = Annotated[GrowthConfig | None, BeforeValidator(start_of)]
+
+
+class MLPConfig(NetworkConfig):
+    """Fully connected layers with ReLU."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"start"})
+    kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
+    builder: ClassVar[str] = "mlp:build_mlp"
+    name: Literal["mlp"] = "mlp"
+    """`mlp`"""
+    hidden: list[Annotated[int, Field(ge=1)]] = [128, 128]
+    """Units of each hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a hidden unit."""
+    input_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an input."""
+    start: Start = None
+    """What it starts from (students): `net2wider`, `net2deeper`, `net2net`, or a block with this `name` and
+    its fields; null, or `random`, for random numbers."""
+
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        return linear_parameters([features, *self.hidden, classes])
+
+    @property
+    def depth(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def sizes(self) -> list[int]:
+        return self.hidden
+
+
+class CNNConfig(NetworkConfig):
+    """Plain convolutional network for images: 3x3 convolutions with batch norm, ReLU and max pooling."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+    builder: ClassVar[str] = "cnn:build_cnn"
+    name: Literal["cnn"] = "cnn"
+    """`cnn`"""
+    channels: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 64], min_length=1)
+    """Channels of each convolution; each but the last halves the resolution."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the classifier."""
+
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        """All but the first convolution, whose size depends on the channels of the images."""
+        widths = self.channels
+        inner = sum(9 * a * b for a, b in zip(widths, widths[1:], strict=False))
+        return inner + 2 * sum(widths) + (widths[-1] + 1) * classes
+
+    @property
+    def depth(self) -> int:
+        return len(self.channels)
+
+    @property
+    def sizes(self) -> list[int]:
+        return self.channels
+
+
+class ResNetConfig(NetworkConfig):
+    """Small residual network for images (arXiv 1512.03385, CIFAR form), also of cheap blocks (1711.02613)."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"start", "block", "groups", "reduction", "norm", "stem", "branches", "branch_section"}
+    )
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+    builder: ClassVar[str] = "resnet:build_resnet"
+    name: Literal["resnet"] = "resnet"
+    """`resnet`"""
+    width: int = Field(16, ge=1)
+    """Channels of the first of three stages; each stage doubles them and halves the resolution."""
+    blocks: int = Field(1, ge=1)
+    """Residual blocks per stage."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature before the classifier."""
+    block: Literal["basic", "bottleneck", "grouped", "depthwise"] = "basic"
+    """What a block is made of. `basic`: two 3x3 convolutions. `bottleneck`: 1x1 to fewer channels, 3x3, 1x1
+    back. `grouped`: twice a 3x3 in groups and a 1x1 that mixes them. `depthwise`: one group per channel."""
+    groups: int = Field(4, ge=2)
+    """Groups of a `grouped` block's 3x3 convolutions; divides `width`."""
+    reduction: int = Field(4, ge=2)
+    """How many times fewer channels a `bottleneck` block has inside; divides `width`."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """What follows each convolution. `group`: group norm (arXiv 1803.08494) of up to 8 groups. `none`: biases
+    alone, and each block begins as its shortcut (arXiv 1901.09321); such students are stacked in sweeps."""
+    stem: Literal["small", "large"] = "small"
+    """`small`: one 3x3 convolution. `large`: 7x7 with stride 2 and a maximum over 3x3 with stride 2, for
+    images of 100 pixels and more."""
+    start: Start = None
+    """As that of an `mlp`."""
+    branches: int = Field(1, ge=1, le=MOST_BRANCHES)
+    """Branches over a shared trunk, whose answers a gate weighs; filled in by `student.branches`."""
+    branch_section: Literal[2, 3] = 3
+    """Section from which on each branch has layers of its own; filled in by `student.branches`."""
+
+    def own_problems(self) -> list[str]:
+        used = {"grouped": "groups", "bottleneck": "reduction"}
+        problems = [
+            f"{name}: {getattr(self, name)} is read with block: {block} alone, and it is {self.block!r}; "
+            "leave it out"
+            for block, name in used.items()
+            if block != self.block and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        name = used.get(self.block)
+        if name is not None and self.width % getattr(self, name):
+            problems.append(
+                f"{name}: {getattr(self, name)} does not divide width = {self.width}; choose one that does"
+            )
+        elif self.block == "bottleneck" and self.norm == "group" and self.width // self.reduction < 2:
+            problems.append(
+                f"reduction: {self.reduction} leaves one channel of width = {self.width}, and group norm "
+                "makes 0 of a single number; lower it, or raise width"
+            )
+        return problems
+
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        """All but the stem, whose size depends on the channels of the images."""
+        found, before = 0, self.width
+        for stage in range(3):
+            channels = self.width * 2**stage
+            found += self._block(before, channels) + (self.blocks - 1) * self._block(channels, channels)
+            before = channels
+        return found + (before + 1) * classes
+
+    def _block(self, before: int, channels: int) -> int:
+        each = 1 if self.norm == "none" else 2  # numbers per channel behind a convolution
+        found = 0 if before == channels else channels * (before + each)
+        if self.block == "basic":
+            return found + 9 * channels * (before + channels) + 2 * each * channels
+        if self.block == "bottleneck":
+            inner = channels // self.reduction
+            convolutions = before * inner + 9 * inner * inner + inner * channels
+            return found + convolutions + each * (2 * inner + channels)
+        for a in (before, channels):
+            together = 1 if self.block == "depthwise" else a // self.groups
+            found += 9 * a * together + a * channels + each * (a + channels)
+        return found
+
+    @property
+    def depth(self) -> int:
+        return (
+            3
+            * self.branches
+            * self.blocks
+            * {"basic": 2, "bottleneck": 3, "grouped": 4, "depthwise": 4}[self.block]
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.width]
+
+
+class WideShallowConfig(NetworkConfig):
+    """One wide hidden layer behind a linear layer of low rank (Ba and Caruana, arXiv 1312.6184)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "numeric")
+    builder: ClassVar[str] = "wide_shallow:build_wide_shallow"
+    name: Literal["wide_shallow"] = "wide_shallow"
+    """`wide_shallow`"""
+    units: int = Field(2000, ge=1)
+    """Units of the hidden layer, with ReLU."""
+    rank: int | None = Field(100, ge=1)
+    """Units of the linear layer before it, which has neither bias nor ReLU; null for none."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a hidden unit."""
+
+    def own_problems(self) -> list[str]:
+        if self.rank is None or self.rank < self.units:
+            return []
+        return [
+            f"rank: {self.rank}, but the layer behind it has {self.units} units; lower it, or set it to null"
+        ]
+
+    def parameters(self, features: int, classes: int, vocabulary: int) -> int:
+        first = features if self.rank is None else self.rank
+        below = 0 if self.rank is None else features * self.rank
+        return below + linear_parameters([first, self.units, classes])
+
+    @property
+    def depth(self) -> int:
+        return 1
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.units, *([] if self.rank is None else [self.rank])]
