@@ -65,6 +65,21 @@ def settings(student: dict[str, Any], **more: Any) -> dict[str, Any]:
             "student.phases: does not go together with student.peers; leave them out",
         ),
         (
+            {"generations": 2, "alpha": 0.5},
+            {},
+            "student.generations: does not go together with student.peers; set it to 1, or leave student.pe",
+        ),
+        (
+            {"assistants": [{"name": "mlp"}], "alpha": 0.5},
+            {},
+            "student.assistants: does not go together with student.peers; leave them out, or leave student.p",
+        ),
+        (
+            {"model": {"name": "mlp", "start": "net2wider"}},
+            {},
+            "student.model.start: does not go together with student.peers; leave it out, or leave student.pe",
+        ),
+        (
             {},
             {"sweep": {"space": {"temperature": [1, 2]}, "refit": "train+validation"}},
             "sweep.refit: does not go together with student.peers; set it to none",

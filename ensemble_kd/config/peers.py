@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.growth import GrowthConfig
 from ensemble_kd.config.models import ModelConfig, TransformerConfig, model_problems
 
 if TYPE_CHECKING:
@@ -78,13 +79,18 @@ def peer_problems(config: Config) -> list[str]:
 def learner_problems(config: Config, path: str) -> list[str]:
     """What cannot be combined with several networks that learn together; `path` is their block."""
     student, sweep = config.student, config.sweep
+    start = getattr(student.model, "start", None)
     wrong: list[tuple[str, bool, str]] = [
         ("student.replicas_per_member", student.replicas_per_member > 1, "set it to 1"),
         ("student.training.gradient_accumulation", student.training.gradient_accumulation > 1, "set it to 1"),
         ("student.quantization", student.quantization is not None, "leave it out; export can quantise"),
         ("student.terms", bool(student.terms), "leave them out"),
         ("student.online.logits", student.online.logits, "leave it to the store"),
-        ("student.phases", bool(student.phases), "leave them out, or train without"),
+        ("student.phases", bool(student.phases), "leave them out"),
+        ("student.assistants", bool(student.assistants), "leave them out"),
+        ("student.generations", student.generations > 1, "set it to 1"),
+        # All would grow from one network, into the same.
+        ("student.model.start", isinstance(start, GrowthConfig), "leave it out"),
         ("sweep.refit", sweep is not None and sweep.refit != "none", "set it to none"),
     ]
     return [

@@ -377,6 +377,8 @@ def learner_of(
     training: TrainingConfig,
 ) -> tuple[Learner, nn.Module | None]:
     """What is trained: `network`, alone or with its peers; and the projections that its loss learns along."""
+    if task.peers is not None or task.branches is not None:
+        assert task.online is None, "no teacher runs beside them; the configuration is checked for it"
     if task.peers is not None:
         networks = [network, *(each.to(batches.device) for each in other_peers(task, data))]
         shared = with_peers(loss, mutual_term(task.peers), len(networks))
