@@ -44,7 +44,7 @@ class Work:
     tasks: list[MemberTask]
     stacks: dict[int, list[MemberTask]]
     """Members that one process trains as stacked parameters, by the place in `tasks` of the first that is
-    left. Some may be finished, where a process died while it wrote them."""
+    left. Those that are finished are trained along and left as they are: rounding depends on the stack."""
 
     @property
     def claims(self) -> list[int]:
@@ -60,15 +60,14 @@ class Work:
 
 
 def left_of(tasks: list[MemberTask], stacks: Sequence[list[MemberTask]], members: Path) -> Work:
-    """What is not finished. A stack that was begun goes on as it is, others are of what is left of them."""
+    """What is not finished; of a stack with a member that is not, the whole stack."""
     left = [task for task in tasks if finished(task, members) is None]
     places = {task.fingerprint: place for place, task in enumerate(left)}
     found: dict[int, list[MemberTask]] = {}
     for stack in stacks:
-        missing = [task for task in stack if task.fingerprint in places]
-        stack = stack if checkpoint_of(stack, members).exists() else missing
-        if missing and len(stack) > 1:
-            found[min(places[task.fingerprint] for task in missing)] = stack
+        missing = [places[task.fingerprint] for task in stack if task.fingerprint in places]
+        if missing:
+            found[min(missing)] = stack
     return Work(left, found)
 
 

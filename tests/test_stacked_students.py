@@ -14,6 +14,7 @@ from test_local import ALONE, LOCAL, run
 from test_pipeline import Lines
 
 from ensemble_kd import member_loop, pipeline
+from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import load_config
 from ensemble_kd.errors import StoppedError, TrainingError
 from ensemble_kd.stages import gap, student
@@ -124,3 +125,22 @@ def test_a_stack_is_shown_as_its_members(began: Path) -> None:
     lines.progress = lambda task, done, total, note: names.add(note.split(":")[0])
     pipeline.run(SETTINGS, began, console=lines)
     assert {f"distilled-seed-{seed}" for seed in range(3)} <= names
+
+
+@pytest.mark.parametrize("role", ["hard", "distilled"])
+def test_one_that_is_damaged_is_made_anew_to_the_bit_and_the_others_are_left(began: Path, role: str) -> None:
+    run(SETTINGS, began)
+    expected = files(began)
+    members = {
+        manifest.summary["name"]: path.parent
+        for path in began.glob("student/members/*/manifest.json")
+        if (manifest := read_manifest(path.parent)) is not None
+    }
+    damaged = members[f"{role}-seed-1"] / "predictions.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    times = {path: path.stat().st_mtime_ns for path in began.glob("student/members/*/weights.safetensors")}
+    lines = run(SETTINGS, began)
+    assert set(lines.kept()) == set(SETTINGS.stages) - {"student"}
+    assert files(began) == expected
+    changed = [path.parent for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert changed == [damaged.parent]

@@ -59,7 +59,7 @@ from ensemble_kd.stages.training_data import (
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.branches import branched, gate_term
-from ensemble_kd.train.member import MemberTask, load_logits
+from ensemble_kd.train.member import MemberTask, finished, load_logits
 from ensemble_kd.train.peers import mutual_term
 from ensemble_kd.train.validation import preference
 
@@ -444,7 +444,9 @@ def run(
     for folder in ready:
         adopt(wanted, members, folder, context.console)
     replicas = context.config.student.replicas_per_member
-    stacks = stacks_of(wanted, context.config, info)
+    # Without those that other stages trained, whether they still lie there or were just copied.
+    own = [task for task in wanted if all(finished(task, folder) is None for folder in ready)]
+    stacks = stacks_of(own, context.config, info)
     good = train_and_follow(context, "student", wanted, load, arrays, replicas, stacks=stacks)
     lost = [task.name for task in wanted if task not in good]
     if lost:

@@ -44,6 +44,7 @@ from ensemble_kd.train.member import (
     TrainingData,
     cut_tables,
     finish_member,
+    finished,
     initial_network,
     loss_of,
     make_batches,
@@ -300,8 +301,9 @@ def fused_epochs(
 
     Yields each task's entry of the history; None for one that stopped early before, or whose loss was not
     finite, for which `failed.json` says why. In the end the folders of the others are finished, and which
-    these are is returned. With `checkpoint`, every epoch ends in a saved state, and a later call with the
-    same tasks continues from it to the same bits. Raises ValueError for tasks that cannot be stacked.
+    these are is returned; a folder that was finished before stays as it is. With `checkpoint`, every epoch
+    ends in a saved state, and a later call with the same tasks continues from it to the same bits. Raises
+    ValueError for tasks that cannot be stacked.
     """
     device, began = device or torch.device("cpu"), time.perf_counter()
     if len({fuse_key(task) for task in tasks}) != 1 or not fusable(tasks[0], data):
@@ -332,6 +334,8 @@ def fused_epochs(
         fleet.shrink()
         yield entries
     for i, member in enumerate(fleet.members):
+        if member.reason is None and finished(member.task, members) is not None:
+            continue
         if member.reason is None:
             # A copy: what finishing does to one is not for the next.
             network = copy.deepcopy(fleet.networks[member.task.seed])
