@@ -18,6 +18,7 @@ from ensemble_kd.errors import ArtifactError
 from ensemble_kd.safe_files import problem_inside, read_plain, shown
 from ensemble_kd.ui.examples import examples_page
 from ensemble_kd.ui.folders import LARGEST, Run, runs_below
+from ensemble_kd.ui.graph import clusters_page
 from ensemble_kd.ui.listing import listing
 from ensemble_kd.ui.pieces import SCRIPT, STYLE, esc, page
 from ensemble_kd.ui.run_page import run_page
@@ -78,6 +79,7 @@ def create_app(root: Path, host: str = "127.0.0.1") -> Any:
         Route("/", pages(lambda request: listing(runs_below(root), str(root)))),
         Route("/run", pages(lambda request: run_page(run_of(request)))),
         Route("/examples", pages(lambda request: examples_page(run_of(request), request.query_params))),
+        Route("/clusters", pages(lambda request: clusters_page(run_of(request)))),
         Route("/report", report),
         Route("/style.css", lambda request: Response(STYLE, media_type="text/css", headers=HEADERS)),
         Route("/refresh.js", lambda request: Response(SCRIPT, media_type="text/javascript", headers=HEADERS)),

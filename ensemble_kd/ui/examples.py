@@ -55,7 +55,9 @@ def _rows(run: Run, tab: str, query: Mapping[str, str]) -> str:
     links: list[tuple[str, dict[str, Any]]] = []
     if tab == "differ":
         said = of_test(found, first, PER_PAGE)
-        text = f"Of {said.total:,} test rows those come first on which the shipped student and the ensemble differ most"
+        text = (
+            f"Of {said.total:,} test rows first those where the shipped student and the ensemble differ most"
+        )
         given: dict[str, Any] = {}
     else:
         count = len(shards(run)[2])
@@ -77,18 +79,25 @@ def _rows(run: Run, tab: str, query: Mapping[str, str]) -> str:
     if first + PER_PAGE < said.total:
         links.append(("more", given | {"first": first + PER_PAGE}))
     words = vocabulary(found) if found.info.kind == "text" else None
-    what = "disagreement is" if tab != "differ" else "difference is"
     measure = "a standard deviation" if found.values else "a Jensen-Shannon divergence at T = 1"
-    main = (
-        f"<p class=quiet>{text}. {what[0].upper() + what[1:]} {measure}.</p>"
-        if tab != "random"
-        else f"<p class=quiet>{text}.</p>"
-    )
+    text += "" if tab == "random" else f" (by {measure})"
+    main = f"<p class=quiet>{text}. {esc(_averaged(found))}</p>"
     main += "".join(_example(found, said, i, words) for i in range(len(said.rows)))
     end = " ".join(
         f'<a href="{url("/examples", name=run.name, tab=tab, **each)}">{title}</a>' for title, each in links
     )
     return main + f"<nav>{end}</nav>"
+
+
+def _averaged(found: Setting) -> str:
+    """What the ensemble's line is, where it is no plain mean of the lines above it."""
+    mean, parts = found.mean, []
+    if mean.calibration is not None and not found.values:
+        own = ", ".join(f"{t:.3g}" for t in mean.calibration[:12])
+        parts.append(f"each teacher's logits divided by its own temperature first ({own})")
+    if mean.weights is not None:
+        parts.append(f"weights {', '.join(f'{w:.3g}' for w in mean.weights[:12])}")
+    return f"The ensemble is the {mean.how} mean as this run takes it: {'; '.join(parts)}." if parts else ""
 
 
 def _whole(text: str | None, most: int) -> int:
@@ -104,7 +113,8 @@ def _example(found: Setting, said: Said, row: int, words: dict[int, str] | None)
     label = said.labels[row]
     known = label >= 0 if not found.values else bool(np.isfinite(label))
     name = "no label" if not known else f"{float(label):.6g}" if found.values else _name(found, int(label))
-    head = f"<p><b>{esc(name, 80)}</b> <span class=quiet>row {said.rows[row]}, id {esc(said.ids[row], 60)}</span></p>"
+    where = f"row {said.rows[row]}, id {esc(said.ids[row], 60)}"
+    head = f"<p><b>{esc(name, 80)}</b> <span class=quiet>{where}</span></p>"
     given = input_html(found, said.inputs[row], words)
     return (
         f"<section class=example><div class=input>{head}{given}</div>"
@@ -153,7 +163,7 @@ def _bar(found: Setting, p: np.ndarray, colours: dict[int, str]) -> str:
         f'<svg viewBox="0 0 100 8" width="100%" height="8" preserveAspectRatio="none" role="img" '
         f'aria-label="{title}"><title>{title}</title>{parts}</svg>'
     )
-    return f"{svg}{esc(_name(found, best), 24)} {100 * float(p[best]):.1f}%"
+    return f"{svg}{esc(_name(found, best), 24)}: {100 * float(p[best]):.1f}%"
 
 
 def _name(found: Setting, label: int) -> str:
@@ -207,7 +217,8 @@ def vocabulary(found: Setting) -> dict[int, str] | None:
 
 
 def text_of(tokens: list[int], words: dict[int, str]) -> str:
-    """The text again, as far as its pieces tell: WordPiece's `##`, SentencePiece's and GPT-2's marks of a space."""
+    """The text again, as far as its pieces tell: WordPiece's `##`, SentencePiece's and GPT-2's marks of
+    a space."""
     pieces = [words.get(token - 1, "?") for token in tokens]  # 0 is padding
     if any(piece[:1] in "▁Ġ" for piece in pieces if piece):
         return "".join(pieces).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n").strip()

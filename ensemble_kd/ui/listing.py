@@ -36,7 +36,8 @@ def listing(runs: dict[str, Run], where: str) -> str:
 
 
 def _row(name: str, found: Standing) -> list[str]:
-    state = f'<span class="state {found.state}">{found.state}</span> <span class=quiet>{esc(text_of(found))}</span>'
+    state = f'<span class="state {found.state}">{found.state}</span> '
+    state += f"<span class=quiet>{esc(text_of(found))}</span>"
     if found.state == "running":
         state += f'<progress value="{len(found.done)}" max="{max(len(found.planned), 1)}"></progress>'
     state += "".join(f"<br><span class=wrong>{esc(problem, 200)}</span>" for problem in found.problems[:3])

@@ -208,7 +208,7 @@ def at_work(run: Run, written: float) -> bool:
 
 
 def locks(path: Path = LOCKS) -> set[str]:
-    """Device and inode of every file that is locked as a whole. Raises OSError where the system tells none."""
+    """Device and inode of every file that is locked as a whole. Raises OSError where there is no list."""
     lines = (line.split() for line in path.read_text(encoding="ascii", errors="replace").splitlines())
     return {parts[5] for parts in lines if len(parts) > 5 and parts[1] == "FLOCK"}
 

@@ -7,7 +7,6 @@ N rows, M teachers, C classes; of values C = 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
