@@ -92,8 +92,8 @@ def _graph(run: Run, folder: str, sets: list[list[int]], names: list[str]) -> st
     svg = draw([order[i] for i in places_shown], [(order[i], order[j], v) for i, j, v in lines], sets, names)
     note = (
         "A line joins two classes whose probabilities rise together in the teachers' predictions; the wider, "
+        "the more. A colour is a cluster; grey stands in none, and a class of several has the first one's."
     )
-    note += "the more. A colour is a cluster; grey stands in none, and a class of several has the colour of the first."
     if len(places_shown) < len(order):
         note += f" The {len(places_shown)} most confused of {len(order):,} classes."
     return f'<div class="scroll plot graph">{svg}</div><p class=quiet>{note}</p>'
@@ -149,7 +149,9 @@ def draw(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour.get(c, ALONE)}">{title}</circle>'
         )
         parts.append(_named(names[c], angle[c], count))
-    return f'<svg viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="Confused classes">{"".join(parts)}</svg>'
+    top = 60 if count <= UPRIGHT else 0  # names that are turned need the room above
+    box = f"0 {top} {SIDE} {SIDE - 2 * top}"
+    return f'<svg viewBox="{box}" role="img" aria-label="Confused classes">{"".join(parts)}</svg>'
 
 
 def _named(name: str, angle: float, count: int) -> str:
@@ -164,7 +166,8 @@ def _named(name: str, angle: float, count: int) -> str:
         )
     elif abs(side) < 0.2:
         anchor = "middle"
-    return f'<text x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}"{turn}>{esc(name, 26)}</text>'
+    text = esc(name, 26 if count <= UPRIGHT else 14)
+    return f'<text x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}"{turn}>{text}</text>'
 
 
 def _point(angle: float, radius: float) -> tuple[float, float]:
