@@ -1,4 +1,4 @@
-"""`ensemble-kd ui`: what the pages show is what the run folder holds, whoever wrote it, and nothing is written."""
+"""`ensemble-kd ui`: the pages show what the run folder holds, whoever wrote it, and write nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ def test_hostile_names_and_texts_are_escaped(runs: Path) -> None:
     for path in (runs / "one").rglob("*.json"):
         change(path, spoil)
     (runs / "one").rename(runs / EVIL)
-    name = http.client.HTTPConnection and __import__("urllib.parse").parse.quote(EVIL)
+    name = urllib.parse.quote(EVIL)
     for path in PAGES:
         page = get(runs, path.replace("=one", f"={name}"))
         assert "<img src=x" not in page and EVIL not in page, path
@@ -345,6 +346,9 @@ def test_hostile_names_and_texts_are_escaped(runs: Path) -> None:
 def test_any_value_anywhere_in_a_report(runs: Path, value: Any) -> None:
     """Every block and number of the report's first levels replaced, one at a time."""
     original = json.loads((runs / "one/report.json").read_text())
+    for stage in ("sweep", "teachers", "specialists"):  # nothing to draw, which takes time
+        shutil.rmtree(runs / "one" / stage)
+    shutil.rmtree(runs / "one/student/members")
 
     def places(block: Any, depth: int = 0) -> Iterator[list[Any]]:
         for key in list(block) if isinstance(block, dict) else range(min(len(block), 1)):
@@ -354,7 +358,7 @@ def test_any_value_anywhere_in_a_report(runs: Path, value: Any) -> None:
 
     rng = np.random.default_rng(0)
     every = list(places(original))
-    for n in rng.choice(len(every), 40, replace=False):
+    for n in rng.choice(len(every), 25, replace=False):
         changed = json.loads(json.dumps(original))
         block = changed
         for key in every[n][:-1]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ensemble_kd import pipeline
+from ensemble_kd.artifacts import fingerprint
 from ensemble_kd.disk import size
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.report.choose import choose_html
@@ -20,6 +22,8 @@ REFRESH = 4
 """Seconds, while it runs."""
 MOST_CURVES = 60
 CURVES = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "validation_pearson")
+MOST_PLOTS = 64
+_plots: dict[str, str] = {}
 _drawing = threading.Lock()
 """matplotlib's settings are the process's own."""
 
@@ -115,9 +119,9 @@ def _members(found: Standing, name: str) -> str:
         return ""
     wanted = f" of {training.wanted}" if training.wanted else ""
     lines = [f"{training.finished}{wanted} members finished"]
-    for fingerprint, epoch in training.running[:20]:
+    for member, epoch in training.running[:20]:
         of = f" of {training.epochs}" if training.epochs else ""
-        line = f"{esc(fingerprint[:8])}: epoch {epoch}{of}"
+        line = f"{esc(member[:8])}: epoch {epoch}{of}"
         if training.epochs:
             line += f'<progress value="{epoch}" max="{training.epochs}"></progress>'
         lines.append(line)
@@ -142,9 +146,8 @@ def _sweep(run: Run, report: dict[str, Any] | None) -> str:
     if not isinstance(section, dict):
         return ""
     stage = run.stage("sweep")
-    summary = harmless(stage[1].summary) if stage is not None else None
-    with _drawing:
-        return sweep_html(harmless(section), summary)
+    given = [harmless(section), harmless(stage[1].summary) if stage is not None else None]
+    return _drawn("sweep", given, lambda: sweep_html(*given))
 
 
 def _curves(run: Run, found: Standing) -> str:
@@ -163,8 +166,20 @@ def _curves(run: Run, found: Standing) -> str:
                 drawn[f"{role}/{rest}"] = entries
     if not drawn:
         return ""
+    return _drawn(
+        "curves", drawn, lambda: titled_plot("Training of every member", training_curves(drawn), "wide")
+    )
+
+
+def _drawn(what: str, given: Any, make: Callable[[], str]) -> str:
+    """Drawn once for the same numbers: a page that refreshes asks again and again."""
+    key = fingerprint(what, given)
     with _drawing:
-        return titled_plot("Training of every member", training_curves(drawn), "wide")
+        if key not in _plots:
+            if len(_plots) >= MOST_PLOTS:
+                _plots.clear()
+            _plots[key] = make()
+        return _plots[key]
 
 
 def _list(value: Any) -> list[Any]:
