@@ -188,7 +188,9 @@ def test_planned_stages_are_those_of_the_configuration() -> None:
     for more in (
         [],
         ["specialists=null", "sweep=null"],
-        ["student.temperature=auto"],
+        ["student.temperature=auto"],  # which the sweep searches
+        ["student.alpha=auto"],
+        ["specialists=null", "sweep=null", "student.temperature=auto"],
         ["export={forms: [onnx]}"],
     ):
         config = load_config("digits", [*TINY, *more])
@@ -213,7 +215,7 @@ def test_one_run(runs: Path) -> None:
     for part in (
         "combined-targets",
         "Sweep",
-        "Which settings matter",
+        "Best so far",
         "Training of every member",
         "3 members",
     ):
@@ -333,10 +335,10 @@ def test_hostile_names_and_texts_are_escaped(runs: Path) -> None:
         change(path, spoil)
     (runs / "one").rename(runs / EVIL)
     name = urllib.parse.quote(EVIL)
-    for path in PAGES:
-        page = get(runs, path.replace("=one", f"={name}"))
-        assert "<img src=x" not in page and EVIL not in page, path
-        assert path == "/report" or html.escape("<img src=x") in page
+    for where in PAGES:
+        page = get(runs, where.replace("=one", f"={name}"))
+        assert "<img src=x" not in page and EVIL not in page, where
+        assert html.escape("<img src=x") in page, where
     assert "<img" not in get(runs, f"/run?name={name}x", 404)
 
 
@@ -371,22 +373,35 @@ def test_any_value_anywhere_in_a_report(runs: Path, value: Any) -> None:
 
 def test_damaged_folders_do_not_break_the_list(runs: Path, tmp_path: Path) -> None:
     one = runs / "one"
+
+    def replaced(report: Path) -> Path:
+        report.unlink()
+        return report
+
+    def emptied(folder: Path) -> None:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def begun(folder: Path) -> None:
+        for path in folder.iterdir():
+            if path.name != "resolved.json":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     kinds: dict[str, Any] = {
         "list": lambda f: (f / "report.json").write_text("[]"),
         "cut": lambda f: (f / "report.json").write_text('{"summary": {'),
         "deep": lambda f: (f / "report.json").write_text("[" * 100_000),
         "digits": lambda f: (f / "report.json").write_text('{"created": ' + "9" * 5000 + "}"),
         "binary": lambda f: (f / "resolved.json").write_bytes(b"\xff\xfe\x00"),
-        "pipe": lambda f: ((f / "report.json").unlink(), os.mkfifo(f / "report.json")),
-        "link": lambda f: ((f / "report.json").unlink(), (f / "report.json").symlink_to("/etc/passwd")),
-        "empty": lambda f: [shutil.rmtree(p) for p in f.iterdir() if p.is_dir()],
+        "pipe": lambda f: os.mkfifo(replaced(f / "report.json")),
+        "link": lambda f: replaced(f / "report.json").symlink_to("/etc/passwd"),
+        "empty": emptied,
         "stage": lambda f: (only(f, "student") / "manifest.json").write_text("{}"),
         "store": lambda f: next(f.glob("soft_targets/*/*.parquet")).write_bytes(b"no parquet"),
         "tensor": lambda f: next(f.glob("clusters/*/*.safetensors")).write_bytes(b"\xff" * 99),
         "data": lambda f: shutil.rmtree(f / "data"),
-        "begun": lambda f: [
-            p.unlink() if p.is_file() else shutil.rmtree(p) for p in f.iterdir() if p.name != "resolved.json"
-        ],
+        "begun": begun,
     }
     for name, damage in kinds.items():
         shutil.copytree(one, runs / name)
@@ -411,8 +426,8 @@ def test_nothing_outside_the_folder_is_read(runs: Path, tmp_path: Path) -> None:
         for page in ("run", "report", "examples", "clusters"):
             answer = client(runs).get(f"/{page}", params={"name": name})
             assert answer.status_code == 404 and "OUTSIDE" not in answer.text
-    for path in ("/../secret/report.html", "/%2e%2e/secret", "/files/style.css", "/static/../app.py"):
-        assert client(runs).get(path).status_code == 404
+    for where in ("/../secret/report.html", "/%2e%2e/secret", "/files/style.css", "/static/../app.py"):
+        assert client(runs).get(where).status_code == 404
     for name in ("report.html", "soft_targets", "data", "clusters", "teachers"):
         path = runs / "one" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -116,8 +116,8 @@ def leaderboard(group: list[Run]) -> str:
     headline = list(rows[0])[2]
     lines = []
     for row in rows:
-        error = row["standard_error"]
-        value = f"{100 * row[headline]:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+        spread = row["standard_error"]
+        value = f"{100 * row[headline]:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
         behind = ""
         if row is not rows[0]:
             known = row["behind"] is not None

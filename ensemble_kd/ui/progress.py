@@ -100,10 +100,15 @@ def standing(run: Run) -> Standing:
 
 def planned_stages(settings: dict[str, Any]) -> list[str]:
     """The stages of a run with these settings; all of them where the settings cannot be read."""
-    student = settings.get("student")
-    choosing = isinstance(student, dict) and "auto" in [
-        student.get(k) for k in ("temperature", "alpha", "pseudo")
+    student, sweep = settings.get("student"), settings.get("sweep")
+    swept = sweep.get("space") if isinstance(sweep, dict) else None
+    swept = {str(path).removeprefix("student.") for path in swept} if isinstance(swept, dict) else set()
+    auto = [
+        n
+        for n in ("temperature", "alpha", "pseudo")
+        if isinstance(student, dict) and student.get(n) == "auto"
     ]
+    choosing = [name for name in auto if name not in swept]
     try:
         found = json.loads(json.dumps(settings), object_hook=lambda block: SimpleNamespace(**block))
         found.choosing = choosing or None  # of a Config a property
@@ -133,7 +138,7 @@ def training_of(run: Run, stage: str | None, settings: dict[str, Any]) -> Traini
 
 def members_standing(run: Run, stage: str) -> list[tuple[str, Manifest | None, int]]:
     """Folder, manifest and finished epochs of each member."""
-    found = []
+    found: list[tuple[str, Manifest | None, int]] = []
     for where, manifest in run.members(stage):
         if manifest is not None:
             found.append((where, manifest, 0))
