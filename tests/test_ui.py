@@ -287,9 +287,7 @@ def test_a_store_of_the_largest_logits(runs: Path, tmp_path: Path) -> None:
     page = get(tmp_path / "more", "/examples?name=top")
     assert page.count("<section class=example>") == 8
     assert "no student yet" in get(tmp_path / "more", "/examples?name=top&tab=differ")
-    assert "3 of 6 stages" not in get(tmp_path / "more", "/") and "4 of 6 stages" in get(
-        tmp_path / "more", "/"
-    )
+    assert "3 of 6 stages; gap" in get(tmp_path / "more", "/")  # soft targets do not wait for it
 
 
 def test_odd_numbers_in_an_address_are_taken_for_zero(runs: Path) -> None:
