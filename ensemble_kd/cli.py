@@ -21,7 +21,7 @@ from rich.console import Console as Rich
 from rich.markup import escape
 from rich.table import Table
 
-from ensemble_kd import __version__, cli_compare, cli_data, cli_doctor, cli_inspect, cli_recipes
+from ensemble_kd import __version__, cli_compare, cli_data, cli_doctor, cli_inspect, cli_recipes, cli_ui
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.disk import full
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, ProblemsError
@@ -384,6 +384,13 @@ def inspect(path: cli_inspect.Place, json_: cli_doctor.Json = False) -> None:
     """What is in a run, a model folder, a store of soft targets, or any other folder of a run."""
     with reported(False):
         cli_inspect.inspect(out, path, json_)
+
+
+@app.command()
+def ui(runs: cli_ui.Runs = "runs", host: cli_ui.Host = "127.0.0.1", port: cli_ui.Port = 8001) -> None:
+    """Pages over run folders in the browser: progress, leaderboard, reports, soft targets. Until Ctrl-C."""
+    with reported(False):
+        cli_ui.ui(runs, host, port)
 
 
 @app.command()

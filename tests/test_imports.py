@@ -18,7 +18,8 @@ PACKAGE = ROOT / "ensemble_kd"
 LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli", "api"},
-    {"cli_compare", "cli_data", "cli_doctor", "cli_inspect", "cli_recipes", "supervised"},
+    {"cli_compare", "cli_data", "cli_doctor", "cli_inspect", "cli_recipes", "cli_ui", "supervised"},
+    {"ui"},
     {"compare", "contents", "doctor"},
     {"leftovers"},
     {"integrations"},

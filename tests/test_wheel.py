@@ -99,6 +99,7 @@ def test_a_wheel_from_the_sdist_has_all_modules_recipes_and_spaces(wheel: Path) 
     wanted = below("ensemble_kd", "ensemble_kd", ".py") | {"ensemble_kd/py.typed"}
     wanted |= below("jobs/recipes", "ensemble_kd/recipes", ".yaml")
     wanted |= below("tune/spaces", "ensemble_kd/spaces", ".yaml")
+    wanted |= {"ensemble_kd/ui/files/style.css", "ensemble_kd/ui/files/refresh.js"}
     with zipfile.ZipFile(wheel) as archive:
         found = set(archive.namelist())
     assert {name for name in found if not re.match(r"ensemble_kd-[^/]+\.dist-info/", name)} == wanted

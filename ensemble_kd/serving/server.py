@@ -47,9 +47,9 @@ def serve_model(
     Raises InputError before Ray starts: the extra is missing, no such token, an unusable model folder, a
     port that is taken, more replicas than CPUs.
     """
-    _check_extra()
+    check_extra("serving")
     token = _token(token_variable)
-    with _listener(host, port) as listener:
+    with listener(host, port) as bound:
         predictor = load_predictor(folder, form, threads=1, trust=trust)
 
         from ensemble_kd.serving.app import Description, Limits, create_app
@@ -78,15 +78,15 @@ def serve_model(
                 answer = on_ray.deploy(folder, model.form, chosen, replicas, trust)
                 stop.check()
                 app = create_app(model, answer, chosen, token, replicas)
-                url = _url(host, listener.getsockname()[1])
-                note = "" if token or _is_local(host) else "; open to the network, without a token"
+                url = url_of(host, bound.getsockname()[1])
+                note = "" if token or is_local(host) else "; open to the network, without a token"
 
                 def started() -> None:
                     server.should_exit = bool(stop.asked)
                     write(f"serving {folder} ({model.form}) on {url}{note}")
 
                 server = Server(app, chosen, started)
-                server.run(sockets=[listener])
+                server.run(sockets=[bound])
                 write("stopped")
             finally:
                 # Ray reports the actors that it ends here as failures, by way of standard output.
@@ -95,10 +95,11 @@ def serve_model(
                     runtime.__exit__()
 
 
-def _check_extra() -> None:
+def check_extra(what: str) -> None:
+    """Raises InputError where the extra `serve` is not installed."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise InputError(f"serving needs {', '.join(missing)}; pip install 'ensemble-kd[serve]'")
+        raise InputError(f"{what} needs {', '.join(missing)}; pip install 'ensemble-kd[serve]'")
 
 
 def _token(variable: str | None) -> str | None:
@@ -117,7 +118,7 @@ def _token(variable: str | None) -> str | None:
 
 
 @contextmanager
-def _listener(host: str, port: int) -> Iterator[socket.socket]:
+def listener(host: str, port: int) -> Iterator[socket.socket]:
     """A bound socket. Raises InputError where there is none to be had."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -139,9 +140,9 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         yield found
 
 
-def _url(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")

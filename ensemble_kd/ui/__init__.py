@@ -1,0 +1,1 @@
+"""`ensemble-kd ui`: pages over run folders. They read, and write nothing."""
