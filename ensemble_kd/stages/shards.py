@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ def fill(
             entries[Path(item["target"]).name] = receipt
     todo = [item for item in work if Path(item["target"]).name not in entries]
     context.console.progress(title, len(entries), len(work), "starting actors" if todo else "")
+    made = make(todo) if todo else iter(())
     try:
-        for target, entry in make(todo) if todo else []:
+        for target, entry in made:
             if (mirror := attached()) is not None:
                 mirror.ensure(target)  # made on another node
             write_json(receipt_path(target), entry)
@@ -89,6 +90,8 @@ def fill(
             context.console.progress(title, len(entries), len(work), f"{entry['rows']} rows")
     finally:
         context.console.progress(title, 0, 0, "")
+        if isinstance(made, Generator):
+            made.close()
     found = sum(entry["rows"] for entry in entries.values())
     if found != rows:
         raise ArtifactError(f"{plan.folder}: {found} rows of soft targets for {rows} of the transfer set")
@@ -158,11 +161,13 @@ def in_actors(
             f"{stage}: Ray Data failed: {last_words(str(error))}; {KEPT}"
             + keep("".join(traceback.format_exception(error)), folder)
         ) from error
+    finally:
+        rows.close()  # a thread of Ray Data's that outlives this would start Ray again
 
 
 def _on_ray(
     items: list[Item], pool: dict[str, Any], size: int, cpus: float, gpus: float
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     import ray.data
 
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -176,7 +181,7 @@ def _on_ray(
     yield from dataset.iter_rows()
 
 
-def _here(items: list[Item], pool: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _here(items: list[Item], pool: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
     """One after the other in this process."""
     with borrowed(1):
         actor = _Pool(**pool)
