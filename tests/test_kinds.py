@@ -204,6 +204,7 @@ def test_trees_and_networks_teach_together_and_the_mean_may_follow_the_better_ki
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_trees_are_fitted_to_rows_that_are_streamed(tmp_path: Path, ray_session: None) -> None:
     write(tmp_path / "data")
     found = report_of(tmp_path / "run", tmp_path / "data", compute={"memory_budget": 1e-9})
