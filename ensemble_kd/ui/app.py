@@ -41,6 +41,10 @@ HEADERS = {
 }
 
 
+class NoRunError(Exception):
+    """Asked for a run that is not in the list."""
+
+
 def create_app(root: Path, host: str = "127.0.0.1") -> Any:
     """The application over the runs below `root`; `host` is what it listens on."""
 
@@ -48,15 +52,15 @@ def create_app(root: Path, host: str = "127.0.0.1") -> Any:
         name = request.query_params.get("name", "")
         found = runs_below(root).get(name)
         if found is None:
-            raise LookupError(f"there is no run {shown(name)!r}")
+            raise NoRunError(f"there is no run {shown(name)!r}")
         return found
 
     def pages(make: Callable[[Request], str]) -> Callable[[Request], Response]:
         def endpoint(request: Request) -> Response:
             try:
                 return _html(make(request))
-            except LookupError as error:
-                return _wrong(404, str(error.args[0]))
+            except NoRunError as error:
+                return _wrong(404, str(error))
             except (ArtifactError, OSError) as error:
                 return _wrong(200, str(error))
 
@@ -68,8 +72,8 @@ def create_app(root: Path, host: str = "127.0.0.1") -> Any:
             if (problem := problem_inside(run.folder, "report.html")) is not None:
                 return _wrong(404, f"report.html: {problem}")
             content = read_plain(run.folder / "report.html", LARGEST)
-        except LookupError as error:
-            return _wrong(404, str(error.args[0]))
+        except NoRunError as error:
+            return _wrong(404, str(error))
         except (ArtifactError, OSError) as error:
             return _wrong(404, str(error))
         headers = HEADERS | {"Content-Security-Policy": REPORT_POLICY}
