@@ -50,7 +50,7 @@ RIVALS = (
         "torchdistill",
         HERE / "with_torchdistill.py",
         "runs",
-        "one teacher module; nothing is stored; no sweep, no specialists",
+        "one teacher module; nothing is stored; no sweep, no specialists; the epochs' loop is yours to write",
         ("torchdistill==1.1.5",),
         "torchdistill",
     ),

@@ -196,7 +196,7 @@ def peers(quick: bool, data: Path | None = None) -> Measured:
     """Environments and results stay in runs/peers; a second call installs nothing."""
     task = PLACE / ("task-quick" if quick else "task")
     about = prepare(data or DATA, task, quick)
-    rows = compare(RIVALS, task, 1 if quick else 3, PLACE)
+    rows = compare(RIVALS, task, 1 if quick else 5, PLACE)
     rates = {row["name"]: row["examples_per_cpu_second"] for row in rows if "problem" not in row}
     if OURS not in rates:
         raise RuntimeError(f"peers: {next(row['problem'] for row in rows if row['name'] == OURS)}")

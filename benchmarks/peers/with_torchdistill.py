@@ -2,14 +2,23 @@
 
 import torch
 from torch.utils.data import RandomSampler, TensorDataset
-from torchdistill.core.distillation import get_distillation_box
 
 from benchmarks.peers.given import read
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:  # PyPI's is built for CUDA: beside a CPU torch its operators are missing
+    library = torch.library.Library("torchvision", "DEF")
+    pools = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+    for name in ("nms", "qnms", *pools, *(f"_{pool}_backward" for pool in pools)):
+        library.define(f"{name}(Tensor x) -> Tensor")
+from torchdistill.core.distillation import get_distillation_box
 
 given = read()
 student = given.student()
 logits = {"module_path": ".", "io": "output"}
 config = {
+    "num_epochs": given.settings["epochs"],
     "train_data_loader": {
         "dataset_id": "train",
         "sampler": {"class_or_func": RandomSampler, "kwargs": {}},
