@@ -1,0 +1,1 @@
+"""The package's loop beside what people would use in its place; `python -m benchmarks.peers`."""
