@@ -151,7 +151,9 @@ def test_docker_s_small_shared_memory_is_told_and_does_not_stop_a_run(tmp_path: 
             "mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm", log=tmp_path / "mount"
         ).wait
         assert shared() == 0
-        process = run.begin("teachers", "teachers.training={epochs: 1, batch_size: 16}")
+        process = run.begin(
+            "teachers", "teachers.training={epochs: 1, batch_size: 16}", "compute.executor=ray"
+        )
         assert process.wait(180) == 0, run.log.read_text()
         said = run.log.read_text()
         assert "warning: /dev/shm has room for 6" in said and "--shm-size" in said
