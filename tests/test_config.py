@@ -101,6 +101,20 @@ def test_all_problems_of_a_sweep_come_together() -> None:
     assert len([line for line in found if line.startswith(("sweep.space", "student.temperature"))]) >= 3
 
 
+def test_a_folder_called_like_a_recipe_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "other").mkdir()
+    assert load_config("digits").name == "digits"
+    with pytest.raises(ConfigError, match="other: a folder, not a file"):
+        load_config("other")
+    (tmp_path / "digits").rmdir()
+    (tmp_path / "digits").write_text("name: mine\ndata: {source: digits}\n")
+    assert load_config("digits").name == "mine"
+
+
 @pytest.mark.parametrize("name", sorted(set(recipe_paths()) - EMBEDDED))
 def test_recipe_without_its_path_says_what_to_set(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.path: missing.*--set data\.path"):

@@ -45,7 +45,11 @@ def read_space(raw: dict[str, Any]) -> None:
 
 
 def file_of(path: str | Path) -> Path:
-    """A configuration's file, or that of the shipped recipe of this name. Raises ConfigError."""
+    """A configuration's file, or that of the shipped recipe of this name, which a folder so called (data, a
+    run) does not hide. Raises ConfigError."""
+    recipe = recipe_paths().get(str(path))
+    if recipe is not None and Path(path).is_dir():
+        return recipe
     if str(path) and exists(path):
         return Path(path).expanduser()
     return recipe_paths()[shipped(str(path), "configuration file or recipe")]
