@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,15 +47,19 @@ class Work:
     """Members that one process trains as stacked parameters, by the place in `tasks` of the first that is
     left. Those that are finished are trained along and left as they are: rounding depends on the stack."""
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """By fingerprint."""
+        return {task.fingerprint: place for place, task in enumerate(self.tasks)}
+
     @property
     def claims(self) -> list[int]:
         """Places in `tasks` that processes claim: of a stack the first alone."""
-        places = {task.fingerprint: place for place, task in enumerate(self.tasks)}
         led = {
-            places[task.fingerprint]
+            self.places[task.fingerprint]
             for first, stack in self.stacks.items()
             for task in stack
-            if places.get(task.fingerprint, first) != first
+            if self.places.get(task.fingerprint, first) != first
         }
         return [place for place in range(len(self.tasks)) if place not in led]
 
@@ -164,8 +169,7 @@ def _train_stack(
 ) -> bool:
     """Train the stack that is claimed by its first member, its state saved after every epoch."""
     stack = work.stacks[place]
-    places = {task.fingerprint: place for place, task in enumerate(work.tasks)}
-    shown = [places.get(task.fingerprint) for task in stack]  # None: finished before
+    shown = [work.places.get(task.fingerprint) for task in stack]  # None: finished before
     folders = [task.folder(members) for task in stack]
     checkpoint = checkpoint_of(stack, members)
     for folder in folders if mirror is not None else []:

@@ -15,7 +15,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import choose, student, sweep
 from ensemble_kd.stages.base import Artifact, DataFound
 from ensemble_kd.stages.context import Console, StagePlan
-from ensemble_kd.stages.stacking import stackable
+from ensemble_kd.stages.stacking import stackable, stacks_of
 from ensemble_kd.stages.start import Basis
 from ensemble_kd.train.fused import random_inputs
 from ensemble_kd.train.member import MemberTask
@@ -82,6 +82,17 @@ def test_small_students_are_stacked_and_others_trained_one_by_one() -> None:
     assert not stackable(*task(model={"name": "mlp", "hidden": [800, 800]}), INFO)
     assert not stackable(*task(replicas_per_member=2), INFO)
     assert random_inputs(INFO).shape == (4, 8, 8, 1)
+
+
+def test_an_assistant_is_stacked_by_its_own_network() -> None:
+    """Its batch norm cannot be stacked, whatever the student is; nor is a large one small for its sake."""
+    small, large = {"name": "mlp", "hidden": [16]}, {"name": "mlp", "hidden": [800, 800]}
+    for model, alone in ((small, False), (large, True), ({"name": "resnet", "width": 4}, True)):
+        config = config_of({**dict.fromkeys(ALL, 0.5), "pseudo": 0, "seeds": 2, "assistants": [model]})
+        basis = Basis.alone(config)
+        tasks = student.tasks(config, "d", "s", {**COUNTS, "labelled": 1000}, basis)
+        stacked = {group[0].role for group in stacks_of(tasks, config, INFO)}
+        assert "hard" in stacked and ("assistant-1" not in stacked) == alone
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 4, 60])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.data.augment import hash_numbers
+from ensemble_kd.data.augment import hash_numbers, uniform
 from ensemble_kd.data.table import TableColumn
 
 NEIGHBOURS = 5
@@ -112,7 +112,7 @@ def _made_up(
 ) -> Tensor:
     bits = hash_numbers(rows.to(inputs.device, torch.int64), views, seed + STREAM)
     columns, groups = len(near.groups), int(near.groups[-1]) + 1
-    numbers = _uniform(bits, 1 + groups + columns)  # (B, 1 + G + D)
+    numbers = uniform(bits, 1 + groups + columns).T  # (B, 1 + G + D)
     which, whether, noise = numbers.split([1, groups, columns], dim=1)
     count = near.nearest.shape[1]
     places = (which[:, 0] * count).long().clamp_(max=count - 1)
@@ -123,10 +123,3 @@ def _made_up(
     taken = whether[:, near.groups.to(inputs.device)] < probability
     taken &= (views != 0)[:, None]
     return torch.where(taken, others + normal * (inputs - others).abs(), inputs)
-
-
-def _uniform(bits: Tensor, count: int) -> Tensor:
-    """(B, count) float64 in [0, 1), from random bits (B,): as `augment.uniform`, all in one go."""
-    numbers = torch.arange(count, device=bits.device).repeat(len(bits))
-    hashes = hash_numbers(bits.repeat_interleave(count), numbers, 0)
-    return ((hashes >> 9).double() / 2**53).view(len(bits), count)

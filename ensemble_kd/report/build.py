@@ -343,9 +343,16 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
     advantage = Interval(**gap["advantage"]) if gap["advantage"] else None
     chosen = inputs.choose is not None or inputs.sweep is not None
     softened = not inputs.info.get("target")
-    how: dict[str, Any] = {"chosen": chosen, "softened": softened, "falling": falling}
-    how["read"] = inputs.reads_teachers
-    return Gap(gap["value"], gap["reason"], advantage, causes, **how)
+    return Gap(
+        gap["value"],
+        gap["reason"],
+        advantage,
+        causes,
+        chosen=chosen,
+        softened=softened,
+        falling=falling,
+        read=inputs.reads_teachers,
+    )
 
 
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:

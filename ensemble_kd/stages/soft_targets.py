@@ -12,12 +12,12 @@ import torch
 from ensemble_kd import disk
 from ensemble_kd.artifacts import Manifest, size_on_disk
 from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig, num_teachers
-from ensemble_kd.data.augment import view
-from ensemble_kd.data.mixing import Pool, mixed_view
-from ensemble_kd.data.munge import munged_view, neighbourhood
+from ensemble_kd.data.mixing import Pool
+from ensemble_kd.data.munge import neighbourhood
 from ensemble_kd.data.predictions import align
 from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
+from ensemble_kd.data.versions import Others, version
 from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.models.outputs import state_name
@@ -92,14 +92,11 @@ class Labeller:
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self.info, self.layout, self.batch_size = info, layout, batch_size
         self.augment = AugmentConfig.model_validate(augment)
-        self.pool = None
-        if self.augment.mixup and layout.views > 1:
+        self.others: Others | None = None
+        if (self.augment.mixup or self.augment.munge) and layout.views > 1:
             assert data is not None
-            self.pool = Pool(as_tensor(load_split(Path(data), "transfer").inputs))
-        self.near = None
-        if self.augment.munge and layout.views > 1:
-            assert data is not None
-            self.near = neighbourhood(load_split(Path(data), "transfer").inputs, info)
+            rows = load_split(Path(data), "transfer").inputs
+            self.others = Pool(as_tensor(rows)) if self.augment.mixup else neighbourhood(rows, info)
         self.networks = [
             (
                 load_network(settings, info, Path(folder)).to(self.device),
@@ -144,13 +141,8 @@ class Labeller:
         out = torch.empty(len(inputs), self.layout.views, self.layout.members, self.layout.classes)
         for v in range(self.layout.views):
             seen = inputs
-            if v and self.pool is not None:
-                seen, _ = mixed_view(inputs, None, rows, v, VIEW_SEED, self.augment, self.pool)
-            elif v and self.near is not None:
-                munge = self.augment.munge
-                seen, _ = munged_view(inputs, None, rows, v, VIEW_SEED, munge, self.near)
-            elif v:
-                seen = view(inputs, rows, v, VIEW_SEED, self.augment)
+            if v:
+                seen, _ = version(inputs, None, rows, v, VIEW_SEED, self.augment, others=self.others)
             for m, (network, precision) in enumerate(self.networks):
                 out[:, v, m] = predict(network, seen, self.device, self.batch_size, precision)
         return out

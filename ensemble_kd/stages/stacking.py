@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from ensemble_kd.config import Config, ModelConfig
 from ensemble_kd.models.build import build
 from ensemble_kd.train.fused import fuse_key, random_inputs
 from ensemble_kd.train.member import MemberTask
@@ -17,20 +20,18 @@ SMALL = 2**20
 a stack share: above, a stack of ten costs nearly as much as ten."""
 
 
-def stackable(task: MemberTask, config: Any, info: dict[str, Any]) -> bool:
-    """Whether students like this one can be trained as one stack, and are so small that it pays.
-
-    `config` is the run's Config.
-    """
+def stackable(task: MemberTask, config: Config, info: dict[str, Any]) -> bool:
+    """Whether students like this one can be trained as one stack, and are so small that it pays."""
     if fuse_key(task) is None or config.student.replicas_per_member > 1:
         return False
-    network = build(config.student.model, info)
-    if network.num_parameters * config.student.training.batch_size > SMALL:
+    model: Any = TypeAdapter(ModelConfig).validate_python(task.model)  # an assistant's is its own
+    network = build(model, info)
+    if network.num_parameters * task.training["batch_size"] > SMALL:
         return False
     return deterministic(network, random_inputs(info))
 
 
-def stacks_of(tasks: list[MemberTask], config: Any, info: dict[str, Any]) -> list[list[MemberTask]]:
+def stacks_of(tasks: list[MemberTask], config: Config, info: dict[str, Any]) -> list[list[MemberTask]]:
     """The seeds of each role as one stack, in order; roles of one student, or that cannot, are left out.
 
     What is in a stack follows from the tasks alone, not from the number of processes: rounding depends on it.

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.config import AugmentConfig
-from ensemble_kd.data.augment import view
-from ensemble_kd.data.mixing import Pool, mixed_view
-from ensemble_kd.data.munge import Neighbourhood, munged_view
+from ensemble_kd.data.versions import Others, version
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
@@ -310,10 +308,8 @@ class Batches:
     """Batches of a block that are augmented and given their targets at once; None for all."""
     by_length: bool = False
     """Put texts of about the same length into a batch, so that little of it is padding."""
-    pool: Pool | None = None
-    """What examples are mixed with, where `augment` says so."""
-    near: Neighbourhood | None = None
-    """What rows are made up from, where `augment` says so."""
+    others: Others | None = None
+    """What examples are mixed with or made up from, where `augment` says so."""
     masking: Masking | None = None
     """Masks words to be guessed; for masked language models."""
     weights: Tensor | None = None
@@ -349,18 +345,9 @@ class Batches:
         labels = block.labels.to(self.device, non_blocking=True)
         if self.augment.active and (self.fresh_views or block.views is not None):
             views, seed = self._views(block, epoch)
-            if self.augment.mixup:
-                assert self.pool is not None, "the stages ask for mixtures only of what is in memory"
-                inputs, mixed = mixed_view(inputs, labels, rows, views, seed, self.augment, self.pool)
-                labels = labels if mixed is None else mixed
-            elif self.augment.munge:
-                assert self.near is not None, "the stages ask for neighbours only of what is in memory"
-                inputs, made_up = munged_view(
-                    inputs, labels, rows, views, seed, self.augment.munge, self.near
-                )
-                labels = labels if made_up is None else made_up
-            else:
-                inputs = view(inputs, rows, views, seed, self.augment)
+            augment, others = self.augment, self.others
+            inputs, changed = version(inputs, labels, rows, views, seed, augment, others=others)
+            labels = labels if changed is None else changed
         teacher, guesses = None, None
         if block.member_logits is not None:
             guesses, teacher = self._targets(block.member_logits, len(rows))

@@ -23,6 +23,7 @@ from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.munge import Neighbourhood, neighbourhood
 from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.versions import Others
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.mirror import ensure
 from ensemble_kd.models.branched import Branched
@@ -669,10 +670,11 @@ def make_batches(
         wanted = task.targets if task.reads_teacher else None
         open_epoch = data.stream(wanted, mix(task.seed, 13), max(1, task.views))
         source = StreamSource(lambda epoch: _filtered(task, open_epoch(epoch), data.info, epoch))
-    pool = None
+    others: Others | None = None
     if augment.mixup and isinstance(source, TensorSource):  # a stored view is mixed with any row of the split
-        pool = Pool(source.inputs, source.labels, source.rows if task.views == 0 else None)
-    near = data.near if augment.munge and task.views > 1 else None
+        others = Pool(source.inputs, source.labels, source.rows if task.views == 0 else None)
+    elif augment.munge and task.views > 1:
+        others = data.near
     if task.masked_lm:
         masking = _masking(task, data.info)
     return Batches(
@@ -690,8 +692,7 @@ def make_batches(
         by_length=data.info["kind"] == "text" and any(name in BY_LENGTH for name in _models(task)),
         masking=masking,
         weights=None if data.weights is None or task.corpus is not None else as_tensor(data.weights),
-        pool=pool,
-        near=near,
+        others=others,
     )
 
 
