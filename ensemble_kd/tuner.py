@@ -27,6 +27,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from ensemble_kd import disk, local_group
+from ensemble_kd.config.plugins import loaded, provide
 from ensemble_kd.disk import DiskError, told
 from ensemble_kd.errors import EnsembleKDError, TrainingError
 from ensemble_kd.failures import keep, last_words
@@ -58,6 +59,7 @@ class Students(tune.Trainable):
         prepare(shared["cpus_per_worker"])
         self.shared = shared
         self.mirror = attach(shared["mirror"])
+        provide(shared["plugins"])
         hold(shared["secrets"])
         self.replicas: list[Any] = []
         self.options: dict[str, Any] = {"data": None, "start": self._together}
@@ -127,6 +129,7 @@ class _Replica:
 
         prepare(shared["cpus_per_worker"])
         self.mirror = attach(shared["mirror"])
+        provide(shared["plugins"])
         hold(shared["secrets"])
         self.rank, self.size, self.shared = rank, size, shared
         self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -291,6 +294,7 @@ def run_trials(runtime: Runtime, work: TrialWork) -> None:
         "sign": work.sign,
         "rungs": rungs(work.asha, work.epochs),
         "mirror": attached_spec(),
+        "plugins": loaded(),
         "secrets": held(),
         "meeting": tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None,
     }
@@ -376,6 +380,7 @@ def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
     from ensemble_kd.train.fused import choose_fuse
 
     prepare(shared["cpus_per_worker"])
+    provide(shared["plugins"])
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     try:
         return choose_fuse(task, _load(shared), limit, device=device)

@@ -25,6 +25,7 @@ from typing import Any
 
 from ensemble_kd import disk
 from ensemble_kd.board import Board, Event
+from ensemble_kd.config.plugins import loaded, provide
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.failures import keep, last_words
@@ -70,6 +71,7 @@ def _worker(config: dict[str, Any]) -> None:
         )
         replicas = Replicas(mesh["replica"].get_local_rank(), per_member, mesh["replica"].get_group())
     mirror = attach(config["mirror"])
+    provide(config["plugins"])
     hold(config["secrets"])
     stop = threading.Event()
     threading.Thread(target=_look, args=(board, stop), name="stop", daemon=True).start()
@@ -191,6 +193,7 @@ def train_members(
             "board": board,
             "cpus_per_worker": runtime.compute.cpus_per_worker,
             "mirror": attached_spec(),
+            "plugins": loaded(),
             "secrets": held(),
         },
         torch_config=None if meeting is None else LocalTorchConfig(folder=meeting),

@@ -21,6 +21,7 @@ from ensemble_kd.config.epochs import specialist_training, unresolved, with_epoc
 from ensemble_kd.config.export import ExportConfig, ExportForm
 from ensemble_kd.config.load import json_schema, load_config, read_config, validate
 from ensemble_kd.config.models import (
+    NETWORKS,
     BagConfig,
     BiLSTMConfig,
     CNNConfig,
@@ -52,6 +53,7 @@ from ensemble_kd.config.teachers import (
 from ensemble_kd.config.training import TrainingConfig
 
 __all__ = [
+    "NETWORKS",
     "AugmentConfig",
     "BagConfig",
     "BiLSTMConfig",

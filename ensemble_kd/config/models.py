@@ -12,6 +12,7 @@ from pydantic import (
 
 from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
 from ensemble_kd.config.data import DataConfig
+from ensemble_kd.config.families import Family
 from ensemble_kd.config.image_models import (
     CNNConfig,
     MLPConfig,
@@ -20,7 +21,7 @@ from ensemble_kd.config.image_models import (
     WideShallowConfig,
     linear_parameters,
 )
-from ensemble_kd.config.start import StaticEmbeddingConfig, start_of
+from ensemble_kd.config.start import INITIALISERS, StaticEmbeddingConfig, start_of
 from ensemble_kd.secret_options import remember
 
 
@@ -29,7 +30,10 @@ class TableConfig(NetworkConfig):
 
     later: ClassVar[frozenset[str]] = frozenset({"start"})
 
-    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of)] = None
+    start: Annotated[
+        Annotated[StaticEmbeddingConfig, INITIALISERS.beside(StaticEmbeddingConfig)] | None,
+        BeforeValidator(start_of),
+    ] = None
     """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
     null, or `random`, for random numbers."""
 
@@ -211,6 +215,21 @@ class CustomModelConfig(Block):
         return self
 
 
+NETWORKS = Family(
+    "network",
+    MLPConfig,
+    CNNConfig,
+    ResNetConfig,
+    WideShallowConfig,
+    BagConfig,
+    TextCNNConfig,
+    BiLSTMConfig,
+    TreesConfig,
+    TransformerConfig,
+    CustomModelConfig,
+)
+"""Every network by the name of its block."""
+
 ModelConfig = Annotated[
     MLPConfig
     | CNNConfig
@@ -223,20 +242,8 @@ ModelConfig = Annotated[
     | TransformerConfig
     | CustomModelConfig,
     Field(discriminator="name"),
+    NETWORKS,
 ]
-
-
-OURS: tuple[type[NetworkConfig], ...] = (
-    MLPConfig,
-    CNNConfig,
-    ResNetConfig,
-    WideShallowConfig,
-    BagConfig,
-    TextCNNConfig,
-    BiLSTMConfig,
-    TreesConfig,
-)
-"""Those that say which `kinds` of inputs they take; of the others only building them tells."""
 
 
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
@@ -247,7 +254,10 @@ def model_problems(path: str, model: Any, kind: str) -> list[str]:
         return [f"{path}.name: 'trees' is for teachers; a student is a network, use mlp, or custom"]
     if kind in getattr(model, "kinds", (kind,)):
         return [f"{path}.{line}" for line in model.own_problems()] if isinstance(model, NetworkConfig) else []
-    fit = [block for block in OURS if kind in block.kinds and (teaches or block is not TreesConfig)]
+    known = [
+        block for block in NETWORKS.blocks if issubclass(block, NetworkConfig)
+    ]  # the others: built to see
+    fit = [block for block in known if kind in block.kinds and (teaches or block is not TreesConfig)]
     good = sorted(block.model_fields["name"].default for block in fit)
     return [f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ensemble_kd.config.auto import auto_problems, settled, to_choose
-from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.base import MODULE, RUN_NAME, Block
 from ensemble_kd.config.branches import branch_problems
 from ensemble_kd.config.chain import chain_problems
 from ensemble_kd.config.class_weights import class_weight_problems
@@ -28,14 +28,23 @@ from ensemble_kd.config_checks import compute_problems, single_problems
 from ensemble_kd.stage_list import stages_of
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Config(Block):
     """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) (choose,)
     student, (export,) report."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"plugins"})
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of splits, initialisations, orders and augmentations."""
+    plugins: Annotated[list[Annotated[str, Field(pattern=MODULE)]], BeforeValidator(_listed)] = []
+    """Modules of yours that bring methods (networks, objectives and others): each registers them on import,
+    and must be on PYTHONPATH of every process."""
     data: DataConfig
     """The data set."""
     teachers: TeachersConfig = TeachersConfig()

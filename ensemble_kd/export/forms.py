@@ -44,7 +44,7 @@ from ensemble_kd.export.program import PROGRAM, load_program, program_inputs, wr
 from ensemble_kd.inference.feed import feed, input_names
 from ensemble_kd.inference.latency import SIZES, latency
 from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
-from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_folder_manifest
+from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, plugins_for, read_folder_manifest
 from ensemble_kd.models.package import Package
 from ensemble_kd.models.pooling import MODULES
 from ensemble_kd.redact import redacted_model
@@ -393,6 +393,7 @@ def _describe(form: str, source: Package, folder: Path, extra: dict[str, Any]) -
             "info": source.info,
             "lineage": source.lineage,
             "model": redacted_model(source.model),
+            **plugins_for(source.model),
             **extra,
         },
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_json
+from ensemble_kd.config.plugins import loaded, provide
 from ensemble_kd.data.prepared import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
@@ -142,6 +143,7 @@ def in_actors(
         "actor": actor,
         "arguments": {**arguments, "use_gpu": gpus > 0},
         "mirror": attached_spec(),
+        "plugins": loaded(),
         "secrets": held(),
     }
     if runtime.local:
@@ -194,8 +196,14 @@ class _Pool:
     """What Ray Data keeps one of per actor."""
 
     def __init__(
-        self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None, secrets: Held
+        self,
+        actor: type,
+        arguments: dict[str, Any],
+        mirror: dict[str, Any] | None,
+        secrets: Held,
+        plugins: Sequence[str] = (),
     ) -> None:
+        provide(plugins)
         hold(secrets)
         prepare(1)
         self.mirror = attach(mirror)
