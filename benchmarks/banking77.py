@@ -35,16 +35,13 @@ from ensemble_kd.ensemble.store_covariance import softened
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train.batches import as_tensor, mix
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict, train
-from ensemble_kd.train.member import (
-    MemberTask,
-    TrainingData,
-    finished,
-    load_network,
-    make_batches,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
 from ensemble_kd.train.specialist import Specialty
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 FEATURES = 256

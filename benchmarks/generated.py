@@ -117,7 +117,7 @@ def write_teachers(
     from ensemble_kd.config import ModelConfig
     from ensemble_kd.models.build import build
     from ensemble_kd.models.weights import save_weights
-    from ensemble_kd.train.member import WEIGHTS
+    from ensemble_kd.train.initial import WEIGHTS
 
     found = []
     for member in range(members):

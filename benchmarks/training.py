@@ -101,7 +101,7 @@ def loop(quick: bool) -> Measured:
 
 def _span(folder: Path, tasks: list[Any]) -> float:
     """Seconds from the first member's start to the last one's end, from their manifests."""
-    from ensemble_kd.train.member import finished
+    from ensemble_kd.train.task import finished
 
     done = [finished(task, folder) for task in tasks]
     assert all(done)
@@ -193,7 +193,7 @@ def targets(quick: bool) -> Measured:
     from ensemble_kd.stages.start import Basis
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.train.loop import train
-    from ensemble_kd.train.member import make_batches
+    from ensemble_kd.train.member_batches import make_batches
 
     rows, rounds = (12_800, 4) if quick else (60_000, 8)
     torch.set_num_threads(1)

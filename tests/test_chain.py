@@ -23,12 +23,9 @@ from ensemble_kd.stages.chain import link_problems
 from ensemble_kd.stages.members import _failed as failed
 from ensemble_kd.stages.start import Basis
 from ensemble_kd.stages.student import tasks
-from ensemble_kd.train.member import (
-    FAILED,
-    MemberTask,
-    load_logits,
-    pick_rows,
-)
+from ensemble_kd.train.finishing import FAILED, load_logits
+from ensemble_kd.train.rows import pick_rows
+from ensemble_kd.train.task import MemberTask
 
 COUNTS = {"transfer": 100, "labelled": 50, "validation": 10, "test": 10, "train": 100}
 DIGITS = {"source": "digits", "kind": "image"}

@@ -18,7 +18,8 @@ from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.tracking import Tracker
-from ensemble_kd.train.member import MemberTask, finished, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.task import MemberTask, finished
 
 TINY = [
     "data.label_fraction=0.3",

@@ -10,7 +10,7 @@ from ensemble_kd.config import Config, validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 
 COUNTS = {"transfer": 100, "labelled": 10, "validation": 20, "test": 20}
 DIGITS: dict[str, Any] = {"name": "pseudo", "data": {"source": "digits", "kind": "image"}}

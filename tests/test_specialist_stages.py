@@ -25,8 +25,8 @@ from ensemble_kd.stages import specialists as specialists_stage
 from ensemble_kd.stages.combined_targets import check_classes
 from ensemble_kd.stages.context import Console
 from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import load_network
 
 TINY = [
     "teachers.num_members=2",

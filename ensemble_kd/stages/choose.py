@@ -34,7 +34,8 @@ from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
-from ensemble_kd.train.member import MemberTask, finished, load_logits
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Entry, Trial
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork

@@ -36,7 +36,8 @@ from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.member import load_logits, load_network
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.specialist import Specialty
 from ensemble_kd.train.stored import restore
 

@@ -47,10 +47,12 @@ from ensemble_kd.train.causes import (
     same_kind,
     undertrained,
 )
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.measures import Measures, measures_of
-from ensemble_kd.train.member import MemberTask, finished, load_logits, load_network
 from ensemble_kd.train.statistics import Interval, paired_interval, shown
+from ensemble_kd.train.task import MemberTask, finished
 
 SOFT = ("temperature", "alpha", "objective", "terms", "online", "targets", "pseudo", "refit", *CHAINED)
 """Fields of the student that one on hard labels does not read."""

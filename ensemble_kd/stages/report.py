@@ -32,7 +32,8 @@ from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
-from ensemble_kd.train.member import PREDICTIONS, load_logits, load_network
+from ensemble_kd.train.finishing import PREDICTIONS, load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.teacher_calibration import fit_shrunk
 
 JSON, PAGE, MODEL = "report.json", "report.html", "model"

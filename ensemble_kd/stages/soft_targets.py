@@ -31,8 +31,8 @@ from ensemble_kd.stages.members import trained
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
 from ensemble_kd.train.batches import VIEW_SEED, as_tensor
 from ensemble_kd.train.device import autocast
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict, text_batches
-from ensemble_kd.train.member import load_network
 
 BYTES_AT_ONCE = 2**27
 """Of states and scores in memory, before they are written."""

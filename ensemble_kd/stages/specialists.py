@@ -39,7 +39,7 @@ from ensemble_kd.stages.members import (
 from ensemble_kd.stages.start import teacher_model
 from ensemble_kd.stages.training_data import arrays_and_loader, with_generalists
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 
 
 def problems(config: Config, info: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ from ensemble_kd.stages.class_order import order_problems, orders_of
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS, best, members_folder
 from ensemble_kd.stages.vectors import VectorsPlan, table_problems, vectors_plan
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 
 PHASE = "phase"
 """Role of a task that others start from."""

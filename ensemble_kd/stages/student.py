@@ -59,8 +59,9 @@ from ensemble_kd.stages.training_data import (
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.branches import branched, gate_term
-from ensemble_kd.train.member import MemberTask, finished, load_logits
+from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.peers import mutual_term
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.validation import preference
 
 STORED = frozenset({"logits"})

@@ -39,7 +39,7 @@ from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.stages.vectors import make_vectors
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork
 

@@ -46,7 +46,8 @@ from ensemble_kd.stages.members import (
 from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
 from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
+from ensemble_kd.train.finishing import PREDICTIONS, load_logits
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.teacher_calibration import FEWEST
 
 

@@ -17,7 +17,7 @@ from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.streaming import open_stream
 from ensemble_kd.train.batches import Block
-from ensemble_kd.train.member import TrainingData
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.stored import StoredLogits
 from ensemble_kd.train.stored_states import KeptStates
 

@@ -36,22 +36,17 @@ from ensemble_kd.objectives.mixture import StackedLoss
 from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
+from ensemble_kd.train.finishing import FAILED, finish_member
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.learner import train_step
 from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer
-from ensemble_kd.train.member import (
-    FAILED,
-    MemberTask,
-    TrainingData,
-    cut_tables,
-    finish_member,
-    finished,
-    initial_network,
-    loss_of,
-    make_batches,
-)
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.member_loss import loss_of
+from ensemble_kd.train.member_networks import cut_tables, initial_network
 from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.validation import calibrated_loss, validation_metrics
 
 Entry = dict[str, float]

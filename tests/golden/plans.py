@@ -31,7 +31,7 @@ from ensemble_kd.stages.base import Artifact, Done
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.start import basis_of
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 
 GOLDEN = Path(__file__).with_name("plans.json")
 

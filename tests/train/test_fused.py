@@ -22,17 +22,13 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import OBJECTIVES, STRICT, Batch, register
 from ensemble_kd.train import fused, shared_batches
+from ensemble_kd.train.finishing import FAILED, PREDICTIONS
 from ensemble_kd.train.fused import choose_fuse, fusable, fuse_key, fused_epochs, measure
-from ensemble_kd.train.member import (
-    FAILED,
-    PREDICTIONS,
-    WEIGHTS,
-    MemberTask,
-    TrainingData,
-    finished,
-    train_member,
-)
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import WEIGHTS
+from ensemble_kd.train.member import train_member
 from ensemble_kd.train.stack import Stack, deterministic
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 PLAIN = {"name": "mlp", "hidden": [16]}

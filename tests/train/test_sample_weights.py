@@ -24,7 +24,8 @@ from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.logits import KL
 from ensemble_kd.objectives.mixture import DistillationLoss, StackedLoss
 from ensemble_kd.stages.training_data import arrays_and_loader
-from ensemble_kd.train.member import WEIGHTS, train_member
+from ensemble_kd.train.initial import WEIGHTS
+from ensemble_kd.train.member import train_member
 
 LOSSES = [
     DistillationLoss(KL(2.0), 0.7, pseudo=0.6),

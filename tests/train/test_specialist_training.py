@@ -25,19 +25,14 @@ from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.specialist import DustbinHead
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.train.batches import Block
+from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import (
-    CHECKPOINT,
-    PREDICTIONS,
-    WEIGHTS,
-    MemberTask,
-    TrainingData,
-    finished,
-    load_network,
-    make_batches,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
 from ensemble_kd.train.specialist import Judge, Specialty, start
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 CLASSES = 6
