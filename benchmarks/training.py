@@ -56,7 +56,7 @@ def loop(quick: bool) -> Measured:
     """Epochs of the two take turns inside one worker; the first of each is warm-up and left out."""
     from ensemble_kd.data.store import StoreLayout
     from ensemble_kd.runtime import Runtime
-    from ensemble_kd.stages import student
+    from ensemble_kd.stages import student_tasks
     from ensemble_kd.stages.start import Basis
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.workers import train_members
@@ -64,7 +64,7 @@ def loop(quick: bool) -> Measured:
     rows, epochs, members = (12_800, 4, 5) if quick else (60_000, 8, 5)
     config = generated.config(compute=generated.on_cpu(1))
     info = generated.info(rows)
-    task = student.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
+    task = student_tasks.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
     task.training["epochs"] = epochs
     layout = StoreLayout(1, members, generated.CLASSES)
     load = partial(load_training_data, info=info, layouts={"ensemble": layout}, shards=[], parts={})
@@ -189,7 +189,7 @@ def targets(quick: bool) -> Measured:
     from ensemble_kd.models.build import build
     from ensemble_kd.objectives.base import build_objective
     from ensemble_kd.objectives.mixture import DistillationLoss
-    from ensemble_kd.stages import student
+    from ensemble_kd.stages import student_tasks
     from ensemble_kd.stages.start import Basis
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.train.loop import train
@@ -199,7 +199,7 @@ def targets(quick: bool) -> Measured:
     torch.set_num_threads(1)
     info = generated.info(rows)
     config = generated.config()
-    task = student.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
+    task = student_tasks.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
     training = TrainingConfig.model_validate({**task.training, "epochs": 1})
     loss = DistillationLoss(build_objective(task.objective or {}, task.temperature), task.alpha)
     shared = generated.shared_arrays(rows)

@@ -22,7 +22,7 @@ from ensemble_kd.member_loop import after
 from ensemble_kd.stages.chain import link_problems
 from ensemble_kd.stages.members import _failed as failed
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.stages.student import tasks
+from ensemble_kd.stages.student_tasks import tasks
 from ensemble_kd.train.finishing import FAILED, load_logits
 from ensemble_kd.train.rows import pick_rows
 from ensemble_kd.train.task import MemberTask

@@ -24,6 +24,7 @@ from ensemble_kd.data.prepared import load_labels
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.objectives.base import OBJECTIVES
 from ensemble_kd.proposals import Proposals
+from ensemble_kd.stages import phase_training, student_tasks
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.chain import CHAINED
@@ -106,7 +107,7 @@ def run(
     def task(point: Point, seed: int) -> MemberTask:
         alone = with_point(config, point)
         role = "distilled" if alone.student.distils else "hard"
-        return student_stage.task(alone, role, seed, *sources, counts, basis, weights, combined)
+        return student_tasks.task(alone, role, seed, *sources, counts, basis, weights, combined)
 
     unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"
     together = stackable(task(Point(1, 1, 0), 0), config, info)
@@ -114,17 +115,17 @@ def run(
     grid = points(asked.student, unlabelled, not together, softened(config), made_up)
     seeds, share = plan.config["seeds"] if together else 1, 1.0
     if not together:
-        trained = len(student_stage.roles(config, counts, bool(combined)))
+        trained = len(student_tasks.roles(config, counts, bool(combined)))
         share = min(SHARE, WITHIN * trained / len(grid))
     make_vectors(basis.vectors, context.folder, data, context.console)
-    student_stage.train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
+    phase_training.train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
     trials = []
     for number, point in enumerate(grid):
         name, made = f"candidate-{number:02d}", [task(point, seed) for seed in range(seeds)]
         made = made if together else [shortened(one, share) for one in made]
         made = [replace(one, name=f"{name}-seed-{seed}") for seed, one in enumerate(made)]
         trials.append(Trial(name, "searched", point._asdict(), made))
-    states = any(student_stage.reads_states(trial.tasks[0]) for trial in trials)
+    states = any(student_tasks.reads_states(trial.tasks[0]) for trial in trials)
     arrays, load, _ = arrays_and_loader(
         data, info, budget, (store, receipt), combination, run=context.folder, states=states
     )

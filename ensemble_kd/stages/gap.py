@@ -21,10 +21,12 @@ from ensemble_kd.data.prepared import DataInfo, load_labels, read_shard, shard_p
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import NoGapError, TrainingError
 from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages import student_tasks
 from ensemble_kd.stages.base import Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.chain import CHAINED
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.corpora import corpora
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
     kept_weights,
@@ -33,8 +35,9 @@ from ensemble_kd.stages.members import (
     train_and_follow,
     trained,
 )
+from ensemble_kd.stages.phases import phase_tasks
 from ensemble_kd.stages.stacking import stacks_of
-from ensemble_kd.stages.start import basis_of, corpora, phase_tasks
+from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.batches import as_tensor
@@ -77,7 +80,7 @@ def hard_students(
     basis = basis_of(config, context.folder, data, teachers)
     seeds = range(seeds_of(config))
     # They read no soft targets, so the store that is not there yet has no part in them.
-    hard = [student_stage.task(config, "hard", seed, name, "", counts, basis, weights) for seed in seeds]
+    hard = [student_tasks.task(config, "hard", seed, name, "", counts, basis, weights) for seed in seeds]
     phases = [
         task
         for seed in seeds

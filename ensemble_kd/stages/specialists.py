@@ -28,6 +28,7 @@ from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.fit import teacher_model
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
     best,
@@ -36,7 +37,6 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.start import teacher_model
 from ensemble_kd.stages.training_data import arrays_and_loader, with_generalists
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.task import MemberTask

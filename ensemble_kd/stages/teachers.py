@@ -34,6 +34,7 @@ from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage, W
 from ensemble_kd.stages.calibrated import calibrates, fit_teachers, weights_of_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.fit import teacher_model, teacher_problems
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
 from ensemble_kd.stages.judged import Panel, labels_to_judge_by
 from ensemble_kd.stages.members import (
@@ -43,7 +44,6 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.finishing import PREDICTIONS, load_logits
