@@ -18,7 +18,10 @@ PACKAGE = ROOT / "ensemble_kd"
 LEVELS = [
     {"jobs", "tune", "__main__"},
     {"cli", "api"},
-    {"cli_compare", "cli_data", "cli_doctor", "cli_inspect", "cli_recipes", "cli_ui", "supervised"},
+    {"cli_models"},
+    {"cli_errors", "cli_options", "cli_results", "cli_run"},
+    {"cli_compare", "cli_data", "cli_doctor", "cli_inspect", "cli_recipes", "cli_screens", "cli_ui"},
+    {"supervised"},
     {"ui"},
     {"compare", "contents", "doctor"},
     {"leftovers"},
