@@ -30,7 +30,7 @@ WORSE = 1.1
 
 def _data(rows: int, pixels: list[int]) -> TrainingData:
     """Images of this shape with labels on every row and soft targets of five members."""
-    from ensemble_kd.data.prepared import Arrays
+    from ensemble_kd.data.records import Arrays
     from ensemble_kd.data.store import StoreLayout
     from ensemble_kd.train.group_data import TrainingData
     from ensemble_kd.train.stored import StoredLogits
@@ -143,7 +143,7 @@ def _epochs(rows: int, epochs: int) -> dict[int, list[tuple[float, float]]]:
 
 
 def _choice(hidden: list[int], pixels: list[int], batch: int, rounds: int) -> dict[str, float]:
-    from ensemble_kd.train.fused import choose_fuse, measure
+    from ensemble_kd.train.stack_size import choose_fuse, measure
 
     rows = 16 * batch
     data = _data(rows, pixels)

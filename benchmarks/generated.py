@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config, validate
-from ensemble_kd.data.prepared import DataInfo
-from ensemble_kd.data.records import INFO_FILE, SplitWriter
+from ensemble_kd.data.records import INFO_FILE, DataInfo, SplitWriter
 
 CLASSES = 10
 PIXELS = [28, 28, 1]

@@ -26,7 +26,7 @@ from benchmarks.harness import machine, say
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest, write_atomic
 from ensemble_kd.config import load_config
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.stages.context import Console
 from ensemble_kd.train.finishing import load_logits
 

@@ -21,7 +21,7 @@ def _load_and_compare(arrays: dict[str, Any], *, load: Callable[..., Any], hidde
 
     import ensemble_kd.member_loop as member_loop
     from benchmarks.bare import BareLoop
-    from ensemble_kd.train.batches import as_tensor
+    from ensemble_kd.train.blocks import as_tensor
 
     data = load(arrays)
     bare = BareLoop(

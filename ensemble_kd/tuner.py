@@ -373,7 +373,7 @@ def _measured(shared: dict[str, Any], task: MemberTask, limit: int, resources: d
 def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
     import torch
 
-    from ensemble_kd.train.fused import choose_fuse
+    from ensemble_kd.train.stack_size import choose_fuse
 
     prepare(shared["cpus_per_worker"])
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")

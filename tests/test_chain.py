@@ -240,7 +240,7 @@ def test_a_run_of_assistants_and_generations_and_what_it_reports(tmp_path: Path)
 
 
 def _test_labels(run: Path) -> np.ndarray:
-    from ensemble_kd.data.prepared import load_split
+    from ensemble_kd.data.records import load_split
 
     (folder,) = (path.parent for path in (run / "data").glob("*/manifest.json"))
     return load_split(folder, "test").labels

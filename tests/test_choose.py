@@ -17,7 +17,7 @@ from ensemble_kd.stages.base import Artifact, DataFound
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.stacking import stackable, stacks_of
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.train.fused import random_inputs
+from ensemble_kd.train.stackable import random_inputs
 from ensemble_kd.train.task import MemberTask
 
 DIGITS: dict[str, Any] = {"name": "auto", "data": {"source": "digits", "kind": "image"}}

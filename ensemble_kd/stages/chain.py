@@ -16,7 +16,7 @@ from ensemble_kd.stages.fit import block_problems, resolved_teachers
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS
 from ensemble_kd.stages.skeletons import skeleton
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.train.batches import mix
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.task import MemberTask
 
 DIRECT = "direct"

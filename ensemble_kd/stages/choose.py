@@ -20,7 +20,7 @@ import numpy as np
 
 from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, Point, balanced_weights, points, settled
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.objectives.base import OBJECTIVES
 from ensemble_kd.proposals import Proposals

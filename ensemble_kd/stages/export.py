@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import Manifest, finish, read_manifest
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import Arrays, load_split
+from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.export.forms import Rows, available, export_forms, measured

@@ -17,7 +17,7 @@ import torch
 from ensemble_kd.artifacts import Manifest, finish, read_manifest
 from ensemble_kd.config import Config, num_teachers
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import DataInfo, load_labels, read_shard, shard_paths
+from ensemble_kd.data.records import DataInfo, load_labels, read_shard, shard_paths
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import NoGapError, TrainingError
 from ensemble_kd.stages import student as student_stage
@@ -40,7 +40,7 @@ from ensemble_kd.stages.stacking import stacks_of
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.causes import (
     Cause,
     Trained,

@@ -14,7 +14,7 @@ from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS
 from ensemble_kd.stages.start import Basis
 from ensemble_kd.stages.teachers_beside import online_of
-from ensemble_kd.train.batches import mix
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.task import MemberTask
 
 PHASE = "phase"

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from ensemble_kd.artifacts import Manifest, checksum, damage, finish, read_manifest
 from ensemble_kd.config import Config, StudentConfig
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_labels, load_split
+from ensemble_kd.data.records import load_labels, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network

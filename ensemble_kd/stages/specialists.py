@@ -21,7 +21,7 @@ from ensemble_kd.config import (
     num_teachers,
     specialist_training,
 )
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError, TrainingError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import specialise
@@ -38,7 +38,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.training_data import arrays_and_loader, with_generalists
-from ensemble_kd.train.batches import mix
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.task import MemberTask
 
 

@@ -15,7 +15,7 @@ from ensemble_kd.config import (
     ModelConfig,
 )
 from ensemble_kd.config.growth import GrowthConfig, growth_problems
-from ensemble_kd.data.prepared import load_info, load_split
+from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network

@@ -13,7 +13,7 @@ from ensemble_kd.stages.members import (
 from ensemble_kd.stages.phases import phase_tasks, start_of
 from ensemble_kd.stages.start import Basis
 from ensemble_kd.stages.teachers_beside import online_of
-from ensemble_kd.train.batches import mix
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.branches import branched
 from ensemble_kd.train.task import MemberTask
 

@@ -25,7 +25,7 @@ from ensemble_kd.config import (
 )
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
@@ -45,7 +45,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
-from ensemble_kd.train.batches import mix
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.finishing import PREDICTIONS, load_logits
 from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.teacher_calibration import FEWEST

@@ -17,9 +17,7 @@ from ensemble_kd.models.quantise import harden_
 from ensemble_kd.models.specialist import correct_dustbin_
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.redact import redacted_settings
-from ensemble_kd.train.batches import (
-    as_tensor,
-)
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (

@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.data.munge import Neighbourhood, neighbourhood
-from ensemble_kd.data.prepared import Arrays
-from ensemble_kd.train.batches import (
-    Block,
-    MemberLogits,
-)
+from ensemble_kd.data.records import Arrays
+from ensemble_kd.train.blocks import Block, MemberLogits
 from ensemble_kd.train.stored_states import KeptStates
 
 

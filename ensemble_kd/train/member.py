@@ -15,9 +15,7 @@ from ensemble_kd.models.build import Network
 from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.models.trees import Trees
 from ensemble_kd.models.weights import save_weights
-from ensemble_kd.train.batches import (
-    as_tensor,
-)
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.finishing import CHECKPOINT, FAILED, finish_member, finish_phase
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (

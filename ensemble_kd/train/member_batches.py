@@ -11,16 +11,8 @@ from ensemble_kd.config import AugmentConfig, TrainingConfig
 from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.versions import Others
 from ensemble_kd.models.transformer import piece_map
-from ensemble_kd.train.batches import (
-    Batches,
-    MemberLogits,
-    Source,
-    StreamSource,
-    Targets,
-    TensorSource,
-    as_tensor,
-    mix,
-)
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import MemberLogits, Source, StreamSource, TensorSource, as_tensor, mix
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.loop import Replicas
 from ensemble_kd.train.masking import Masking

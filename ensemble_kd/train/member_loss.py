@@ -14,11 +14,8 @@ from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
-from ensemble_kd.train.batches import (
-    Batches,
-    Targets,
-    mix,
-)
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (
     load_learned,

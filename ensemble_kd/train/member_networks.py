@@ -18,11 +18,8 @@ from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.rows import cut_tables_, tables
 from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.batches import (
-    Batches,
-    as_tensor,
-    mix,
-)
+from ensemble_kd.train.batches import Batches
+from ensemble_kd.train.blocks import as_tensor, mix
 from ensemble_kd.train.branches import Branches, branched, gate_term
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.group_data import TrainingData

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.train.batches import (
-    Block,
-    mix,
-    slice_block,
-)
+from ensemble_kd.train.blocks import Block, mix, slice_block
 from ensemble_kd.train.masking import uniform
 from ensemble_kd.train.specialist import Specialty
 from ensemble_kd.train.task import MemberTask

@@ -23,7 +23,7 @@ from benchmarks.stand_ins import write_images, write_pooling, write_texts, write
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.stage_list import stages_of
 from ensemble_kd.stages import specialists, student, student_tasks, teachers

@@ -25,12 +25,12 @@ from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.train.branches import Branches, branched, gate_term
 from ensemble_kd.train.finishing import PREDICTIONS
-from ensemble_kd.train.fused import fuse_key
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.loop import Interrupted
 from ensemble_kd.train.member import train_member
 from ensemble_kd.train.member_networks import branch_view, initial_network
+from ensemble_kd.train.stackable import fuse_key
 from ensemble_kd.train.task import finished
 
 MODEL: dict[str, Any] = {"name": "resnet", "width": 4, "blocks": 1}

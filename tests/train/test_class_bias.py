@@ -11,7 +11,7 @@ import toy
 
 from ensemble_kd.config import validate
 from ensemble_kd.stages.student_checks import bias_problems
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.initial import load_network

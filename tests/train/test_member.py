@@ -16,8 +16,8 @@ from toy import CLASSES, INFO, arrays, data, settings, streamed, task
 
 from ensemble_kd.artifacts import damage, read_json
 from ensemble_kd.config import TrainingConfig, balanced_weights
-from ensemble_kd.data.prepared import Arrays
-from ensemble_kd.train.batches import Block, slice_block
+from ensemble_kd.data.records import Arrays
+from ensemble_kd.train.blocks import Block, slice_block
 from ensemble_kd.train.finishing import CHECKPOINT, FAILED, PREDICTIONS
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import WEIGHTS, load_network

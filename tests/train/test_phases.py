@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import TrainingConfig, TransformerConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.models.build import build
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.train.batches import length_order

@@ -17,11 +17,11 @@ from ensemble_kd.models.quantise import THRESHOLD, fake_quantise, quantised_weig
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import student_checks, student_tasks
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS, load_logits
-from ensemble_kd.train.fused import fuse_key
 from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.member import train_member
+from ensemble_kd.train.stackable import fuse_key
 from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Packet
 

@@ -16,8 +16,9 @@ from test_fused import check, student
 from toy import MODEL, batches, data, streamed, task
 
 from ensemble_kd.config import Config, validate
-from ensemble_kd.data.prepared import inspect_source, load_split, prepare
-from ensemble_kd.data.records import WEIGHTS_FILE, load_weights
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import WEIGHTS_FILE, load_split, load_weights
 from ensemble_kd.errors import InputError
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch

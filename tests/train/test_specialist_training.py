@@ -19,12 +19,12 @@ from toy import task as plain_task
 
 from ensemble_kd.artifacts import Manifest, damage
 from ensemble_kd.config import TrainingConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.ensemble.specialists import specialist_logits_from_generalist
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.specialist import DustbinHead
 from ensemble_kd.objectives.base import Batch
-from ensemble_kd.train.batches import Block
+from ensemble_kd.train.blocks import Block
 from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import WEIGHTS, load_network
