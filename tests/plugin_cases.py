@@ -18,6 +18,7 @@ TINY = [
     "teachers.model={name: mlp, hidden: [16]}",
     "student.training.epochs=2",
     "student.model={name: mlp, hidden: [8]}",
+    "student.seeds=1",
     "tracking.enabled=false",
     "specialists=null",
     "sweep=null",

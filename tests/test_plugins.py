@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from plugin_cases import TINY, forgotten, written
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from ensemble_kd import supervised
@@ -211,6 +212,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_network_and_an_objective_from_configuration_to_report(made: Path) -> None:
     assert (made / "report.html").exists()
     assert json.loads((made / "resolved.json").read_text())["plugins"] == [
@@ -223,6 +225,122 @@ def test_a_network_and_an_objective_from_configuration_to_report(made: Path) -> 
     noted = [entry["module"] for entry in manifest.summary["plugins"]]
     assert noted == ["plugins.maxout", "plugins.neighbours"]
     assert json.loads((made / "model/config.json").read_text())["plugins"][0]["module"] == "plugins.maxout"
+
+
+WHOLE = [
+    "plugins=[plugins.weight_selection, plugins.average_teacher, plugins.pruning, plugins.disagreement]",
+    "teachers.training.early_stopping=null",
+    "student.training.early_stopping=null",
+    "student.model.start=weight_selection",
+    "extra_stages=[{name: disagreement, digits: 3}]",
+]
+
+
+def shipped(settings: Config, run: Path) -> dict[str, torch.Tensor]:
+    """Run it to the report; returns the weights of the model folder."""
+    pipeline.run(settings, run)
+    assert (run / "report.html").exists()
+    return load_file(run / "model/weights.safetensors")
+
+
+@pytest.mark.slow
+def test_the_others_from_configuration_to_report(tmp_path: Path) -> None:
+    run, average = tmp_path / "run", "student.learner={name: average_teacher, weight: 0}"
+    started = shipped(config(*WHOLE, "student.training.epochs=0"), run)
+    # The initialiser: evenly spaced weights of the best teacher.
+    receipts = [read_manifest(path.parent) for path in (run / "teachers/members").glob("*/manifest.json")]
+    best = min(filter(None, receipts), key=lambda receipt: receipt.summary["validation_loss"])
+    teacher = load_file(run / "teachers/members" / best.fingerprint / "weights.safetensors")
+    rows = torch.linspace(0, 15, 8).round().long()
+    assert torch.equal(started["body.layers.0.weight"], teacher["body.layers.0.weight"][rows])
+    assert torch.equal(started["body.head.weight"], teacher["body.head.weight"][:, rows])
+    # The stage.
+    (receipt,) = (run / "disagreement").glob("*/manifest.json")
+    logits = [
+        load_file(path.parent / "predictions.safetensors")["validation"]
+        for path in (run / "teachers/members").glob("*/manifest.json")
+    ]
+    share = (logits[0].argmax(1) != logits[1].argmax(1)).float().mean().item()
+    found = json.loads((receipt.parent / "disagreement.json").read_text())
+    assert found == [[0.0, round(share, 3)], [round(share, 3), 0.0]]
+    # The learner, with a weight of 0, trains as the network does alone; with another it does not.
+    plain = shipped(config(*WHOLE), run)
+    alike, other = (shipped(config(*WHOLE, given), run) for given in (average, average.replace("0}", "9}")))
+    assert all(torch.equal(plain[name], alike[name]) for name in plain)
+    assert not torch.equal(plain["body.head.weight"], other["body.head.weight"])
+    # The compressor: so many weights of each matrix are 0, in a model folder that asks for no plug-in.
+    pruned = shipped(config(*WHOLE, "student.compress=[{name: pruning, sparsity: 0.75}]"), run)
+    for name in ("body.layers.0.weight", "body.head.weight"):
+        assert int((pruned[name] == 0).sum()) == int(0.75 * pruned[name].numel())
+        assert int((plain[name] == 0).sum()) == 0
+    assert "plugins" not in json.loads((run / "model/config.json").read_text())
+
+
+def test_check_and_run_know_the_stage_of_a_plugin(tmp_path: Path) -> None:
+    settings = config(*WHOLE)
+    names = ["data", "teachers", "disagreement", "gap", "soft-targets", "student", "report"]
+    assert list(settings.stages) == names
+    assert [line.name for line in pipeline.check(settings, tmp_path / "run")] == names
+    without = config(WHOLE[0])
+    assert "disagreement" not in without.stages
+    with pytest.raises(ConfigError, match=r"--set extra_stages=\[\{name: disagreement\}\]"):
+        pipeline.run(without, tmp_path / "run", until="disagreement")
+    twice = "extra_stages=[{name: disagreement}, {name: disagreement, digit: 3}]"
+    assert problems(WHOLE[0], twice) == ["extra_stages.1.digit: unknown setting; did you mean 'digits'?"]
+    twice = twice.replace("digit:", "digits:")
+    line = "extra_stages.1.name: 'disagreement' is listed twice; leave one of them out"
+    assert problems(WHOLE[0], twice) == [line]
+
+
+@pytest.mark.parametrize(
+    ("block", "what"),
+    [
+        ("student.learner={name: average_teacher}", "learner"),
+        ("student.compress=[{name: pruning}]", "compressor"),
+        ("extra_stages=[{name: disagreement}]", "stage"),
+    ],
+)
+def test_a_method_whose_plugin_is_not_listed(block: str, what: str) -> None:
+    (line,) = problems(block)
+    assert f": there is no {what} by name; list the module that brings one under plugins, got " in line
+
+
+def test_what_does_not_go_together() -> None:
+    wrong = problems(
+        WHOLE[0],
+        "student.learner={name: average_teacher}",
+        "student.compress=[{name: pruning}]",
+        "student.peers={count: 2}",
+    )
+    assert (
+        "student.peers: does not go together with student.learner; leave them out, or leave student.learner "
+        "out" in wrong
+    )
+    assert "student.compress: does not go together with student.learner; leave one of them out" in wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "said"),
+    [
+        ("data", "teachers", "which cannot be called 'data'"),
+        ("Odd name", "teachers", "which cannot be called 'Odd name'"),
+        ("mine", "report", "after 'report'; use one of augment, data, "),
+    ],
+)
+def test_stages_that_cannot_be(
+    name: str, after: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "from typing import ClassVar, Literal\n"
+        "from ensemble_kd.config.methods import EXTRA_STAGES, StageConfig\n"
+        "@EXTRA_STAGES.register\n"
+        "class Mine(StageConfig):\n"
+        f"    name: Literal['{name}'] = '{name}'\n"
+        f"    after: ClassVar[str] = '{after}'\n"
+    )
+    written(tmp_path, "odd_stage", text, monkeypatch)
+    (line,) = problems("plugins=[odd_stage]")
+    assert line.startswith("plugins.0: 'odd_stage' registers the stage odd_stage.Mine") and said in line
 
 
 ELSEWHERE = """
@@ -249,6 +367,7 @@ def elsewhere(folder: Path, *trust: str, **variables: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_model_folder_imports_no_plugin_that_is_not_trusted(made: Path) -> None:
     said, imported = elsewhere(made / "model")
     assert said.endswith(
@@ -289,6 +408,7 @@ def changed(source: Path, target: Path, **fields: Any) -> Path:
         ({"plugins": [{"module": "json"}], "model": {"name": "mlp", "unit": 1}}, "model.mlp.unit: "),
     ],
 )
+@pytest.mark.slow
 def test_hostile_folders(made: Path, tmp_path: Path, fields: dict[str, Any], line: str) -> None:
     folder = changed(made / "model", tmp_path / "model", **fields)
     said, imported = elsewhere(folder, "json", "plugins.maxout")

@@ -15,6 +15,7 @@ from ensemble_kd.config.compute import ComputeConfig, TrackingConfig, executor_p
 from ensemble_kd.config.data import DataConfig, data_problems, text_augment_problems
 from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import ExportConfig, ReportConfig, form_problems
+from ensemble_kd.config.methods import ExtraStage, method_problems
 from ensemble_kd.config.models import TransformerConfig, model_problems, transformer_problems
 from ensemble_kd.config.peers import peer_problems
 from ensemble_kd.config.phases import phase_problems
@@ -36,7 +37,7 @@ class Config(Block):
     """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) (choose,)
     student, (export,) report."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"plugins"})
+    later: ClassVar[frozenset[str]] = frozenset({"plugins", "extra_stages"})
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
@@ -67,6 +68,12 @@ class Config(Block):
     """Forms to hand the student over in; null for the model folder alone."""
     report: ReportConfig = ReportConfig()
     """The report."""
+    extra_stages: list[ExtraStage] = Field([], max_length=20)
+    """Further stages, of plug-ins' making: blocks with `name` and their fields."""
+
+    def extra_stage(self, name: str) -> Any:
+        """The block of a plug-in's stage; None where this run does without it."""
+        return next((stage for stage in self.extra_stages if stage.name == name), None)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -187,7 +194,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
-    problems += peer_problems(config) + branch_problems(config)
+    problems += peer_problems(config) + branch_problems(config) + method_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
     problems += chain_problems(config)
