@@ -1,5 +1,5 @@
-"""The stages by name, in the order in which they run. The only place where that order stands; a plug-in's says
-behind which of ours it comes.
+"""The stages by name, in the order in which they run. The only place where that order stands; that of a
+plug-in says behind which of ours it comes.
 
 The command line, `--until`, `check` and `run` follow from this list. It imports nothing of ours, so that
 `--help` answers at once; `pipeline.stage` imports a stage's class when it is needed.

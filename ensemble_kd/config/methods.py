@@ -96,8 +96,8 @@ class StageFamily(Family):
         for name in names:
             if name in known or not re.fullmatch("[a-z][a-z0-9-]{0,40}", name):
                 raise RegistrationError(
-                    f"{where}, which cannot be called {name!r}; use small letters, digits and '-', and no name "
-                    f"of the package's own stages"
+                    f"{where}, which cannot be called {name!r}; use small letters, digits and '-', and no "
+                    "name of the package's own stages"
                 )
         return super().register(block)
 

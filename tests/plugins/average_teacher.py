@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.config.methods import LEARNERS, LearnerConfig
+from ensemble_kd.train.device import autocast
 from ensemble_kd.train.learner import Learner, update
 
 if TYPE_CHECKING:
+    from ensemble_kd.config import Config
     from ensemble_kd.objectives.base import Batch
 
 
@@ -28,6 +30,11 @@ class AverageTeacherConfig(LearnerConfig):
     """Of the average, per step."""
     weight: float = Field(1.0, ge=0)
     """Weight of the squared distance between the distributions of the two."""
+
+    def problems(self, config: Config) -> list[str]:
+        if config.student.training.gradient_accumulation == 1:
+            return []
+        return ["student.training.gradient_accumulation: average_teacher takes whole batches; set it to 1"]
 
     def learner(self, network: Any, loss: Any, another: Any) -> Learner:
         return AverageTeacher(network, another(1), loss, self)
@@ -52,17 +59,22 @@ class AverageTeacher(Learner):
         number: int,
     ) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        outputs = self.network(batch.inputs)
-        with torch.no_grad():
-            target = self.average(batch.inputs).logits.softmax(1)
-        apart = F.mse_loss(outputs.logits.softmax(1), target)
+        with autocast(batch.inputs.device, training.precision):
+            outputs = self.network(batch.inputs)
+            with torch.no_grad():
+                target = self.average(batch.inputs).logits.float().softmax(1)
+        apart = F.mse_loss(outputs.logits.float().softmax(1), target)
         value: Tensor = self.loss(outputs, batch.teacher, batch) + self.settings.weight * apart
         value.backward()
         update(optimizer, training, [self.network], [self.network])
-        with torch.no_grad():
-            state = self.network.state_dict()
-            for name, old in self.average.state_dict().items():
-                old.lerp_(state[name], 1 - self.settings.decay) if old.is_floating_point() else old.copy_(
-                    state[name]
-                )
+        self.follow()
         return value.detach()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the average towards the network; what counts something is copied."""
+        state = self.network.state_dict()
+        for name, old in self.average.state_dict().items():
+            old.copy_(
+                old.lerp(state[name], 1 - self.settings.decay) if old.is_floating_point() else state[name]
+            )
