@@ -147,6 +147,26 @@ def test_settings_of_a_plugin_are_checked_and_documented_as_our_own() -> None:
     assert "| `units` | whole number, at least 1 | `16` | Units of the hidden layer. |" in page
 
 
+def test_schema_knows_a_plugin() -> None:
+    plain, named = (
+        CliRunner().invoke(app, ["schema", *options])
+        for options in ([], ["--plugin", "plugins.pruning", "--plugin", "plugins.disagreement"])
+    )
+    assert "PruningConfig" not in plain.stdout and named.exit_code == 0
+    assert {"PruningConfig", "DisagreementConfig"} <= set(json.loads(named.stdout)["$defs"])
+    wrong = CliRunner().invoke(app, ["schema", "--plugin", "absent"])
+    assert wrong.exit_code == 2
+
+
+def test_contributing_shows_every_example() -> None:
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    files = [path.name for path in (Path(__file__).parent / "plugins").glob("[!_]*.py")]
+    assert len(files) == 6
+    for name in files:
+        assert f"[{name}](tests/plugins/{name})" in page
+        assert len((Path(__file__).parent / "plugins" / name).read_text().splitlines()) <= 85
+
+
 def test_without_plugins_nothing_of_them_is_known() -> None:
     assert "MaxoutConfig" not in json.dumps(json_schema())
     assert "plugins" not in config().model_dump()
