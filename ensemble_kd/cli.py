@@ -229,10 +229,13 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             first = early.first_plan(settings, Path(folder), warn)
             stages = [(name, state, 0, None, "") for name, state in first]
         else:
-            from ensemble_kd import pipeline  # torch loads only where there is something for it to tell
+            from ensemble_kd import (
+                pipeline,  # torch loads only where there is something for it to tell
+                run_folder,
+            )
             from ensemble_kd.stages.context import Console
 
-            folder = pipeline.copied(settings, folder)
+            folder = run_folder.copied(settings, folder)
             planned = pipeline.check(settings, folder, Console(warning=warn))
             stages = [(line.name, line.state, line.size, line.expected, line.work) for line in planned]
         table = Table(

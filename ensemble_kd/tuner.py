@@ -27,10 +27,10 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from ensemble_kd import disk, local_group
+from ensemble_kd.attached import attach, attached, attached_spec
 from ensemble_kd.disk import DiskError, told
 from ensemble_kd.errors import EnsembleKDError, TrainingError
 from ensemble_kd.failures import keep, last_words
-from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import disk
+from ensemble_kd.attached import attach, attached_spec
 from ensemble_kd.board import Board, Event
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.failures import keep, last_words
 from ensemble_kd.local_training import train_here
 from ensemble_kd.member_loop import LoadData, Work, after, left_of, train_next
-from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.loop import Replicas

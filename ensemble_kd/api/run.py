@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console as Rich
 
-from ensemble_kd import pipeline
+from ensemble_kd import pipeline, run_folder
 from ensemble_kd.api.problems import as_value_errors
 from ensemble_kd.api.results import Results
 from ensemble_kd.api.settings import Settings, check_names, configuration
@@ -110,7 +110,7 @@ def execute(
         console=voice.console,
         recipe=recipe,
     )
-    return Run(pipeline.copied(config, folder), config, recipe)
+    return Run(run_folder.copied(config, folder), config, recipe)
 
 
 def run(
@@ -165,7 +165,7 @@ def check(config: Settings, *, output: str | Path | None = None, **overrides: An
     with as_value_errors():
         check_names(overrides, check)
         settings = configuration(config, overrides)
-        folder = pipeline.copied(settings, _folder(output, settings))
+        folder = run_folder.copied(settings, _folder(output, settings))
         lines = pipeline.check(settings, folder, Voice(True).console)
     rows = [(line.name, line.state, line.size, line.expected, line.work) for line in lines]
     return pd.DataFrame(rows, columns=["stage", "state", "bytes", "expected_bytes", "work"]).set_index(

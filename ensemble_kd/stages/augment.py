@@ -32,6 +32,7 @@ from ensemble_kd.artifacts import (
     write_atomic,
     write_json,
 )
+from ensemble_kd.attached import attach, attached, attached_spec, ensure
 from ensemble_kd.config import Config, CsvConfig, TextAugmentConfig
 from ensemble_kd.data.prepared import train_texts
 from ensemble_kd.data.sources import HASHED_BYTES, source_fingerprint
@@ -39,7 +40,6 @@ from ensemble_kd.data.text_augment import TextAugmenter, Unseen, words_of
 from ensemble_kd.data.word_candidates import Candidates, MaskedWords, WordVectors
 from ensemble_kd.data.word_classes import WordClasses, learn_word_classes
 from ensemble_kd.errors import ArtifactError, ConfigError
-from ensemble_kd.mirror import attach, attached, attached_spec, ensure
 from ensemble_kd.stages.base import Artifact, Done, Stage
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 

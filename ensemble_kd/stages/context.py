@@ -16,9 +16,9 @@ from ensemble_kd.artifacts import (
     latest_other,
     read_manifest,
 )
+from ensemble_kd.attached import forget
 from ensemble_kd.config import Config
 from ensemble_kd.errors import ArtifactError
-from ensemble_kd.mirror import forget
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.tracking import Tracker

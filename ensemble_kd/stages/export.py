@@ -16,7 +16,8 @@ from ensemble_kd.config import Config
 from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError, ExportError
-from ensemble_kd.export.forms import Rows, available, export_forms, measured
+from ensemble_kd.export.form_checks import Rows, measured
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.inference.latency import SIZES
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import Package, shipped_info

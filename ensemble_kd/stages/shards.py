@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_json
+from ensemble_kd.attached import attach, attached, attached_spec
 from ensemble_kd.data.records import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
@@ -30,7 +31,6 @@ from ensemble_kd.errors import (
     TrainingError,
 )
 from ensemble_kd.failures import KEPT, keep, last_words, packed, raise_packed
-from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.secret_options import Held, held, hold
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 from ensemble_kd.train.process import borrowed, prepare

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
+from ensemble_kd import space_problems
 from ensemble_kd.artifacts import Manifest, canonical, fingerprint, read_json, write_json
 from ensemble_kd.config import StudentConfig, SweepConfig, balanced_weights
 from ensemble_kd.data.records import load_info, load_labels
@@ -78,7 +79,7 @@ class TrialBook:
 
     def student(self, parameters: dict[str, Any]) -> StudentConfig:
         """Raises ConfigError where the parameters do not go together."""
-        student = spaces.apply(self.context.config.student, parameters)
+        student = space_problems.apply(self.context.config.student, parameters)
         assert isinstance(student, StudentConfig)
         return student
 

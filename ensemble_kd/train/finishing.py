@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ensemble_kd.artifacts import finish
-from ensemble_kd.mirror import ensure
+from ensemble_kd.attached import ensure
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.quantise import harden_
 from ensemble_kd.models.specialist import correct_dustbin_
