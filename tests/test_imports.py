@@ -85,6 +85,7 @@ SHARED_BY_STAGES = {
     "start",
     "student_checks",
     "student_tasks",
+    "sweep_verdict",
     "teachers_beside",
     "training_data",
     "trial_book",
