@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import (
+    Identity,
     Manifest,
     damage,
     fingerprint,
@@ -162,7 +163,7 @@ def _form(
         entry["bytes"] = sum((folder / name).stat().st_size for name in files)
         entry["model_bytes"] = model_bytes(folder)
         entry["seconds"] = time.perf_counter() - began
-        finish(folder, "export", plan, {"form": form}, {}, files, entry)
+        finish(folder, Identity("export", plan, {"form": form}, {}), files, entry)
         shutil.rmtree(parent / form, ignore_errors=True)
         folder.rename(parent / form)
     say(f"export: {form}, {entry['model_bytes'] / 1e6:.2f} MB, {_sentence(entry)}")

@@ -27,7 +27,6 @@ from ensemble_kd.artifacts import (
     checksum,
     describe_files,
     fingerprint,
-    finish,
     read_json,
     write_atomic,
     write_json,
@@ -136,9 +135,7 @@ def run(context: Context, plan: StagePlan) -> Manifest:
     files = [f"{TEXTS}/{name}" for name in parts] + ([WORDS] if settings.pos_probability else [])
     summary = {"texts": texts, "rows": rows, "seconds": time.perf_counter() - began}
     known = {f"{TEXTS}/{name}": receipt for name, receipt in done.items()}
-    manifest = finish(
-        plan.folder, "augment", plan.fingerprint, plan.config, plan.inputs, files, summary, known=known
-    )
+    manifest = plan.finish(files, summary, known=known)
     for name in parts:
         _receipt_path(plan.folder, name).unlink(missing_ok=True)
     (plan.folder / DAMAGED).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config, Point, balanced_weights, points, settled
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import TrainingError
@@ -137,7 +137,7 @@ def run(
     summary |= {"fields": list(asked.choosing or ()), "seeds": seeds, "stacked": together, "steps": share}
     summary["seconds"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
-    return finish(plan.folder, "choose", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _train(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ensemble_kd.artifacts import Manifest, finish, write_json
+from ensemble_kd.artifacts import Manifest, write_json
 from ensemble_kd.config import ClustersConfig, Config
 from ensemble_kd.data.records import load_split
 from ensemble_kd.data.store import StoreLayout, read_shard
@@ -150,7 +150,7 @@ def run(
         "matrix_seconds": seconds,
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "clusters", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 def _captured(matrix: np.ndarray, sets: list[tuple[int, ...]], total: float) -> float:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_json, read_manifest, write_json
+from ensemble_kd.artifacts import Manifest, fingerprint, read_json, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, Config
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.records import Arrays, DataInfo, load_labels, read_shard
@@ -143,9 +143,7 @@ def run(
     }
     if not choice.on:  # the combination is the ensemble: nothing to compute
         summary["seconds"] = time.perf_counter() - began
-        return finish(
-            plan.folder, plan.stage, plan.fingerprint, plan.config, plan.inputs, [COMBINED], summary
-        )
+        return plan.finish([COMBINED], summary)
     layout = StoreLayout(**receipt.summary["layout"]).logits_alone
     summary["layout"] = layout.to_dict()
     arguments = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
@@ -105,7 +105,7 @@ def run(
     }
     files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]
     files = [name for name in files if (plan.folder / name).is_file()]
-    return finish(plan.folder, "export", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 def _member(

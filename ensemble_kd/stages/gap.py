@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.config import Config, num_teachers
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.records import DataInfo, load_labels, read_shard, shard_paths
@@ -146,7 +146,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
         if context.config.sweep is not None:
             found["settings"] = "the student block as it stands; the sweep may choose another"
     summary = {**found, "seconds": time.perf_counter() - began}
-    return finish(plan.folder, "gap", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def require(summary: dict[str, Any]) -> None:

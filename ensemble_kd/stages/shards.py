@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_json
+from ensemble_kd.artifacts import Manifest, checksum, read_json, write_json
 from ensemble_kd.attached import attach, attached, attached_spec
 from ensemble_kd.data.records import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
@@ -101,16 +101,7 @@ def fill(
         "error_bound_at_temperature_1": max((e.get("bound", 0.0) for e in entries.values()), default=0.0),
         "seconds": time.perf_counter() - began,
     }
-    manifest = finish(
-        plan.folder,
-        plan.stage,
-        plan.fingerprint,
-        plan.config,
-        plan.inputs,
-        [*entries, *(others or [])],
-        summary,
-        known=entries,
-    )
+    manifest = plan.finish([*entries, *(others or [])], summary, known=entries)
     for item in work:
         receipt_path(Path(item["target"])).unlink(missing_ok=True)
     (plan.folder / DAMAGED).unlink(missing_ok=True)

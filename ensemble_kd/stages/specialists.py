@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import (
     Config,
     ModelConfig,
@@ -274,7 +274,7 @@ def run(
         "class_names": info["class_names"],
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "specialists", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 class Specialists(Stage):

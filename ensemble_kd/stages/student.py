@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config, num_teachers, settled
 from ensemble_kd.errors import ArtifactError, TrainingError
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
@@ -155,7 +155,7 @@ def run(
         entries.append(refit(context, wanted, seed, shipped["best_epoch"], data, info, (store, receipt)))
         shipped = entries[-1]
     summary = {"members": entries, "shipped": shipped["name"], "seconds": time.perf_counter() - began}
-    return finish(plan.folder, "student", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def inputs_of(config: Config, done: Done) -> tuple[str, str, str | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import space as spaces
-from ensemble_kd.artifacts import Manifest, finish, read_json, write_json
+from ensemble_kd.artifacts import Manifest, read_json, write_json
 from ensemble_kd.config import (
     Config,
     StudentConfig,
@@ -164,7 +164,7 @@ def run(
     summary["seconds"] = sweep.elapsed
     summary["seconds_with_start"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
-    return finish(plan.folder, "sweep", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, Any]], load: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish
+from ensemble_kd.artifacts import Manifest, fingerprint
 from ensemble_kd.config import (
     Config,
     CustomModelConfig,
@@ -152,7 +152,7 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
         "excluded": lost,
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _from_predictions(
     panel.tell(given=True)
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     summary |= _calibrated(context, data, entries, plan.folder)
-    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
+    return plan.finish(names, summary)
 
 
 def check_custom(config: Config, info: dict[str, Any]) -> None:

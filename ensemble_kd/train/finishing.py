@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ensemble_kd.artifacts import finish
+from ensemble_kd.artifacts import Identity, finish
 from ensemble_kd.attached import ensure
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.quantise import harden_
@@ -49,7 +49,12 @@ def finish_phase(
         "seconds": seconds,
         "history": progress.history,
     }
-    finish(folder, "member", task.fingerprint, redacted_settings(task.settings), task.inputs, files, summary)
+    finish(
+        folder,
+        Identity("member", task.fingerprint, redacted_settings(task.settings), task.inputs),
+        files,
+        summary,
+    )
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
 
@@ -112,7 +117,7 @@ def finish_member(
         "history": progress.history,
     }
     settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS, *left.files]
-    finish(folder, "member", task.fingerprint, settings, task.inputs, files, summary)
+    finish(folder, Identity("member", task.fingerprint, settings, task.inputs), files, summary)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.stand_ins import write_images, write_pooling, write_texts, write_transformer
 from ensemble_kd import pipeline
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
+from ensemble_kd.artifacts import Identity, Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import ConfigError, InputError
@@ -173,7 +173,7 @@ def made_up(
         for i, task in enumerate(tasks):
             folder = members_folder(run, "teachers") / task.fingerprint
             folder.mkdir(parents=True, exist_ok=True)
-            finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
+            finish(folder, Identity("member", task.fingerprint, {"model": task.model}, {}), [], {})
             loss = {"validation_loss": 1 - i / 100}
             entries.append({"name": task.name, "fingerprint": task.fingerprint, **loss})
         temperatures = [1 + i / 10 for i in range(len(entries))]
