@@ -88,6 +88,7 @@ SHARED_BY_STAGES = {
     "sweep_verdict",
     "teachers_beside",
     "training_data",
+    "upstream",
     "trial_book",
     "vectors",
 }

@@ -34,6 +34,7 @@ from ensemble_kd.stages.context import COMBINED, Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.train.batches import VIEW_SEED
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.device import autocast
@@ -96,21 +97,13 @@ def groups_of(specialists: Manifest, teachers: list[str]) -> list[Group]:
     return [found[k] for k in sorted(found)]
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    teachers: Manifest,
-    store: Path,
-    receipt: Manifest,
-    specialists: Manifest,
-) -> Manifest:
+def run(context: Context, plan: StagePlan, above: Upstream, specialists: Manifest) -> Manifest:
     """Choose the weights, and fill the store where any specialist is on.
 
     Raises ArtifactError for specialists whose classes are in another order than the store's.
     """
-    check_classes(specialists, receipt, info["class_names"])
+    data, info, teachers = above.data, above.info, above.teachers
+    check_classes(specialists, above.store[1], info["class_names"])
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     config = context.config
@@ -144,7 +137,7 @@ def run(
     if not choice.on:  # the combination is the ensemble: nothing to compute
         summary["seconds"] = time.perf_counter() - began
         return plan.finish([COMBINED], summary)
-    layout = StoreLayout(**receipt.summary["layout"]).logits_alone
+    layout = StoreLayout(**above.store[1].summary["layout"]).logits_alone
     summary["layout"] = layout.to_dict()
     arguments = {
         "info": info,
@@ -159,7 +152,7 @@ def run(
     def make(todo: list[Item]) -> Iterator[tuple[Path, dict[str, Any]]]:
         return in_actors(context, todo, Combiner, arguments)
 
-    work = work_items(plan.folder, data, store)
+    work = work_items(plan.folder, data, above.store[0])
     rows = info["counts"]["transfer"]
     return fill(context, plan, "combined targets", work, make, rows, summary, [COMBINED])
 
@@ -370,9 +363,7 @@ class CombinedTargets(Stage):
         return plan(config, run, *above, done["specialists"].manifest)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        data, store = done["data"].folder, done["soft-targets"]
-        above = (done["teachers"].manifest, store.folder, store.manifest, done["specialists"].manifest)
-        return run(context, plan, data, done.info, *above)
+        return run(context, plan, Upstream.of(done), done["specialists"].manifest)
 
     def expected(self, config: Config, done: Done) -> int:
         """As much as the teachers' logits."""

@@ -30,7 +30,7 @@ from ensemble_kd.stages import specialists, student, student_tasks, teachers
 from ensemble_kd.stages.base import Artifact, Done
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.members import members_folder
-from ensemble_kd.stages.start import basis_of
+from ensemble_kd.stages.start import Sources, basis_of
 from ensemble_kd.train.task import MemberTask
 
 GOLDEN = Path(__file__).with_name("plans.json")
@@ -190,7 +190,7 @@ def made_up(
     if name == "student":
         basis = basis_of(config, run, done["data"].folder, done["teachers"].manifest)
         data, store, combined = student.inputs_of(config, done)
-        tasks = student_tasks.tasks(config, data, store, done.info["counts"], basis, None, combined)
+        tasks = student_tasks.tasks(config, Sources(data, store, done.info["counts"], basis, None, combined))
         return tasks, {}
     return [], {}
 

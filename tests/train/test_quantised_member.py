@@ -16,7 +16,7 @@ from ensemble_kd.models.package import load_package, save_package
 from ensemble_kd.models.quantise import THRESHOLD, fake_quantise, quantised_weights
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import student_checks, student_tasks
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS, load_logits
 from ensemble_kd.train.initial import WEIGHTS, load_network
@@ -126,7 +126,7 @@ def test_baselines_are_quantised_as_the_student_is() -> None:
     counts = {**INFO["counts"], "labelled": 50}
 
     def tasks(**student: Any) -> list[MemberTask]:
-        return student_tasks.tasks(configuration(**student), "data", "store", counts, basis)
+        return student_tasks.tasks(configuration(**student), Sources("data", "store", counts, basis))
 
     found = tasks(quantization={"bits": 8})
     assert {one.role for one in found} == {"distilled", "hard", "pseudo"}
