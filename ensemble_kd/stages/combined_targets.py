@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,12 @@ def run(context: Context, plan: StagePlan, above: Upstream, specialists: Manifes
     groups = groups_of(specialists, names)
     calibration = calibration_of(config, context.folder, data, teachers) or [1.0] * len(names)
     own_scale = list(zip(folders, calibration, strict=True))
-    ensemble, choice = _combined(context, plan, "ensemble", own_scale, weights, groups, labels)
+    ensemble, choice = _combined(context, plan, System("ensemble", own_scale, groups, weights), labels)
     # One generalist with its own specialists, for the report: the paper's system.
     there = {entry["generalist"] for entry in specialists.summary["members"]}
     single = best([entry for entry in entries if entry["name"] in there])["name"]
     own, own_groups = [own_scale[names.index(single)]], groups_of(specialists, [single])
-    alone, alone_choice = _combined(context, plan, "generalist", own, None, own_groups, labels)
+    alone, alone_choice = _combined(context, plan, System("generalist", own, own_groups), labels)
     results = {f"ensemble/{split}": log_q for split, log_q in ensemble.items()}
     results |= {f"generalist/{split}": log_q for split, log_q in alone.items()}
     save_file({name: tensor.contiguous() for name, tensor in results.items()}, plan.folder / COMBINED)
@@ -154,29 +154,35 @@ def run(context: Context, plan: StagePlan, above: Upstream, specialists: Manifes
 
     work = work_items(plan.folder, data, above.store[0])
     rows = info["counts"]["transfer"]
-    return fill(context, plan, "combined targets", work, make, rows, summary, [COMBINED])
+    return fill(context, plan, "combined targets", work, make, rows=rows, summary=summary, others=[COMBINED])
+
+
+@dataclass(frozen=True)
+class System:
+    """Teachers with their specialists, to be combined."""
+
+    name: str
+    teachers: list[tuple[Path, float]]
+    """Folder and temperature of each. Specialists, which start from a teacher's weights and stay near its
+    scale, are divided by the same: else calibrating would shift the balance between them."""
+    groups: list[Group]
+    weights: list[float] | None = None
+    """Of the teachers; None for one each."""
 
 
 def _combined(
-    context: Context,
-    plan: StagePlan,
-    system: str,
-    teachers: list[tuple[Path, float]],
-    weights: list[float] | None,
-    groups: list[Group],
-    labels: Tensor,
+    context: Context, plan: StagePlan, system: System, labels: Tensor
 ) -> tuple[dict[str, Tensor], Choice]:
     """Mean log q (N, C) of validation and test rows, and the choice that validation rows led to.
 
-    `teachers` are folders with each one's temperature; specialists, which start from a teacher's weights and
-    stay near its scale, are divided by the same. Else calibrating would shift the balance between them.
     The choice is written down before anything is made with it, so that a resumed run goes on with the same.
     """
     config = context.config
     assert config.specialists is not None
     folder = members_folder(context.folder, "specialists")
     mean, top_n = config.student.mean, config.specialists.top_n
-    written = plan.folder / f"choice-{system}.json"
+    teachers, groups, weights = system.teachers, system.groups, system.weights
+    written = plan.folder / f"choice-{system.name}.json"
     choice = Choice(**read_json(written)) if written.exists() else None
     found = {}
     for split in ("validation", "test"):  # one after the other: together they may be large
@@ -234,6 +240,7 @@ class Combiner:
         info: dict[str, Any],
         layout: StoreLayout,
         clusters: list[dict[str, Any]],
+        *,
         top_n: int,
         augment: dict[str, Any],
         batch_size: int,

@@ -321,9 +321,9 @@ def test_a_form_of_another_student_is_not_used(tmp_path: Path) -> None:
         other.info,
         "",
         None,
-        {"student": "t"},
-        None,
-        model / "export",
+        lineage={"student": "t"},
+        calibration=None,
+        forms=model / "export",
     )
     with pytest.raises(ArtifactError, match="exported from another student"):
         Predictor(tmp_path / "two", "onnx")
@@ -346,18 +346,20 @@ def test_forms_of_the_same_weights_outlive_the_folder(tmp_path: Path) -> None:
     model, network = case(tmp_path, "numbers")
     export(model, "onnx")
     source = load_package(model)
-    save_package(model, network, source.model, source.info, "# another card", None, source.lineage)
+    save_package(model, network, source.model, source.info, "# another card", None, lineage=source.lineage)
     assert (model / "export" / "onnx" / "model.onnx").exists()
     assert Predictor(model).form == "onnx"
-    folder = (model, network, source.model, source.info, "# card", None, source.lineage)
-    save_package(*folder, {"temperature": 1.0, "threshold": None})  # that is none
+    folder = (model, network, source.model, source.info, "# card", None)
+    save_package(
+        *folder, lineage=source.lineage, calibration={"temperature": 1.0, "threshold": None}
+    )  # that is none
     assert Predictor(model).form == "onnx"
-    save_package(*folder, {"temperature": 2.0})
+    save_package(*folder, lineage=source.lineage, calibration={"temperature": 2.0})
     assert not (model / "export").exists()
     export(model, "onnx")
     with torch.no_grad():
         next(network.parameters()).add_(1.0)
-    save_package(model, network, source.model, source.info, "# card", None, {"student": "t"})
+    save_package(model, network, source.model, source.info, "# card", None, lineage={"student": "t"})
     assert not (model / "export").exists() and Predictor(model).form == "pytorch"
 
 

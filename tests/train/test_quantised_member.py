@@ -69,7 +69,7 @@ def test_what_is_judged_is_what_lies_in_the_folder(
     thresholds = [name for name in stored if name.endswith(THRESHOLD)]
     assert len(thresholds) == (0 if changes.get("activations") is False else 2)
     assert all(stored[name] > 0 for name in thresholds)
-    save_package(tmp_path / "model", network, MODEL, INFO, "# card\n", None, {})
+    save_package(tmp_path / "model", network, MODEL, INFO, "# card\n", None, lineage={})
     package = load_package(tmp_path / "model")
     assert torch.equal(package.network(inputs).logits, network(inputs).logits)
     assert package.quantization is not None and package.quantization["bits"] == bits
