@@ -18,7 +18,7 @@ import pytest
 from processes import descendants, kill, wait_for
 from safetensors import safe_open
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 OVERRIDES = [
     "teachers.num_members=2",

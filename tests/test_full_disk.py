@@ -11,7 +11,7 @@ import pytest
 from processes import descendants, wait_for
 from small_disk import SmallDisk, small_disk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SETTINGS = [
     "teachers.num_members=2",
