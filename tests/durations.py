@@ -1,8 +1,8 @@
 """A plug-in of pytest: a test that takes long and is not marked slow fails, where the environment says so.
 
-`ENSEMBLE_KD_TEST_SECONDS` is how long a test may take, with the fixtures made for it; .ci/run sets it. So that
-a busy machine fails nothing, one and a half times as many seconds of CPU are allowed, of this process and of
-those it waited for, and four times as many by the clock.
+`ENSEMBLE_KD_TEST_SECONDS` is how long a test may take, with the fixtures made for it; .ci/run sets it. A busy
+machine fails nothing: one and a half times as many seconds of CPU are allowed, of this process and of those
+it waited for, and four times as many by the clock.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     marked = any(item.get_closest_marker(name) for name in ("slow", "long", "cluster"))
     if not marked and (cpu > CPU * seconds or clock > CLOCK * seconds):
         pytest.fail(
-            f"took {cpu:.1f} s of CPU and {clock:.1f} s by the clock; a test that is not marked slow may take "
-            f"{seconds:g} ({CPU:g} times that of CPU, {CLOCK:g} times by the clock): make it shorter, or mark it "
-            "@pytest.mark.slow",
+            f"took {cpu:.1f} s of CPU and {clock:.1f} s by the clock; a test that is not marked slow may "
+            f"take {seconds:g} ({CPU:g} times that of CPU, {CLOCK:g} times by the clock): make it shorter, "
+            "or mark it @pytest.mark.slow",
             pytrace=False,
         )
     return result

@@ -48,4 +48,4 @@ def test_what_takes_long_and_does_not_say_so_fails(
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert {line.split("::")[1].split(" ")[0] for line in lines} == failed, done.stdout
-    assert done.stdout.count("@pytest.mark.slow") >= len(failed)
+    assert done.stdout.count("or mark it @pytest.mark.slow") >= len(failed)
