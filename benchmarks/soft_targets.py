@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import generated
 from benchmarks.harness import Measured, benchmark, fresh_processes, median, rounded, say
+from ensemble_kd.artifacts import Identity
 from ensemble_kd.stages import soft_targets as stage
 
 # --------------------------------------------------------------------------------------------- store
@@ -34,7 +35,7 @@ def _store_bytes(folder: Path, rows: int, members: int, classes: int) -> float:
             writer.write(numbers.numpy(), **columns)
         entries[shard_name(shard)] = writer.close()
     summary = {"layout": asdict(layout), "rows": rows, "class_names": [str(c) for c in range(classes)]}
-    finish(folder, "soft_targets", "0" * 16, {}, {}, entries, summary, known=entries)
+    finish(folder, Identity("soft_targets", "0" * 16, {}, {}), entries, summary, known=entries)
     return size_on_disk(folder) / rows
 
 
@@ -71,8 +72,8 @@ class ComparedLabeller(stage.Labeller):
 
     def make(self, item: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.bare import label
-        from ensemble_kd.data.prepared import DataInfo, read_shard
-        from ensemble_kd.train.batches import as_tensor
+        from ensemble_kd.data.records import DataInfo, read_shard
+        from ensemble_kd.train.blocks import as_tensor
 
         # From the end of the shard before: what Ray Data takes to hand over the next one is ours.
         began = time.perf_counter() if self.ended is None else self.ended

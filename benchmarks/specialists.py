@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks import generated
 from benchmarks.harness import Measured, benchmark, fresh_processes, median, rounded, say
+from ensemble_kd.artifacts import Identity
 
 # ------------------------------------------------------------------------------------------ clusters
 
@@ -63,7 +64,7 @@ def _write_predictions(folder: Path, classes: int, rows: int, members: int) -> A
             writer.write(numbers, **_predictions(classes, len(numbers), members, begin))
         entries[shard_name(shard)] = writer.close()
     summary = {"layout": asdict(layout), "rows": rows}
-    return finish(folder, "soft_targets", "0" * 16, {}, {}, entries, summary, known=entries)
+    return finish(folder, Identity("soft_targets", "0" * 16, {}, {}), entries, summary, known=entries)
 
 
 def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def specialists(quick: bool) -> Measured:
     """
     from ensemble_kd.runtime import Runtime
     from ensemble_kd.stages.training_data import load_training_data, with_generalists
-    from ensemble_kd.train.member import finished
+    from ensemble_kd.train.task import finished
     from ensemble_kd.workers import train_members
 
     rows, epochs, turns = (6400, 2, 2) if quick else (60_000, 5, 4)

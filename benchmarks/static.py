@@ -24,7 +24,8 @@ from ensemble_kd.config import ExportConfig, ModelConfig, TextConfig
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.data.tokenize import TOKENIZER_FILE, PretrainedTokenizer, pad, write_pretrained
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.export.forms import Rows, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import export_forms
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.build import build
 from ensemble_kd.models.package import load_package, save_package

@@ -15,7 +15,7 @@ import pyarrow as pa
 from benchmarks import generated
 from benchmarks.harness import Measured, available_cores, benchmark, fresh_processes, median, rounded, say
 from benchmarks.soft_targets import MemoryWatch, _anonymous, _text
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Identity, Manifest, finish, read_manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.records import SplitWriter
 from ensemble_kd.data.store import ShardWriter, StoreLayout, shard_name
@@ -51,7 +51,7 @@ def _write_inputs(folder: Path, info: dict[str, Any]) -> Manifest:
         shard_writer.write(numbers, logits=generated.member_logits(len(numbers), MEMBERS, seed=shard))
         entries[shard_name(shard)] = shard_writer.close()
     summary = {"layout": asdict(LAYOUT), "rows": rows}
-    return finish(store, "soft_targets", "0" * 16, {}, {}, entries, summary, known=entries)
+    return finish(store, Identity("soft_targets", "0" * 16, {}, {}), entries, summary, known=entries)
 
 
 def _sweep(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ensemble_kd.attached import attached
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import ConfigError, StoppedError
 from ensemble_kd.local_training import loaded
-from ensemble_kd.mirror import attached
 from ensemble_kd.proposals import FINISHED, Proposals
 from ensemble_kd.runtime import Runtime
-from ensemble_kd.train.fused import choose_fuse
 from ensemble_kd.train.process import borrowed
+from ensemble_kd.train.stack_size import choose_fuse
 from ensemble_kd.trial_steps import TrialSteps, TrialWork, last_line, rungs
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import disk
+from ensemble_kd.attached import attach, attached_spec
 from ensemble_kd.board import Board, Event
 from ensemble_kd.carried import held, hold
 from ensemble_kd.disk import DiskError
@@ -31,11 +32,10 @@ from ensemble_kd.errors import TrainingError
 from ensemble_kd.failures import keep, last_words
 from ensemble_kd.local_training import train_here
 from ensemble_kd.member_loop import LoadData, Work, after, left_of, train_next
-from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.loop import Replicas
-from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import WORKER, prepare
+from ensemble_kd.train.task import MemberTask
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often a worker asks whether it is to stop."""

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from ensemble_kd.artifacts import write_json
+from ensemble_kd.attached import attach
 from ensemble_kd.config import Config
 from ensemble_kd.errors import TrainingError
-from ensemble_kd.mirror import Mirror, attach
+from ensemble_kd.mirror import Mirror
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import members as stage
 from ensemble_kd.stages.context import Context
 from ensemble_kd.tracking import Tracker
-from ensemble_kd.train.member import FAILED, MemberTask
+from ensemble_kd.train.finishing import FAILED
+from ensemble_kd.train.task import MemberTask
 
 
 def followed(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console as Rich
 
-from ensemble_kd import own_code, pipeline
+from ensemble_kd import own_code, pipeline, run_folder
 from ensemble_kd.api.own_models import check_sendable, keep_sources
 from ensemble_kd.api.problems import as_value_errors
 from ensemble_kd.api.results import Results
@@ -117,7 +117,7 @@ def execute(
         console=voice.console,
         recipe=recipe,
     )
-    return Run(pipeline.copied(config, folder), config, recipe)
+    return Run(run_folder.copied(config, folder), config, recipe)
 
 
 def run(
@@ -172,7 +172,7 @@ def check(config: Settings, *, output: str | Path | None = None, **overrides: An
     with as_value_errors():
         check_names(overrides, check)
         settings = configuration(config, overrides)
-        folder = pipeline.copied(settings, _folder(output, settings))
+        folder = run_folder.copied(settings, _folder(output, settings))
         lines = pipeline.check(settings, folder, Voice(True).console)
     rows = [(line.name, line.state, line.size, line.expected, line.work) for line in lines]
     return pd.DataFrame(rows, columns=["stage", "state", "bytes", "expected_bytes", "work"]).set_index(

@@ -20,7 +20,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ensemble_kd import own_code
-from ensemble_kd.artifacts import Manifest, checksum, fingerprint, finish, read_json, write_atomic, write_json
+from ensemble_kd.artifacts import (
+    Identity,
+    Manifest,
+    checksum,
+    fingerprint,
+    finish,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.model_folder import (
@@ -121,7 +130,10 @@ def save_package(
         write_atomic(new / CARD, card)
         # Lineage covers the student's own fingerprint, so equal packages have equal fingerprints.
         manifest = finish(
-            new, "model", fingerprint("model", config), model_config, {}, files, {"lineage": lineage}
+            new,
+            Identity("model", fingerprint("model", config), model_config, {}),
+            files,
+            {"lineage": lineage},
         )
         kept = folder / EXPORT if _same_answers(folder, new) else None
         for source in (forms, kept):

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_json, read_manifest, write_json
+from ensemble_kd.artifacts import Manifest, fingerprint, read_json, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, Config
 from ensemble_kd.data.augment import view
-from ensemble_kd.data.prepared import Arrays, DataInfo, load_labels, read_shard
+from ensemble_kd.data.records import Arrays, DataInfo, load_labels, read_shard
 from ensemble_kd.data.store import ShardWriter, StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.ensemble.choice import Choice, Cluster, choose, own_distribution, with_specialists
@@ -34,9 +34,11 @@ from ensemble_kd.stages.context import COMBINED, Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
-from ensemble_kd.train.batches import VIEW_SEED, as_tensor
+from ensemble_kd.train.batches import VIEW_SEED
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.member import load_logits, load_network
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.specialist import Specialty
 from ensemble_kd.train.stored import restore
 
@@ -141,9 +143,7 @@ def run(
     }
     if not choice.on:  # the combination is the ensemble: nothing to compute
         summary["seconds"] = time.perf_counter() - began
-        return finish(
-            plan.folder, plan.stage, plan.fingerprint, plan.config, plan.inputs, [COMBINED], summary
-        )
+        return plan.finish([COMBINED], summary)
     layout = StoreLayout(**receipt.summary["layout"]).logits_alone
     summary["layout"] = layout.to_dict()
     arguments = {

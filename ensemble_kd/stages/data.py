@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import (
     Config,
     CsvConfig,
@@ -19,7 +19,9 @@ from ensemble_kd.config import (
     with_epochs,
 )
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_labels, prepare, source_fingerprint
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_labels
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
@@ -64,7 +66,7 @@ def run(context: Context, plan: StagePlan) -> Manifest:
         for line in warnings:
             context.console.warning(line)
     summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began, "warnings": redacted(warnings)}
-    return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 class Data(Stage):

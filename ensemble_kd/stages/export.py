@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import Arrays, load_split
+from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError, ExportError
-from ensemble_kd.export.forms import Rows, available, export_forms, measured
+from ensemble_kd.export.form_checks import Rows, measured
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.inference.latency import SIZES
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import Package, shipped_info
@@ -26,8 +27,9 @@ from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.train.calibration import before_and_after, calibrate
+from ensemble_kd.train.finishing import PREDICTIONS
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import PREDICTIONS, load_network
 from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 TIMED_ROWS = 1024
@@ -103,7 +105,7 @@ def run(
     }
     files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]
     files = [name for name in files if (plan.folder / name).is_file()]
-    return finish(plan.folder, "export", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 def _member(

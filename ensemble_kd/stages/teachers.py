@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish
+from ensemble_kd.artifacts import Manifest, fingerprint
 from ensemble_kd.config import (
     Config,
     CustomModelConfig,
@@ -25,7 +25,7 @@ from ensemble_kd.config import (
 )
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
@@ -34,6 +34,7 @@ from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage, W
 from ensemble_kd.stages.calibrated import calibrates, fit_teachers, weights_of_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.fit import teacher_model, teacher_problems
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
 from ensemble_kd.stages.judged import Panel, labels_to_judge_by
 from ensemble_kd.stages.members import (
@@ -43,10 +44,10 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
-from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
+from ensemble_kd.train.blocks import mix
+from ensemble_kd.train.finishing import PREDICTIONS, load_logits
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.teacher_calibration import FEWEST
 
 
@@ -151,7 +152,7 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
         "excluded": lost,
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _from_predictions(
     panel.tell(given=True)
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     summary |= _calibrated(context, data, entries, plan.folder)
-    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
+    return plan.finish(names, summary)
 
 
 def check_custom(config: Config, info: dict[str, Any]) -> None:

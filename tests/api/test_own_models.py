@@ -116,9 +116,7 @@ PLAIN = "class Net(nn.Module):\n    def forward(self, x):\n        return x\n"
     [
         (
             cell(PLAIN + "# lost\n", kept=False),
-            [
-                "student: the source of Net is not found, and it is kept beside the model; write it into a file"
-            ],
+            ["student: the source of Net is not found, and it is kept beside the model; write it into"],
         ),
         (
             cell(PLAIN.replace("x\n", "x + TABLE + f()\n"), TABLE=torch.ones(3), f=lambda: 1),
@@ -136,9 +134,7 @@ PLAIN = "class Net(nn.Module):\n    def forward(self, x):\n        return x\n"
         ),
         (
             cell(PLAIN.replace("x\n", "x + len(api_key)\n"), api_key="abcdefgh12345"),
-            [
-                "student: Net reads api_key, which is named like a secret, and its source is kept; read it from"
-            ],
+            ["student: Net reads api_key, which is named like a secret, and its source is kept; read it"],
         ),
         (
             lambda num_classes, input_shape: nn.Linear(1, 1),
@@ -180,7 +176,7 @@ def test_classes_are_taken_wherever_a_model_is(known: own_code.Known) -> None:
     assert assignments(block) == [
         f'student.model={{"name": "custom", "callable": "{name}", "options": {{"width": 3}}}}'
     ]
-    with pytest.raises(ValueError, match="dict: a class; give an instance"):
+    with pytest.raises(ValueError, match=r"\(dict\): a class; give an instance"):
         ensemble_kd.distill(([[1.0]] * 8, [0, 1] * 4), teachers=[dict], progress=False)
 
 

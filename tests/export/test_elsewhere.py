@@ -15,10 +15,10 @@ from model_cases import case, inputs_of
 
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ExportError
-from ensemble_kd.export import forms as forms_module
-from ensemble_kd.export import mlflow_form
+from ensemble_kd.export import form_checks, mlflow_form
 from ensemble_kd.export.elsewhere import Elsewhere
-from ensemble_kd.export.forms import Rows, available, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.package import load_package
 
@@ -62,7 +62,7 @@ def test_an_mlflow_model_that_lacks_a_module_is_not_handed_over(
 ) -> None:
     everything = mlflow_form.carried()
     monkeypatch.setattr(mlflow_form, "carried", lambda: [p for p in everything if str(p) != lost])
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
     module = f"ensemble_kd.{lost.removesuffix('.py').replace('/', '.')}"
     with pytest.raises(ExportError, match=f"mlflow: .* without this package: .*{module}"):
         exported(tmp_path, "numbers", ["mlflow"])
@@ -74,7 +74,7 @@ def test_a_form_that_answers_otherwise_elsewhere_is_not_handed_over(
 ) -> None:
     real = Elsewhere.logits
     monkeypatch.setattr(Elsewhere, "logits", lambda *args, **options: real(*args, **options) + 0.01)
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
     with pytest.raises(ExportError, match="onnx: gives other logits in a process without this package"):
         exported(tmp_path, "numbers", ["onnx"])
 
@@ -177,6 +177,6 @@ def test_one_process_serves_all_forms(tmp_path: Path, monkeypatch: pytest.Monkey
         return started[-1]
 
     monkeypatch.setattr(Elsewhere, "_start", counted)
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
     exported(tmp_path, "numbers", ["mlflow", "onnx", "int8", "program"])
     assert len(started) == 1

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ArtifactError, ExportError, InputError
+from ensemble_kd.export import form_checks
 from ensemble_kd.export import forms as forms_module
 from ensemble_kd.export.folder import export_folder, is_model_folder
-from ensemble_kd.export.forms import Rows, available, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.export.graph import Graph, OnnxBiLSTM, UnrolledBiLSTM
 from ensemble_kd.inference.feed import by_length, feed
 from ensemble_kd.inference.onnx_model import load_onnx
@@ -30,7 +32,7 @@ from ensemble_kd.train.loop import predict
 
 @pytest.fixture(autouse=True)
 def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
 
 
 def export(model: Path, *forms: str, **options: Any) -> dict[str, Any]:
