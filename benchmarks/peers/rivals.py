@@ -97,7 +97,7 @@ TEXT_RIVALS = (
         HERE / "texts_with_model2vec.py",
         "vectors of word pieces",
         "a teacher of yours; soft targets: its classifier learns from labels; no sweep, no specialists",
-        ("model2vec==0.10.0",),
+        ("model2vec[distill]==0.10.0",),
         "model2vec",
     ),
     Rival(

@@ -21,7 +21,6 @@ run = ensemble_kd.distill(
         "seeds": 1,
         "training": {
             "epochs": given.settings["table_epochs"],
-            "min_steps": 0,
             "batch_size": given.settings["batch_size"],
             "learning_rate": 2e-3,
         },

@@ -26,7 +26,6 @@ run = ensemble_kd.distill(
         "seeds": 1,
         "training": {
             "epochs": given.settings["epochs"],
-            "min_steps": 0,
             "batch_size": given.settings["batch_size"],
             "learning_rate": given.settings["learning_rate"],
         },

@@ -1,5 +1,7 @@
 """sentence-transformers: two of MiniLM's blocks learn its vectors, logistic regression on top."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset
 from sentence_transformers import (
@@ -14,9 +16,10 @@ from benchmarks.peers.given import read
 
 given = read()
 student = SentenceTransformer(given.settings["source"], device="cpu")
-encoder = student[0].auto_model.encoder
+transformer: Any = student[0].auto_model
+encoder = transformer.encoder
 encoder.layer = torch.nn.ModuleList([encoder.layer[i] for i in given.settings["layers"]])
-student[0].auto_model.config.num_hidden_layers = len(encoder.layer)
+transformer.config.num_hidden_layers = len(encoder.layer)
 texts, vectors = given.arrays["train_inputs"], given.arrays["train_vectors"]
 arguments = SentenceTransformerTrainingArguments(
     str(given.result.parent),

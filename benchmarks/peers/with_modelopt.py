@@ -8,12 +8,25 @@ from benchmarks.peers.given import read
 
 given = read()
 x, y = (given.arrays[f"train_{name}"] for name in ("inputs", "labels"))
+
+
+class Student(torch.nn.Module):
+    """Not a Sequential itself: that would call the teacher, which becomes a child of it, as a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = given.student()
+
+    def forward(self, inputs):
+        return self.network(inputs)
+
+
 settings = {
     "teacher_model": given.teacher(),
     "criterion": mtd.LogitsDistillationLoss(given.settings["temperature"], reduction="batchmean"),
     "loss_balancer": mtd.StaticLossBalancer(given.settings["alpha"]),
 }
-student = mtd.convert(given.student(), mode=[("kd_loss", settings)])
+student = mtd.convert(Student(), mode=[("kd_loss", settings)])
 optimizer = torch.optim.AdamW(
     student.parameters(), lr=given.settings["learning_rate"], weight_decay=0.0, fused=True
 )

@@ -131,9 +131,7 @@ def _teacher(teacher: Any, index: int, count: int, classes: Any, task: Task) -> 
     kind = teacher if isinstance(teacher, str) else type(teacher).__name__
     where = f"teachers[{index}] ({getattr(teacher, '__name__', kind)})"
     if isinstance(teacher, type):
-        raise InputValueError(
-            f"{where}: a class; give an instance of it, trained, or a torch module's class for the run to train"
-        )
+        raise InputValueError(f"{where}: a class; give an instance of it, trained")
     order = said_order(classes, index, count, task)
     if _by_split(teacher) or _is_array(teacher):
         if order is None:

@@ -40,7 +40,7 @@ def python(*arguments: str, cwd: Path, **variables: str) -> subprocess.Completed
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, **variables}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def local_class(width: int) -> type[nn.Module]:
@@ -158,9 +158,9 @@ def test_what_cannot_be_sent_is_told() -> None:
     )
     with pytest.raises(ValueError, match=r"Net: cannot be sent .*cannot pickle '_thread.lock'.*__init__"):
         check_sendable(own_code.used({"student": {"model": {"callable": name}}}))
-    data = {"train": ([[float(i)] for i in range(40)], [0, 1] * 20), "progress": False}
+    rows = [[float(i)] for i in range(40)], [0, 1] * 20
     with pytest.raises(ValueError, match="cannot be sent"):
-        ensemble_kd.distill(**data, student=own_code.find(name).made_by, teachers=1)  # type: ignore[union-attr]
+        ensemble_kd.distill(rows, student=own_code.held()[name].made_by, teachers=1, progress=False)
     check_sendable({})
 
 
@@ -249,7 +249,7 @@ def test_a_notebook_trains_its_own_classes(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv(name, str(tmp_path / "home"))
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     client = nbclient.NotebookClient(
-        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        book, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     said = "".join(output.get("text", "") for output in book.cells[-1].outputs)
