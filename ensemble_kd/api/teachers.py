@@ -142,7 +142,7 @@ def _teacher(teacher: Any, index: int, count: int, classes: Any, task: Task) -> 
 
         teacher = load(folder)
     if is_estimator(teacher):
-        ask, own = as_estimator(teacher, where, task, known=order is not None)
+        ask, own = as_estimator(teacher, where, task, order)
         return Teacher(where, ask, own if order is None else order)
     inputs = _inputs(task, where)
     if isinstance(teacher, str | Path):

@@ -134,6 +134,11 @@ FRAME = pd.DataFrame(
     ("arguments", "says"),
     [
         ({"label": "kin"}, "no column 'kin' in train; it has 'one', 'two', 'kind'; did you mean 'kind'?"),
+        ({"test": FRAME.drop(columns="one")}, "test: no column 'one'; it has 'two', 'kind'; give it the"),
+        (
+            {"test": FRAME.assign(kind=["a", "b", "c", "d"] * 10)},
+            "test: label 'c' in row 2 is no class of train (20 of 40 rows have such labels); add rows of it",
+        ),
         ({"input": "thre"}, "input: no column 'thre'"),
         ({"test": FRAME.drop(columns="kind")}, "no column 'kind' in test"),
         ({"test": FRAME.assign(kind=None)}, "test: 40 of 40 rows have no label in 'kind'"),
