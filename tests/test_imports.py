@@ -52,8 +52,8 @@ LEVELS = [
     {"config_checks"},
     {"crash", "failures"},
     {"config_yaml"},
-    {"screen"},
-    {"termination", "home", "disk", "safe_files", "secret_options", "paths", "remote"},
+    {"screen", "carried"},
+    {"termination", "home", "disk", "safe_files", "secret_options", "own_code", "paths", "remote"},
     {"errors"},
     {"redact", "stage_list"},
 ]
