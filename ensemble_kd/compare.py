@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError
+from ensemble_kd.train.finishing import PREDICTIONS
 from ensemble_kd.train.measures import Measures, measures_of
-from ensemble_kd.train.member import PREDICTIONS
 from ensemble_kd.train.statistics import Interval, combined_interval
 
 

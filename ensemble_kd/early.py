@@ -165,7 +165,7 @@ def first_plan(config: Config, folder: Path, warn: Callable[[str], None]) -> lis
     `warn` takes what is odd about the data, but no reason to stop.
     Raises ConfigError or InputError with all problems.
     """
-    from ensemble_kd.data.prepared import inspect_source
+    from ensemble_kd.data.first_pass import inspect_source
     from ensemble_kd.stages import data as data_stage
 
     if problems := inspect_source(config, warn):

@@ -33,8 +33,8 @@ from ensemble_kd.artifacts import (
     write_json,
 )
 from ensemble_kd.config import Config, CsvConfig, TextAugmentConfig
-from ensemble_kd.data.prepared import source_fingerprint, train_texts
-from ensemble_kd.data.sources import HASHED_BYTES
+from ensemble_kd.data.prepared import train_texts
+from ensemble_kd.data.sources import HASHED_BYTES, source_fingerprint
 from ensemble_kd.data.text_augment import TextAugmenter, Unseen, words_of
 from ensemble_kd.data.word_candidates import Candidates, MaskedWords, WordVectors
 from ensemble_kd.data.word_classes import WordClasses, learn_word_classes

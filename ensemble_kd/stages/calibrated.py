@@ -12,7 +12,7 @@ import numpy as np
 from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.stages.members import teacher_validation_logits
 from ensemble_kd.train.teacher_calibration import FEWEST, fit_shrunk
 from ensemble_kd.train.teacher_weights import fit_weights
