@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd import own_code
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, parsed_manifest
 from ensemble_kd.config import NETWORKS
 from ensemble_kd.config.plugins import load
@@ -136,10 +137,13 @@ def check_trust(folder: Path, config: dict[str, Any], trust: Collection[str] = (
         asked.append((module, shown(model["callable"])))
     allowed = {*trust, *(name.strip() for name in os.environ.get(TRUST, "").split(","))}
     for module, what in asked:
-        if module not in allowed:
+        # What this process was given by its user is there already: nothing is imported for the folder's sake.
+        given = model["name"] == "custom" and own_code.find(model["callable"]) is not None
+        if module not in allowed and not (given and what == shown(model["callable"])):
+            own = f"; {own_code.advice(module)}" if own_code.MODULE.fullmatch(module) else ""
             raise ArtifactError(
                 f"{where}: the network is made by {what}, code from outside the folder; "
-                f"if you trust it: --trust {shown(module)} (or {TRUST}={shown(module)})"
+                f"if you trust it: --trust {shown(module)} (or {TRUST}={shown(module)}){own}"
             )
 
 

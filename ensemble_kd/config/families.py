@@ -36,8 +36,8 @@ class Family:
 
         Raises RegistrationError where the block has no such field, or another one has the name.
         """
-        fields: dict[str, Any] = block.model_fields if issubclass(block, Block) else {}
-        field = fields.get("name")
+        kind: Any = block
+        field = kind.model_fields.get("name") if issubclass(kind, Block) else None
         names = typing.get_args(field.annotation) if field is not None else ()
         if not names or not all(isinstance(name, str) for name in names):
             raise RegistrationError(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ensemble_kd.artifacts import Manifest, finish, write_json
+from ensemble_kd.artifacts import Manifest, write_json
 from ensemble_kd.config import Config
 from ensemble_kd.config.methods import EXTRA_STAGES, StageConfig
 from ensemble_kd.stages.base import Done, Stage
@@ -50,8 +50,7 @@ class Disagreement(Stage):
         write_json(plan.folder / "disagreement.json", shares)
         largest = max(max(row) for row in shares)
         summary = {"largest": largest}
-        files = ["disagreement.json"]
-        return finish(plan.folder, self.name, plan.fingerprint, plan.config, plan.inputs, files, summary)
+        return plan.finish(["disagreement.json"], summary)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         return f"two teachers differ on up to {summary['largest']:.1%} of the validation rows"
