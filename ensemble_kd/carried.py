@@ -1,4 +1,4 @@
-"""What a process of a run tells those that it starts: plug-ins, secret options, classes that no module has."""
+"""What a process of a run tells those it starts: plug-ins, secret options, classes that no module has."""
 
 from __future__ import annotations
 

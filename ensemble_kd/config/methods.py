@@ -89,7 +89,8 @@ class StageFamily(Family):
     def register(self, block: Kind) -> Kind:
         known = [entry.name for entry in OURS]
         behind = getattr(block, "after", None)
-        names = get_args(block.model_fields["name"].annotation) if "name" in block.model_fields else ()
+        fields: dict[str, Any] = getattr(block, "model_fields", {})
+        names = get_args(fields["name"].annotation) if "name" in fields else ()
         where = f"registers the stage {block.__module__}.{block.__qualname__}"
         if behind not in known[:-1]:
             raise RegistrationError(f"{where} after {behind!r}; use one of {', '.join(known[:-1])}")
@@ -151,7 +152,7 @@ def method_problems(config: Config) -> list[str]:
         problems += learner.problems(config)
     for i, compressor in enumerate(student.compress):
         problems += [f"student.compress.{i}.{line}" for line in compressor.problems(config)]
-    others = {"quantization": student.quantization, "learner": learner}
+    others: dict[str, Any] = {"quantization": student.quantization, "learner": learner}
     others |= {"peers": student.peers, "branches": student.branches}
     problems += [
         f"student.compress: does not go together with student.{name}; leave one of them out"

@@ -14,6 +14,7 @@ from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.train.batches import Batches, Targets
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.group_data import TrainingData
@@ -41,6 +42,8 @@ def loss_of(
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
     of_labels["pseudo"] = task.guess_weight
+    if task.alpha_schedule is not None and task.alpha > 0:
+        of_labels["schedule"] = parse_weight(task.alpha_schedule, "student.alpha")
     return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares, **of_labels)
 
 
