@@ -1,4 +1,4 @@
-"""`student.alpha` as a schedule: the loss in closed form, stacked, in the bits of a number; what is refused."""
+"""`student.alpha` as a schedule: in closed form, stacked, in the bits of a number; what is refused."""
 
 from __future__ import annotations
 
