@@ -9,18 +9,21 @@ from ensemble_kd import own_code, secret_options
 
 @dataclass(frozen=True)
 class Carried:
-    """Made by `held` in one process, taken by `hold` in another. Ray sends classes of `__main__` by value."""
+    """What `held` collects in one process, and `hold` takes over in another that Ray starts.
+
+    Ray sends classes of `__main__` by value.
+    """
 
     secrets: secret_options.Held
     code: own_code.Known
 
 
 def held() -> Carried:
-    """What this process knows."""
+    """All that this process knows, to be sent to another."""
     return Carried(secret_options.held(), own_code.held())
 
 
 def hold(known: Carried) -> None:
-    """What another process of this run knows."""
+    """Take over what another process of this run has sent."""
     secret_options.hold(known.secrets)
     own_code.hold(known.code)

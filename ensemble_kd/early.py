@@ -84,7 +84,7 @@ def callable_problems(config: Config) -> list[str]:
 
 
 def class_problems(config: Config, classes: int | None) -> list[str]:
-    """Whether `student.without_classes` leaves any."""
+    """A problem where `student.without_classes` leaves no class to learn from labels."""
     left_out = set(config.student.without_classes)
     if classes is None or len(left_out & set(range(classes))) < classes:
         return []

@@ -146,7 +146,7 @@ class Quantization(_Part):
 
 
 class Description(_Part):
-    """The whole file."""
+    """All of config.json of a model folder."""
 
     format: int
     form: str | None = None

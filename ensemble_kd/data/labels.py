@@ -159,7 +159,7 @@ def join(arrays: list[pa.Array]) -> pa.Array:
 
 
 def repeated_ids(ids: pa.Array) -> Iterator[tuple[int, str]]:
-    """Rows whose id is missing or has come before."""
+    """Yields each row whose id is missing, or is the id of an earlier row, with the reason."""
     if not ids.null_count and pc.count_distinct(ids).as_py() == len(ids):
         return
     seen: dict[int | str, int] = {}

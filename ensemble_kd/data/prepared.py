@@ -78,7 +78,7 @@ class Inputs:
 
 
 def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ...]]]]:
-    """Of the rows that stay in train: numbers in the source's split, and texts, each one or a pair.
+    """Yields for the rows that stay in train their numbers in the source's split and their texts (or pairs).
 
     Raises InputError with everything that is wrong, before the first rows or after the last.
     """
@@ -93,7 +93,7 @@ def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ..
 
 
 def raw_rows(config: Config) -> Iterator[tuple[str, int, Any]]:
-    """All rows as `prepare` writes them: the split, the number of the first row in it, and raw inputs.
+    """Yields all rows as `prepare` writes them: the split, the number of the first row in it, and raw inputs.
 
     Images (B, H, W, C) uint8, numbers (B, F) float32, lists of texts or of pairs; each split is in order.
     Raises InputError with everything that is wrong, before the first rows or after the last.

@@ -42,7 +42,7 @@ LONGEST_NAME = 80
 
 @dataclass
 class Facts:
-    """What was found."""
+    """What was found in the files: kind, columns, splits, and samples of values."""
 
     path: str
     source: Source

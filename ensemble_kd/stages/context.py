@@ -52,7 +52,7 @@ class Console:
 
 @dataclass
 class Context:
-    """One run."""
+    """What all stages of one run share: settings, folder, Ray, and the console."""
 
     config: Config
     folder: Path

@@ -85,7 +85,10 @@ def _of_values(config: Config, block: Any) -> bool:
 
 
 def label_problems(config: Config, counts: dict[str, int]) -> list[str]:
-    """What wants labels of train rows where there are none: given teachers alone say what these are."""
+    """Settings that cannot work without labels, where no row of train has one; one line for each.
+
+    Without labels the student learns from the given teachers alone.
+    """
     if counts.get("labelled", 1):
         return []
     student = config.student

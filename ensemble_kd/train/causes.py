@@ -34,7 +34,7 @@ FEWEST = 50
 
 @dataclass(frozen=True)
 class Cause:
-    """One likely reason."""
+    """One likely reason why the ensemble knows no more than the student."""
 
     name: str
     """undertrained, same_kind, confidence, few_labels, label_noise."""

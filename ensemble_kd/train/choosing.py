@@ -43,7 +43,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which candidate, and why."""
+    """The candidate that was chosen, and the reason."""
 
     chosen: int
     by: By

@@ -22,7 +22,7 @@ REFRESH = 4
 
 
 def listing(runs: dict[str, Run], where: str) -> str:
-    """The page."""
+    """The page that lists all runs, as HTML."""
     found = {name: standing(run) for name, run in runs.items()}
     order = sorted(found, key=lambda name: (found[name].state != "running", -found[name].when, name))
     head = ["run", "state", "verdict", *(f"{title}, %" for _, title in SCORES), "when"]
