@@ -73,6 +73,7 @@ def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
     from ensemble_kd.runtime import Runtime
     from ensemble_kd.stages import clusters as stage
     from ensemble_kd.stages.context import Context
+    from ensemble_kd.stages.upstream import Upstream
     from ensemble_kd.tracking import Tracker
 
     seconds: dict[str, float] = {}
@@ -103,7 +104,8 @@ def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
     with Runtime(config.compute) as runtime:
         context = Context(config, folder / "run", runtime, tracker)
         plan = stage.plan(config, context.folder, "data", "store")
-        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, teachers)
+        above = Upstream(folder / "data", info, (folder / "store", receipt), teachers)
+        manifest = stage.run(context, plan, above)
         spread = runtime.started
     return {
         "sets": [cluster["classes"] for cluster in manifest.summary["clusters"]],

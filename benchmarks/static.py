@@ -72,7 +72,9 @@ def model_folder(folder: Path, model: dict[str, Any], tokenizer: PretrainedToken
     ).to_dict()
     torch.manual_seed(0)
     network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()
-    save_package(folder, network, model, info, "# Made for a benchmark", folder.parent / TOKENIZER_FILE, {})
+    save_package(
+        folder, network, model, info, "# Made for a benchmark", folder.parent / TOKENIZER_FILE, lineage={}
+    )
     inputs = pad(*tokenizer.encode(made_up_texts(tokenizer, 32)), LONGEST)
     settings = ExportConfig(forms=["onnx"], tolerance=1e-2)
     export_forms(load_package(folder), folder / "export", settings, Rows(inputs, None))

@@ -21,6 +21,7 @@ from ensemble_kd.data.records import SplitWriter
 from ensemble_kd.data.store import ShardWriter, StoreLayout, shard_name
 from ensemble_kd.stages import sweep as stage
 from ensemble_kd.stages.members import members_folder
+from ensemble_kd.stages.upstream import Upstream
 
 MEMBERS = 5
 LAYOUT = StoreLayout(1, MEMBERS, generated.CLASSES)
@@ -69,7 +70,9 @@ def _sweep(
         ray_started = time.time()
         context = Context(config, run, runtime, tracker, Console(say, say))
         plan = stage.plan(config, run, "data", "store")
-        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, NO_TEACHERS)
+        manifest = stage.run(
+            context, plan, Upstream(folder / "data", info, (folder / "store", receipt), NO_TEACHERS)
+        )
         ended = time.time()
     trials = manifest.summary["trials"]
     folders = [members_folder(run, "sweep") / m["fingerprint"] for trial in trials for m in trial["members"]]

@@ -220,7 +220,15 @@ def train_members(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     try:
-        full = _attend(runtime, thread, board, work.tasks, elastic[0] if elastic else size, path, on_event)
+        full = _attend(
+            runtime,
+            thread,
+            board,
+            work.tasks,
+            least=elastic[0] if elastic else size,
+            path=path,
+            on_event=on_event,
+        )
     finally:
         _end(thread, board)
         if meeting is not None:
@@ -245,6 +253,7 @@ def _attend(
     thread: threading.Thread,
     board: Any,
     tasks: list[MemberTask],
+    *,
     least: int,
     path: str,
     on_event: Callable[[MemberTask, Event], None],

@@ -81,7 +81,8 @@ def run_elsewhere(
     info: dict[str, Any],
     folder: Path,
     inputs: np.ndarray,
-    options: ExportConfig,
+    *,
+    tolerance: float,
     elsewhere: Elsewhere,
 ) -> None:
     """Raises ExportError where a form does not run without this package, or answers otherwise there."""
@@ -95,7 +96,7 @@ def run_elsewhere(
     else:
         given = feed(info, inputs)
     found, here = elsewhere.logits(form, folder, given, rows), all_logits(made.run, inputs)
-    if found.shape != here.shape or not np.abs(found - here).max() <= options.tolerance:
+    if found.shape != here.shape or not np.abs(found - here).max() <= tolerance:
         raise ExportError(f"{form}: gives other logits in a process without this package than here")
 
 

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def export_forms(
     elsewhere = Elsewhere()
     try:
         expected = student_logits(source, validation.inputs) / temperature
+        making = Making(source, options, validation, expected, test or validation, plain, elsewhere)
         for form in options.forms:
             plan = _fingerprint(source, form, options)
             kept = _kept(folder / form, plan)
@@ -86,9 +88,8 @@ def export_forms(
                 found[form] = kept.summary
                 continue
             try:
-                found[form] = _form(
-                    form, plan, source, folder, options, validation, expected, test, say, plain, elsewhere
-                )
+                found[form] = _form(form, plan, folder, making)
+                say(f"export: {form}, {found[form]['model_bytes'] / 1e6:.2f} MB, {_sentence(found[form])}")
             except ExportError as error:
                 problems += [problem for problem in error.problems if problem not in problems]
                 shutil.rmtree(folder / form, ignore_errors=True)
@@ -130,35 +131,47 @@ def _is_measured(entry: dict[str, Any]) -> bool:
     return named and all(type(number) in (int, float) for number in numbers)
 
 
-def _form(
-    form: str,
-    plan: str,
-    source: Package,
-    parent: Path,
-    options: ExportConfig,
-    validation: Rows,
-    expected: np.ndarray,
-    test: Rows | None,
-    say: Callable[[str], None],
-    plain: PlainGraph,
-    elsewhere: Elsewhere,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Making:
+    """What the forms of one student are made of, and held against."""
+
+    source: Package
+    options: ExportConfig
+    validation: Rows
+    expected: np.ndarray
+    """(N, C) the student's calibrated logits on validation rows."""
+    test: Rows
+    """Rows that accuracy and speed are measured on."""
+    plain: PlainGraph
+    elsewhere: Elsewhere
+
+
+def _form(form: str, plan: str, parent: Path, making: Making) -> dict[str, Any]:
     """Make one form, compare, measure, and put it in its place whole."""
+    source, options, validation = making.source, making.options, making.validation
     began = time.perf_counter()
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{form}.", suffix=".tmp") as scratch:
         folder = Path(scratch) / form
         folder.mkdir()
-        made = _make(form, source, folder, options, validation, expected, plain)
-        entry: dict[str, Any] = {"form": form, **compared(form, made, expected, validation, options)}
-        entry |= measured(made.run, source.info, test or validation)
+        made = _make(form, folder, making)
+        entry: dict[str, Any] = {"form": form, **compared(form, made, making.expected, validation, options)}
+        entry |= measured(made.run, source.info, making.test)
         entry |= {k: v for k, v in made.extra.items() if k in ("method", "tried")}
         if form == "huggingface":
             needs = NEEDS[form] + (["sentence-transformers"] if (folder / MODULES).is_file() else [])
             write_atomic(folder / REQUIREMENTS, "\n".join(needs) + "\n")
         elif form != "mlflow":
             describe(form, source, folder, made.extra)
-        run_elsewhere(form, made, source.info, folder, validation.inputs[:ROWS], options, elsewhere)
+        run_elsewhere(
+            form,
+            made,
+            source.info,
+            folder,
+            validation.inputs[:ROWS],
+            tolerance=options.tolerance,
+            elsewhere=making.elsewhere,
+        )
         files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
         entry["bytes"] = sum((folder / name).stat().st_size for name in files)
         entry["model_bytes"] = model_bytes(folder)
@@ -166,7 +179,6 @@ def _form(
         finish(folder, Identity("export", plan, {"form": form}, {}), files, entry)
         shutil.rmtree(parent / form, ignore_errors=True)
         folder.rename(parent / form)
-    say(f"export: {form}, {entry['model_bytes'] / 1e6:.2f} MB, {_sentence(entry)}")
     return entry
 
 
@@ -192,15 +204,8 @@ class PlainGraph:
         return self.path
 
 
-def _make(
-    form: str,
-    source: Package,
-    folder: Path,
-    options: ExportConfig,
-    rows: Rows,
-    expected: np.ndarray,
-    plain: PlainGraph,
-) -> Made:
+def _make(form: str, folder: Path, making: Making) -> Made:
+    source, plain = making.source, making.plain
     info, temperature = source.info, source.calibration.get("temperature", 1.0)
     if form == "huggingface":
         write_huggingface(source.network, info, source.tokenizer, temperature, folder)
@@ -212,20 +217,19 @@ def _make(
         shutil.copyfile(plain(), folder / GRAPH)
         return Made(OnnxGraph(folder / GRAPH, info), {})
     if form == "int8":
-        return _int8(plain(), source, folder, options, rows, expected)
+        return _int8(plain(), folder, making)
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch) / "model"  # its name is that of the artefact in the MLflow model
         graph.mkdir()
         shutil.copyfile(plain(), graph / GRAPH)
         describe("onnx", source, graph, {})
-        write_mlflow(graph, source, rows.inputs[:2], folder)
+        write_mlflow(graph, source, making.validation.inputs[:2], folder)
     return Made(load_mlflow(folder, info), {})
 
 
-def _int8(
-    plain: Path, source: Package, folder: Path, options: ExportConfig, rows: Rows, expected: np.ndarray
-) -> Made:
+def _int8(plain: Path, folder: Path, making: Making) -> Made:
     """By each method that is asked for; of those that lose little enough, the one that is fastest."""
+    source, options, rows, expected = making.source, making.options, making.validation, making.expected
     info = source.info
     methods = INT8_METHODS if options.int8 == "auto" else (options.int8,)
     tried: dict[str, dict[str, Any]] = {}

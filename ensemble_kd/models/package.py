@@ -95,6 +95,7 @@ def save_package(
     info: dict[str, Any],
     card: str,
     tokenizer: Path | None,
+    *,
     lineage: dict[str, Any],
     calibration: dict[str, Any] | None = None,
     forms: Path | None = None,

@@ -46,21 +46,15 @@ def plan(config: Config, run: Path, data: str, teachers: str, student: str) -> S
     return StagePlan.of(run, "export", settings, {"data": data, "teachers": teachers, "student": student})
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    teachers: Manifest,
-    student: Manifest,
-    lineage: dict[str, Any],
-) -> Manifest:
+def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
     """Calibrate on validation rows, make the forms, measure them and what they come from on test rows.
 
     Raises ExportError for forms that cannot be made or give something else; the others stay.
     """
     options = context.config.export
     assert options is not None
+    data, info = done["data"].folder, done.info
+    teachers, student = done["teachers"].manifest, done["student"].manifest
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
@@ -78,7 +72,7 @@ def run(
         network,
         shipped_info(network, info),
         settings["model"],
-        {**lineage, "member": entry["fingerprint"]},
+        {**done.lineage(), "member": entry["fingerprint"]},
         folder,
         tokenizer if tokenizer.exists() else None,
         calibration,
@@ -199,8 +193,7 @@ class Export(Stage):
         return plan(config, run, *(done[name].fingerprint for name in ("data", "teachers", "student")))
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        above = (done["teachers"].manifest, done["student"].manifest, done.lineage())
-        return run(context, plan, done["data"].folder, done.info, *above)
+        return run(context, plan, done)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         return ", ".join(

@@ -318,9 +318,9 @@ def _pack(context: Context, report: dict[str, Any], done: Done) -> None:
         info,
         model_card(report, info, redacted(context.config.model_dump(mode="json"))),
         tokenizer if tokenizer.exists() else None,
-        {**done.lineage(), "member": entry["fingerprint"]},
-        forms.summary["calibration"] if forms else None,
-        forms.folder if forms else None,
+        lineage={**done.lineage(), "member": entry["fingerprint"]},
+        calibration=forms.summary["calibration"] if forms else None,
+        forms=forms.folder if forms else None,
     )
 
 

@@ -62,6 +62,7 @@ def fill(
     title: str,
     work: list[Item],
     make: Callable[[list[Item]], Iterator[tuple[Path, dict[str, Any]]]],
+    *,
     rows: int,
     summary: dict[str, Any],
     others: list[str] | None = None,

@@ -197,7 +197,9 @@ def _judge(
         if (problem := values_problem(logits, "logits", "teachers.values")) is not None:
             panel.problems.append(f"{where}: gives {problem} and teachers.source=callable")
         called = called_by(teacher_model(context.config, index)[0])
-        panel.look(index, where, logits, labels, split, (task.initial or {}).get("classes"), called)
+        panel.look(
+            index, where, logits, labels, split, applied=(task.initial or {}).get("classes"), called=called
+        )
     panel.tell(given=teachers.source == "pretrained")
 
 
@@ -226,7 +228,7 @@ def _from_predictions(
             if made
             else f"teachers.predictions: {paths[judged][i]}"
         )
-        panel.look(i, where, splits[judged], labels, judged, orders[i])
+        panel.look(i, where, splits[judged], labels, judged, applied=orders[i])
         splits.pop("transfer")
         name = f"teacher-{i:03d}.{PREDICTIONS}"
         save_file(splits, plan.folder / name)
