@@ -202,6 +202,7 @@ def test_links_whose_maps_cannot_be_paired_are_named_before_anything_trains() ->
 # ------------------------------------------------------------------------------------------------ a whole run
 
 
+@pytest.mark.slow
 def test_a_run_of_assistants_and_generations_and_what_it_reports(tmp_path: Path) -> None:
     config = load_config("digits", TINY)
     pipeline.run(config, tmp_path / "run")

@@ -172,13 +172,13 @@ TINY = [
     "teachers={num_members: 2, model: {name: mlp, hidden: [32]}, training: {epochs: 8}}",
     "student={model: {name: mlp, hidden: [16]}, training: {epochs: 4}, seeds: 2, temperature: auto, "
     "alpha: auto, pseudo: auto}",
-    "compute.num_workers=2",
+    "compute.executor=local",
     "tracking.enabled=false",
 ]
 
 
 @pytest.mark.slow
-def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path, ray_session: None) -> None:
+def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path) -> None:
     config, said = load_config("digits", TINY), list[str]()
     manifests = pipeline.run(config, tmp_path / "run", console=Console(line=said.append))
     summary = manifests["choose"].summary

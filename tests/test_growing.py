@@ -89,6 +89,7 @@ def test_growth_to_a_smaller_network_is_told_before_anything_trains(
     assert any(line.startswith(says) for line in caught.value.problems), caught.value.problems
 
 
+@pytest.mark.slow
 def test_each_phase_begins_with_what_the_one_before_had_learned(tmp_path: Path) -> None:
     overrides = [
         "compute.executor=local",

@@ -19,6 +19,7 @@ import torch
 
 from ensemble_kd.artifacts import Manifest, checksum, read_json, write_json
 from ensemble_kd.attached import attach, attached, attached_spec
+from ensemble_kd.carried import Carried, held, hold
 from ensemble_kd.data.records import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
@@ -31,7 +32,6 @@ from ensemble_kd.errors import (
     TrainingError,
 )
 from ensemble_kd.failures import KEPT, keep, last_words, packed, raise_packed
-from ensemble_kd.secret_options import Held, held, hold
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 from ensemble_kd.train.process import borrowed, prepare
 
@@ -134,7 +134,7 @@ def in_actors(
         "actor": actor,
         "arguments": {**arguments, "use_gpu": gpus > 0},
         "mirror": attached_spec(),
-        "secrets": held(),
+        "carried": held(),
     }
     if runtime.local:
         rows = _here(items, pool)
@@ -186,9 +186,9 @@ class _Pool:
     """What Ray Data keeps one of per actor."""
 
     def __init__(
-        self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None, secrets: Held
+        self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None, carried: Carried
     ) -> None:
-        hold(secrets)
+        hold(carried)
         prepare(1)
         self.mirror = attach(mirror)
         self.failure, self.actor = "", None
