@@ -75,9 +75,10 @@ def _value_problems(config: Config) -> list[str]:
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     singles = single_problems(config) + compute_problems(config.compute)
-    told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
     others = auto_problems(config) + _value_problems(config) + _problems_between_fields(settled(config))
-    return singles + [line for line in others if line.split(":", 1)[0] not in told]
+    # Whatever else is said of the same fields follows from it.
+    fields = tuple(f"{problem.path}:" for problem in singles)
+    return [*map(str, singles), *(line for line in others if not line.startswith(fields))]
 
 
 def _problems_between_fields(config: Config) -> list[str]:
