@@ -42,6 +42,7 @@ LEVELS = [
     {"lease", "local_group", "local_ray"},
     {"mirror"},
     {"config", "artifacts", "board"},
+    {"targets"},
     {"space", "config_messages"},
     {"config_checks"},
     {"crash", "failures"},
@@ -54,7 +55,7 @@ LEVELS = [
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
-PURE = ["objectives", "models", "ensemble", "train", "data", "report", "integrations"]
+PURE = ["targets", "objectives", "models", "ensemble", "train", "data", "report", "integrations"]
 SHARED_BY_STAGES = {
     "base",
     "calibrated",

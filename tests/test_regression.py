@@ -48,12 +48,12 @@ from ensemble_kd.report.page import render
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.shards import encode
+from ensemble_kd.targets.metrics import regression_metrics
 from ensemble_kd.train.batches import Block, Picked, as_tensor
 from ensemble_kd.train.fused import fuse_key, fused_epochs
 from ensemble_kd.train.initial import load_initial
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.member import MemberTask, TrainingData, finished, load_logits, train_member
-from ensemble_kd.train.metrics import regression_metrics
 from ensemble_kd.train.statistics import paired_interval
 from ensemble_kd.train.validation import preference, validation_metrics
 

@@ -9,6 +9,7 @@ from ensemble_kd import space
 from ensemble_kd.config.base import replace
 from ensemble_kd.config.teachers import MemberOverride, variants, with_variants
 from ensemble_kd.config.training import TrainingConfig
+from ensemble_kd.targets import TARGETS
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -40,8 +41,8 @@ def class_weight_problems(config: Config) -> list[str]:
             why = "a specialist has classes of its own and a dustbin"
         elif path in of_words:
             why = "this phase guesses words"
-        elif config.data.target == "value":
-            why = "data.target is 'value'"
+        elif not TARGETS[config.data.target].classified:
+            why = f"data.target is {config.data.target!r}"
         else:
             continue
         problems += [

@@ -107,7 +107,7 @@ def _contradictions(
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.append(True, keys[order][1:] != keys[order][:-1]))
     least, most = (f.reduceat(values[order], starts) for f in (np.minimum, np.maximum))
-    torn = np.flatnonzero(least != most)
+    torn = np.flatnonzero((least != most).reshape(len(starts), -1).any(1))
     if not len(torn):
         return []
     group = torn[np.argmin([order[starts[i]] for i in torn[:10_000]])]

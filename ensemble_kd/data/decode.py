@@ -14,14 +14,11 @@ import pyarrow.compute as pc
 
 from ensemble_kd.data import images
 from ensemble_kd.data.images import ACCEPTED, AS_THEY_ARE, PictureError, Pictures
+from ensemble_kd.targets.columns import ColumnError as ColumnError
 
 Bad = dict[int, str]
 
 EXPECTED = f"bytes, lists of numbers, or encoded images ({ACCEPTED})"
-
-
-class ColumnError(Exception):
-    """A column whose type cannot hold such inputs."""
 
 
 def single(column: pa.ChunkedArray) -> pa.Array:

@@ -19,7 +19,7 @@ from ensemble_kd.data.copies import Copies, to_drop
 from ensemble_kd.data.decode import ColumnError, empty_texts
 from ensemble_kd.data.folders import PicturePiece
 from ensemble_kd.data.images import Pictures
-from ensemble_kd.data.labels import UNLABELLED, labelled
+from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.oddities import Oddities
 from ensemble_kd.data.preprocess import InputReader, Preprocessor
 from ensemble_kd.data.problems import Problems
@@ -53,6 +53,7 @@ from ensemble_kd.data.tokenize import (
 )
 from ensemble_kd.errors import InputError, ProblemsError
 from ensemble_kd.pretrained import read_tokenizer
+from ensemble_kd.targets import TARGETS, target_of
 
 __all__ = [
     "Arrays",
@@ -375,7 +376,7 @@ def prepare(
 def _write(
     reading: Reading, found: Scan, made: Plan, config: Config, folder: Path, problems: Problems
 ) -> tuple[DataInfo, list[str]]:
-    data, num_train = config.data, len(made.part)
+    data, num_train, kind = config.data, len(made.part), TARGETS[config.data.target]
     reader = _reader(config, reading, problems)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
@@ -394,7 +395,7 @@ def _write(
             column = inputs.arrow(values)
             part = made.part[span]
             if split == "unlabelled":
-                labels = np.full(rows, np.float32(np.nan) if data.target == "value" else UNLABELLED)
+                labels = kind.missing(rows, len(data.columns.labels))
             else:
                 labels = made.labels[span] if split == "train" else found.labels[split][span]
             if split == "train" and data.kind != "text":
@@ -445,9 +446,7 @@ def _describe(
 ) -> DataInfo:
     data, train = config.data, made.part == TRAIN
     known = made.labels[train][labelled(made.labels[train])]
-    target = None
-    if data.target == "value":
-        target = {"mean": float(known.mean(dtype=np.float64)), "std": float(known.std(dtype=np.float64))}
+    target = TARGETS[data.target].describe(known, data.columns.labels)
     mean, std = inputs.moments.result() if inputs.moments is not None else ([], [])
     if reader.table is not None and mean:  # a rare word's 0 and 1, divided by its deviation, would be huge
         scaled = set(reader.table.numbers.values())
@@ -471,7 +470,7 @@ def _describe(
     return DataInfo(
         kind=data.kind,
         input_shape=shape,
-        num_classes=len(found.names) if target is None else 1,
+        num_classes=target_of(target).outputs(found.names),
         class_names=found.names,
         mean=mean,
         std=std,

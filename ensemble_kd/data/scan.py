@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +16,13 @@ from ensemble_kd.data.classes import Classes, by_value, encode, found_in, off_by
 from ensemble_kd.data.decode import ColumnError, single
 from ensemble_kd.data.files import FilePiece
 from ensemble_kd.data.labels import (
-    UNLABELLED,
     Span,
-    class_column,
     integers_if_all,
     join,
     labelled,
     place,
-    plain_values,
     repeated_ids,
     spread,
-    value_column,
     values,
     weights,
 )
@@ -37,6 +34,8 @@ from ensemble_kd.data.sources import read_class_names
 from ensemble_kd.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Plan, plan_splits
 from ensemble_kd.data.table import TableEncoder
 from ensemble_kd.errors import InputError
+from ensemble_kd.targets import TARGETS
+from ensemble_kd.targets.columns import plain_values, value_column
 
 
 @dataclass
@@ -91,7 +90,7 @@ class Reading:
 
 def _teachers_know(config: Config) -> bool:
     """Whether teachers that are given say what a train row is, so that it needs no label."""
-    return config.teachers.source != "train" and config.data.target == "class"
+    return config.teachers.source != "train" and TARGETS[config.data.target].classified
 
 
 def without_labels(source: Source, config: Config) -> bool:
@@ -100,7 +99,7 @@ def without_labels(source: Source, config: Config) -> bool:
     if not _teachers_know(config):
         return False
     return {"validation", "test"} <= source.splits.keys() and not any(
-        config.data.columns.label in piece.columns() for piece in source.splits["train"]
+        set(config.data.columns.labels) <= set(piece.columns()) for piece in source.splits["train"]
     )
 
 
@@ -111,16 +110,20 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
         problems.add("data.columns.input: an empty list; name the columns of the inputs")
     for name in dict.fromkeys(name for name in inputs if inputs.count(name) > 1):
         problems.add(f"data.columns.input: {name!r} is listed {inputs.count(name)} times; list it once")
-    if columns.label in inputs:
-        problems.add(f"data.columns.input: {columns.label!r} is the label; a model would only copy it")
-    for what, same in (("the label", columns.id == columns.label), ("an input", columns.id in inputs)):
+    labels = columns.labels
+    for name in dict.fromkeys(name for name in labels if labels.count(name) > 1):
+        problems.add(f"data.columns.label: {name!r} is listed {labels.count(name)} times; list it once")
+    for name in dict.fromkeys(labels):
+        if name in inputs:
+            problems.add(f"data.columns.input: {name!r} is the label; a model would only copy it")
+    for what, same in (("the label", columns.id in labels), ("an input", columns.id in inputs)):
         if same:
             problems.add(
                 f"data.columns.id: {columns.id!r} is {what} too; name a column that only tells rows apart, "
                 "or leave it out, and row numbers do"
             )
-    for what, other in (("the label", columns.label), ("the id", columns.id)):
-        if columns.weight is not None and columns.weight == other:
+    for what, others in (("the label", labels), ("the id", [columns.id])):
+        if columns.weight is not None and columns.weight in others:
             problems.add(
                 f"data.columns.weight: {columns.weight!r} is {what} too; name a column that says how much "
                 "a row counts, or leave it out"
@@ -130,7 +133,7 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
         unlabelled |= {"train"} if without_labels(source, config) else set()
     for split, pieces in source.splits.items():
         wanted = [("input", name) for name in dict.fromkeys(inputs)]
-        wanted += [] if split in unlabelled else [("label", columns.label)]
+        wanted += [] if split in unlabelled else [("label", name) for name in dict.fromkeys(labels)]
         wanted += [("id", columns.id)] if columns.id is not None else []
         wanted += [("weight", columns.weight)] if columns.weight is not None and split == "train" else []
         for piece in pieces:
@@ -189,12 +192,7 @@ def _read_keys(
             except ColumnError as error:
                 if (piece.name, name) not in hopeless:
                     problems.add(f"data.columns: {name!r} of {piece.name} {error}")
-                hopeless.add((piece.name, name))
-                # Values that nothing is wrong with, or no class: the rows themselves are not to blame.
-                rows = table.num_rows
-                chunks[i].append(
-                    pa.array(np.arange(float(rows))) if read is value_column else pa.nulls(rows, pa.int64())
-                )
+                hopeless.add((piece.name, name))  # the rows themselves are not to blame
     if current is not None:
         finish(current)
     return found, spans
@@ -209,15 +207,15 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     source, columns = reading.source, config.data.columns
     id_column = columns.id or source.id
     result = Scan()
-    classes = config.data.target == "class"
+    kind = TARGETS[config.data.target]
     given = read_class_names(config.data, problems)
-    raw: dict[str, pa.Array] = {}
+    raw: dict[str, list[pa.Array]] = {}
     hopeless: set[tuple[str, str]] = set()
     no_labels = {"unlabelled", *(["train"] if without_labels(source, config) else [])}
     for split in source.splits:
         keys: dict[str, Read] = {}
         if split not in no_labels:
-            keys[columns.label] = class_column if classes else value_column
+            keys |= dict.fromkeys(columns.labels, kind.read)
         elif split == "train":  # read for the number of its rows
             keys[columns.input if isinstance(columns.input, str) else columns.input[0]] = _no_label
         if columns.weight is not None and split == "train":
@@ -226,18 +224,19 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
             keys[id_column] = plain_values
         if not keys:
             continue
-        found, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
+        parts, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
+        found = [join(each) for each in parts]
         if split != "unlabelled":
-            raw[split] = join(found[0])
+            raw[split] = found[: len(found) - (id_column is not None) - (columns.weight in keys)]
         if columns.weight is not None and split == "train":
-            result.weights, bad = weights(join(found[1]))
+            result.weights, bad = weights(found[len(raw[split])])
             spread(bad, result.spans[split], "a wrong weight", problems)
             if not problems and not result.weights.any():
                 problems.add(
                     f"data.columns.weight: all of {columns.weight!r} are 0, so that nothing is learned"
                 )
         if id_column is not None:
-            result.ids[split] = join(found[-1])
+            result.ids[split] = found[-1]
         rows = result.spans[split][-1].end if result.spans[split] else 0
         result.whole &= not reading.cut(split, rows)
         if not rows:
@@ -246,16 +245,25 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         return result
     if hopeless:
         return result  # what follows from rows that could not be read is no news
-    if classes:
-        _encode(result, raw, given, source, config, problems)
+    if kind.classified:
+        _encode(result, {split: found[0] for split, found in raw.items()}, given, source, config, problems)
     else:
-        for split, labels in raw.items():
-            result.labels[split], bad = values(labels)
-            spread(bad, result.spans[split], "a wrong label", problems)
+        for split, label_columns in raw.items():
+            result.labels[split] = _values(label_columns, columns.labels, result.spans[split], problems)
     if any(pa.types.is_string(ids.type) for ids in result.ids.values()):
         result.ids = {split: pc.cast(ids, pa.string()) for split, ids in result.ids.items()}
     _check_ids(result, problems)
     return result
+
+
+def _values(found: list[pa.Array], names: list[str], spans: list[Span], problems: Problems) -> np.ndarray:
+    """(N,) float32 labels of one column, or (N, K) of several."""
+    labels = []
+    for name, column in zip(names, found, strict=True):
+        one, bad = values(column, name if len(names) > 1 else None)
+        spread(bad, spans, "a wrong label", problems)
+        labels.append(one)
+    return labels[0] if len(labels) == 1 else np.stack(labels, 1)
 
 
 def _encode(
@@ -331,10 +339,13 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
     data, labels = config.data, found.labels.get("train", np.zeros(0, np.int64))
     if not len(labels):
         return None
-    classes = data.target == "class"
+    kind = TARGETS[data.target]
+    classes, width = kind.classified, len(data.columns.labels)
     if dropped is not None:
-        labels = np.where(dropped, UNLABELLED if classes else np.float32(np.nan), labels)
-    present = np.unique(labels[labelled(labels)])
+        labels = labels.copy()
+        labels[dropped] = kind.missing(int(dropped.sum()), width)
+    known = labels[labelled(labels)]
+    present = np.unique(known)
     if not len(present) and _judged_elsewhere(found, config):
         part = np.full(len(labels), TRAIN, np.int8)
         if dropped is not None:
@@ -342,9 +353,11 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
         return Plan(part, labels)
     if not len(present) and problems:
         return None  # no news: the labels could not be read
-    if len(present) < 2:
+    alike = _alike(known, data.columns.labels)
+    if len(present) < 2 or alike:
+        where, value = alike[0] if alike else ("", 0)
         only = f"only the {'class' if classes else 'value'} "
-        what = only + repr(found.names[present[0]] if classes else float(present[0])) if len(present) else ""
+        what = only + repr(found.names[value] if classes else float(value)) + where if alike else ""
         needs = "a classifier needs at least two classes" if classes else "there is nothing to predict"
         if classes and not len(present) and config.teachers.source != "train":
             needs = (
@@ -355,12 +368,11 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
     remarks = (
         class_remarks(found.classes, labels, found.train_row)
         if classes
-        else value_remarks(labels, found.train_row)
+        else value_remarks(labels, found.train_row, data.columns.labels)
     )
     for line in remarks:
         problems.warn(line)
-    # Values are drawn as rows of one class.
-    strata = labels if classes else np.where(labelled(labels), 0, UNLABELLED)
+    strata = kind.strata(labels)
     num_classes = len(found.names) if classes else 1
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     held = {split: fraction for split, fraction in held.items() if split not in found.labels}
@@ -382,12 +394,14 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
                 f"leaves no {split} row; raise it, or give a {split} split"
             )
     if not classes:
-        made = Plan(made.part, np.where(made.labels == UNLABELLED, np.float32(np.nan), labels))
-        judged = np.unique(found.labels.get("test", made.labels[made.part == TEST]))
-        if len(judged) == 1:  # also what a benchmark puts where it withholds them
+        given, without = labels.copy(), ~labelled(made.labels)  # by `label_fraction`
+        given[without] = kind.missing(int(without.sum()), width)
+        made = Plan(made.part, given)
+        judged = found.labels.get("test", made.labels[made.part == TEST])
+        for where, value in _alike(judged, data.columns.labels):  # also what a benchmark that withholds has
             problems.add(
-                f"data.columns.label: test holds only the value {float(judged[0])}, by which nothing can be "
-                "judged; give other test rows, or none so that data.test_fraction of train is held out"
+                f"data.columns.label: test holds only the value {float(value)}{where}, by which nothing can "
+                "be judged; give other test rows, or none so that data.test_fraction of train is held out"
             )
     for split in ("validation", "test") if classes else ():
         theirs = np.unique(found.labels.get(split, np.zeros(0, np.int64)))
@@ -400,13 +414,26 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
             )
     train = made.labels[made.part == TRAIN]
     kept = train[labelled(train)]
-    if not classes and len(np.unique(kept)) < 2:
+    for where, value in _alike(kept, data.columns.labels) if not classes else ():
         problems.add(
-            f"data.label_fraction: the {len(kept)} labelled rows that stay in train have one value, "
-            f"{float(kept[0])}; raise it, or hold out less"
+            f"data.label_fraction: the {len(kept)} labelled rows that stay in train have one value{where}, "
+            f"{float(value)}; raise it, or hold out less"
         )
     _check_batches(config, len(kept), len(train), problems)
     return made
+
+
+def _alike(labels: np.ndarray, names: list[str]) -> list[tuple[str, Any]]:
+    """Columns of labels (N,) or (N, K) that hold one value alone: where, in words, and the value."""
+    if not len(labels):
+        return []
+    if labels.ndim == 1:
+        return [("", labels[0])] if (labels == labels[0]).all() else []
+    return [
+        (f" in {name!r}", column[0])
+        for name, column in zip(names, labels.T, strict=True)
+        if (column == column[0]).all()
+    ]
 
 
 def _judged_elsewhere(found: Scan, config: Config) -> bool:

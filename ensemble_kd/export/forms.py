@@ -48,8 +48,8 @@ from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_fol
 from ensemble_kd.models.package import Package
 from ensemble_kd.models.pooling import MODULES
 from ensemble_kd.redact import redacted_model
+from ensemble_kd.targets.metrics import classification_metrics, log_softmax
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 REQUIREMENTS = "requirements.txt"
 Run = Callable[[np.ndarray], np.ndarray]

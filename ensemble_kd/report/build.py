@@ -15,9 +15,10 @@ from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
 from ensemble_kd.report.teachers_calibration import calibration_section
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Measures
+from ensemble_kd.targets.metrics import confusion_matrix
 from ensemble_kd.train.causes import FALLING, still_falling
-from ensemble_kd.train.measures import Measures, measures_of
-from ensemble_kd.train.metrics import confusion_matrix
 from ensemble_kd.train.statistics import (
     Interval,
     combined_interval,
@@ -132,7 +133,7 @@ class ReportInputs:
 
     @property
     def measures(self) -> Measures:
-        return measures_of(self.info.get("target"))
+        return target_in(self.info).measures
 
 
 def build_report(inputs: ReportInputs) -> dict[str, Any]:

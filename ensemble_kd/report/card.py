@@ -10,7 +10,8 @@ import yaml
 from ensemble_kd.report.build import ROLES
 from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
 from ensemble_kd.report.sweep import metric_text, settings_text
-from ensemble_kd.train.measures import columns_of, measures_of
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import columns_of
 
 KINDS = {"image": "An image", "text": "A text", "numeric": "A tabular"}
 PIPELINE = {
@@ -118,7 +119,7 @@ def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
             text += f"; {kind.get('count', 1)} of another kind, `{json.dumps(model)}`"
         text += "."
     if members:
-        first = measures_of(report.get("target")).columns[0]
+        first = target_in(report).measures.columns[0]
         text += f" Mean {first.title} of one member: {_mean(members[first.key])}."
     if report["excluded"]:
         text += f" Left out: {_text('; '.join(report['excluded']))}."
@@ -177,7 +178,7 @@ def _targets(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    measures = measures_of(report.get("target"))
+    measures = target_in(report).measures
     shown = [column for column in columns_of(report) if column.key not in ("errors", "brier")]
     lines = ["| | n | " + " | ".join(column.title for column in shown) + " |"]
     lines.append("|---|---|" + "---|" * len(shown))

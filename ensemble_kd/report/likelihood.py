@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble_kd.train.metrics import log_softmax
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.statistics import Interval, combined_interval
 
 if TYPE_CHECKING:

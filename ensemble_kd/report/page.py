@@ -26,7 +26,8 @@ from ensemble_kd.report.plots import (
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
 from ensemble_kd.report.teachers_calibration import teachers_calibration_html
-from ensemble_kd.train.measures import Column, columns_of, measures_of
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Column, columns_of
 
 MANY_TEACHERS = 10
 MANY_CLASSES = 30
@@ -136,7 +137,7 @@ def _subtitle(report: dict[str, Any]) -> str:
 
 def _facts(report: dict[str, Any]) -> str:
     gap, facts = report["gap_recovered"], []
-    headline = measures_of(report.get("target")).columns[0]
+    headline = target_in(report).measures.columns[0]
     for role in ("ensemble", "hard", "distilled"):
         if role in report["summary"]:
             entry = report["summary"][role][headline.key]

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ensemble_kd.report.build import ReportInputs, shipped_system
 from ensemble_kd.report.chain import CHAIN_ROLES
-from ensemble_kd.train.metrics import confusion_matrix, log_softmax, reliability_bins
+from ensemble_kd.targets.metrics import confusion_matrix, log_softmax, reliability_bins
 
 INK = "#010203"  # becomes currentColor
 COLOURS = {

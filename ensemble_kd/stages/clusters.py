@@ -35,8 +35,8 @@ from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.context import MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import teachers_predictions
 from ensemble_kd.stages.training_data import shards_of
+from ensemble_kd.targets.metrics import confusion_matrix
 from ensemble_kd.train.batches import as_tensor, mix
-from ensemble_kd.train.metrics import confusion_matrix
 
 CLUSTERS = "clusters.json"
 STREAM_OF_CLUSTERS = 303

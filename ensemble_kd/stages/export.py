@@ -25,10 +25,10 @@ from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
+from ensemble_kd.targets.metrics import classification_metrics, log_softmax
 from ensemble_kd.train.calibration import before_and_after, calibrate
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.member import PREDICTIONS, load_network
-from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 TIMED_ROWS = 1024
 """Test rows over which examples per second are measured."""

@@ -37,6 +37,8 @@ from ensemble_kd.stages.stacking import stacks_of
 from ensemble_kd.stages.start import basis_of, corpora, phase_tasks
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Measures
 from ensemble_kd.train.batches import as_tensor
 from ensemble_kd.train.causes import (
     Cause,
@@ -48,7 +50,6 @@ from ensemble_kd.train.causes import (
     undertrained,
 )
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.member import MemberTask, finished, load_logits, load_network
 from ensemble_kd.train.statistics import Interval, paired_interval, shown
 
@@ -131,7 +132,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
         hard = hard_students(context, data, info, teachers.manifest, weights)
         folder = members_folder(context.folder, "student")
         students = [load_logits(task.folder(folder), "validation").numpy()[rows] for task in hard]
-        found = compare(ensemble, students, labels, measures_of(info.get("target")))
+        found = compare(ensemble, students, labels, target_in(info).measures)
         if found["outcome"] != "helped":
             causes = likely_causes(context, done, hard[0], members, ensemble, labels, calibration=own)
             found["causes"] = [cause.to_dict() for cause in causes]

@@ -19,9 +19,9 @@ from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.members import all_intact, members_folder, prefixed
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.batches import mix
 from ensemble_kd.train.member import MemberTask, finished, load_logits
-from ensemble_kd.train.metrics import log_softmax
 from ensemble_kd.train.statistics import combined_interval, mean_and_error
 from ensemble_kd.train.trials import Entry, Trial, mean_history, values_of
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.calibration import fit_temperature
-from ensemble_kd.train.metrics import log_softmax
 
 By = Literal["default", "accuracy", "likelihood", "loss"]
 

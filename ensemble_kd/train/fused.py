@@ -33,6 +33,7 @@ from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
+from ensemble_kd.targets.metrics import class_means
 from ensemble_kd.train.batches import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
@@ -49,7 +50,6 @@ from ensemble_kd.train.member import (
     loss_of,
     make_batches,
 )
-from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
 from ensemble_kd.train.validation import calibrated_loss, validation_metrics

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensemble_kd.train.metrics import log_softmax
+from ensemble_kd.targets.metrics import log_softmax
 
 PRIOR = 5.0
 """Rows that each member has on its side before any row is seen; see `fit_weights`."""
