@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def target_problems(config: Config) -> list[str]:
-    """What does not go with the kind of target: of several label columns, and of what is for classes alone."""
+    """What does not go with the kind of target: several label columns, or what is for classes alone."""
     kind = TARGETS[config.data.target]
     return _label_problems(config) + ([] if kind.classified else _class_problems(config))
 

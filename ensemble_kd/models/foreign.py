@@ -81,11 +81,12 @@ def class_problems(source: str, count: int, names: list[str], info: dict[str, An
     """Whether `count` classes called `names` (or LABEL_0, ...) are the data's, in its order."""
     ours = info["class_names"]
     if info.get("target"):
-        if count == 1:
+        if count == (wanted := info["num_classes"]):
             return []
+        outputs = "one output" if wanted == 1 else f"{wanted} outputs"
         return [
             f"{where}: {source} tells {count} classes apart ({_some(names)}), and the labels are values; "
-            "give a model with one output (num_labels=1), or fine-tune it on these values: "
+            f"give a model with {outputs} (num_labels={wanted}), or fine-tune it on these values: "
             f"teachers.source=train with teachers.model.source={source}"
         ]
     if count != len(ours):
