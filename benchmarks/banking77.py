@@ -27,24 +27,24 @@ from torch import Tensor
 from benchmarks.harness import fresh_processes, machine, say
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.config import TrainingConfig, validate
-from ensemble_kd.data.prepared import load_info, load_split, prepare
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_info, load_split
+from ensemble_kd.ensemble.assign import assign_classes
 from ensemble_kd.ensemble.choice import calibrated, choose, with_specialists
-from ensemble_kd.ensemble.clusters import StreamingCovariance, assign_classes, cluster_columns
+from ensemble_kd.ensemble.clusters import cluster_columns
 from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.ensemble.covariance import StreamingCovariance
 from ensemble_kd.ensemble.store_covariance import softened
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.batches import as_tensor, mix
+from ensemble_kd.train.blocks import as_tensor, mix
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict, train
-from ensemble_kd.train.member import (
-    MemberTask,
-    TrainingData,
-    finished,
-    load_network,
-    make_batches,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
 from ensemble_kd.train.specialist import Specialty
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 FEATURES = 256

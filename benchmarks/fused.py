@@ -13,7 +13,8 @@ from benchmarks import generated
 from benchmarks.harness import Measured, benchmark, median, rounded, say
 
 if TYPE_CHECKING:
-    from ensemble_kd.train.member import MemberTask, TrainingData
+    from ensemble_kd.train.group_data import TrainingData
+    from ensemble_kd.train.task import MemberTask
 
 DIGITS = [8, 8, 1]
 HELD_OUT = 250
@@ -29,9 +30,9 @@ WORSE = 1.1
 
 def _data(rows: int, pixels: list[int]) -> TrainingData:
     """Images of this shape with labels on every row and soft targets of five members."""
-    from ensemble_kd.data.prepared import Arrays
+    from ensemble_kd.data.records import Arrays
     from ensemble_kd.data.store import StoreLayout
-    from ensemble_kd.train.member import TrainingData
+    from ensemble_kd.train.group_data import TrainingData
     from ensemble_kd.train.stored import StoredLogits
 
     parts = []
@@ -47,7 +48,7 @@ def _data(rows: int, pixels: list[int]) -> TrainingData:
 def _tasks(count: int, hidden: list[int], batch: int, rows: int, epochs: int) -> list[MemberTask]:
     """A grid of temperatures and alphas."""
     from ensemble_kd.config import TrainingConfig
-    from ensemble_kd.train.member import MemberTask
+    from ensemble_kd.train.task import MemberTask
 
     side = round(count**0.5)
     training = TrainingConfig(epochs=epochs, batch_size=batch, weight_decay=0.01)
@@ -142,7 +143,7 @@ def _epochs(rows: int, epochs: int) -> dict[int, list[tuple[float, float]]]:
 
 
 def _choice(hidden: list[int], pixels: list[int], batch: int, rounds: int) -> dict[str, float]:
-    from ensemble_kd.train.fused import choose_fuse, measure
+    from ensemble_kd.train.stack_size import choose_fuse, measure
 
     rows = 16 * batch
     data = _data(rows, pixels)

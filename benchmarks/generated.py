@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config, validate
-from ensemble_kd.data.prepared import DataInfo
-from ensemble_kd.data.records import INFO_FILE, SplitWriter
+from ensemble_kd.data.records import INFO_FILE, DataInfo, SplitWriter
 
 CLASSES = 10
 PIXELS = [28, 28, 1]
@@ -117,7 +116,7 @@ def write_teachers(
     from ensemble_kd.config import ModelConfig
     from ensemble_kd.models.build import build
     from ensemble_kd.models.weights import save_weights
-    from ensemble_kd.train.member import WEIGHTS
+    from ensemble_kd.train.initial import WEIGHTS
 
     found = []
     for member in range(members):

@@ -26,9 +26,9 @@ from benchmarks.harness import machine, say
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest, write_atomic
 from ensemble_kd.config import load_config
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.stages.context import Console
-from ensemble_kd.train.member import load_logits
+from ensemble_kd.train.finishing import load_logits
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Source = Annotated[Path, typer.Argument(help="Folder with train.parquet and test.parquet of MNIST.")]

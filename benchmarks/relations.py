@@ -20,7 +20,7 @@ from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import Targets
 from ensemble_kd.train.learner import WithLearned, train_step
 from ensemble_kd.train.loop import make_optimizer
-from ensemble_kd.train.member import prepare_loss
+from ensemble_kd.train.member_loss import prepare_loss
 from ensemble_kd.train.online import Online
 
 CPU = torch.device("cpu")

@@ -119,7 +119,7 @@ def _stream(data: dict[str, Any], store: dict[str, Any], shards: int) -> dict[st
     import ray
 
     from ensemble_kd.artifacts import read_manifest
-    from ensemble_kd.data.prepared import shard_paths
+    from ensemble_kd.data.records import shard_paths
     from ensemble_kd.data.store import StoreLayout
     from ensemble_kd.stages.training_data import shards_of
     from ensemble_kd.streaming import open_stream
@@ -191,7 +191,8 @@ def _window(replicas: int) -> dict[str, float]:
     from ensemble_kd.config import AugmentConfig
     from ensemble_kd.data.store import StoreLayout
     from ensemble_kd.streaming import WINDOW, _blocks, mixed_rows
-    from ensemble_kd.train.batches import Batches, Block, StreamSource, Targets
+    from ensemble_kd.train.batches import Batches, Targets
+    from ensemble_kd.train.blocks import Block, StreamSource
 
     torch.set_num_threads(1)
     layout, size, generator = StoreLayout(1, MEMBERS, CLASSES, KEPT), 8192, np.random.default_rng(0)

@@ -40,7 +40,7 @@ def expected(seconds: float, items: int, workers: int, cores: int) -> float:
 def _train(workers: int, tasks: list[Any], folder: Path, arrays: dict[str, Any], load: Any) -> list[float]:
     """Seconds of the whole call, and from the first member's start to the last one's end."""
     from ensemble_kd.runtime import Runtime
-    from ensemble_kd.train.member import finished
+    from ensemble_kd.train.task import finished
     from ensemble_kd.workers import train_members
 
     began = time.perf_counter()

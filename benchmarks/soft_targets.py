@@ -71,8 +71,8 @@ class ComparedLabeller(stage.Labeller):
 
     def make(self, item: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.bare import label
-        from ensemble_kd.data.prepared import DataInfo, read_shard
-        from ensemble_kd.train.batches import as_tensor
+        from ensemble_kd.data.records import DataInfo, read_shard
+        from ensemble_kd.train.blocks import as_tensor
 
         # From the end of the shard before: what Ray Data takes to hand over the next one is ours.
         began = time.perf_counter() if self.ended is None else self.ended

@@ -225,7 +225,7 @@ def specialists(quick: bool) -> Measured:
     """
     from ensemble_kd.runtime import Runtime
     from ensemble_kd.stages.training_data import load_training_data, with_generalists
-    from ensemble_kd.train.member import finished
+    from ensemble_kd.train.task import finished
     from ensemble_kd.workers import train_members
 
     rows, epochs, turns = (6400, 2, 2) if quick else (60_000, 5, 4)

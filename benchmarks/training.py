@@ -21,7 +21,7 @@ def _load_and_compare(arrays: dict[str, Any], *, load: Callable[..., Any], hidde
 
     import ensemble_kd.member_loop as member_loop
     from benchmarks.bare import BareLoop
-    from ensemble_kd.train.batches import as_tensor
+    from ensemble_kd.train.blocks import as_tensor
 
     data = load(arrays)
     bare = BareLoop(
@@ -56,7 +56,7 @@ def loop(quick: bool) -> Measured:
     """Epochs of the two take turns inside one worker; the first of each is warm-up and left out."""
     from ensemble_kd.data.store import StoreLayout
     from ensemble_kd.runtime import Runtime
-    from ensemble_kd.stages import student
+    from ensemble_kd.stages import student_tasks
     from ensemble_kd.stages.start import Basis
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.workers import train_members
@@ -64,7 +64,7 @@ def loop(quick: bool) -> Measured:
     rows, epochs, members = (12_800, 4, 5) if quick else (60_000, 8, 5)
     config = generated.config(compute=generated.on_cpu(1))
     info = generated.info(rows)
-    task = student.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
+    task = student_tasks.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
     task.training["epochs"] = epochs
     layout = StoreLayout(1, members, generated.CLASSES)
     load = partial(load_training_data, info=info, layouts={"ensemble": layout}, shards=[], parts={})
@@ -101,7 +101,7 @@ def loop(quick: bool) -> Measured:
 
 def _span(folder: Path, tasks: list[Any]) -> float:
     """Seconds from the first member's start to the last one's end, from their manifests."""
-    from ensemble_kd.train.member import finished
+    from ensemble_kd.train.task import finished
 
     done = [finished(task, folder) for task in tasks]
     assert all(done)
@@ -189,17 +189,17 @@ def targets(quick: bool) -> Measured:
     from ensemble_kd.models.build import build
     from ensemble_kd.objectives.base import build_objective
     from ensemble_kd.objectives.mixture import DistillationLoss
-    from ensemble_kd.stages import student
+    from ensemble_kd.stages import student_tasks
     from ensemble_kd.stages.start import Basis
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.train.loop import train
-    from ensemble_kd.train.member import make_batches
+    from ensemble_kd.train.member_batches import make_batches
 
     rows, rounds = (12_800, 4) if quick else (60_000, 8)
     torch.set_num_threads(1)
     info = generated.info(rows)
     config = generated.config()
-    task = student.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
+    task = student_tasks.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
     training = TrainingConfig.model_validate({**task.training, "epochs": 1})
     loss = DistillationLoss(build_objective(task.objective or {}, task.temperature), task.alpha)
     shared = generated.shared_arrays(rows)

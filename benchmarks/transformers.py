@@ -24,23 +24,21 @@ from torch import Tensor
 from benchmarks import generated
 from benchmarks.harness import Measured, available_cores, benchmark, median, rounded, say
 from ensemble_kd.config import TrainingConfig
-from ensemble_kd.data.prepared import Arrays, DataInfo, load_info, load_split
+from ensemble_kd.data.records import Arrays, DataInfo, load_info, load_split
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.models.build import Network
-from ensemble_kd.train.batches import Batches, as_tensor, mix
+from ensemble_kd.train.batches import Batches
+from ensemble_kd.train.blocks import as_tensor, mix
 from ensemble_kd.train.device import autocast, computes_in_bfloat16
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import train_epochs
-from ensemble_kd.train.member import (
-    MemberTask,
-    TrainingData,
-    initial_network,
-    loss_of,
-    make_batches,
-    prepare_loss,
-)
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.member_loss import loss_of, prepare_loss
+from ensemble_kd.train.member_networks import initial_network
 from ensemble_kd.train.online import Online
 from ensemble_kd.train.stored import StoredLogits
+from ensemble_kd.train.task import MemberTask
 
 CPU = torch.device("cpu")
 VOCABULARY = 30522

@@ -15,7 +15,7 @@ from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError
 from ensemble_kd.targets import target_in
 from ensemble_kd.targets.base import Measures
-from ensemble_kd.train.member import PREDICTIONS
+from ensemble_kd.train.finishing import PREDICTIONS
 from ensemble_kd.train.statistics import Interval, combined_interval
 
 

@@ -148,7 +148,7 @@ def quick(config: Config, folder: Path) -> bool:
     searched = [path.removeprefix("student.").split(".")[0] for path in (sweep.space if sweep else {})]
     return (
         not (folder / "data").exists()
-        and config.data.target == "class"
+        and config.data.predicts.classified
         and config.data.text_augment is None
         and config.soft_targets.top_k is None
         and teachers.source in ("train", "callable")
@@ -165,7 +165,7 @@ def first_plan(config: Config, folder: Path, warn: Callable[[str], None]) -> lis
     `warn` takes what is odd about the data, but no reason to stop.
     Raises ConfigError or InputError with all problems.
     """
-    from ensemble_kd.data.prepared import inspect_source
+    from ensemble_kd.data.first_pass import inspect_source
     from ensemble_kd.stages import data as data_stage
 
     if problems := inspect_source(config, warn):

@@ -23,8 +23,9 @@ from ensemble_kd.failures import first_words, keep
 from ensemble_kd.member_loop import LoadData, Work, after, train_next
 from ensemble_kd.mirror import attached
 from ensemble_kd.runtime import Runtime
-from ensemble_kd.train.member import MemberTask, TrainingData
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.process import borrowed
+from ensemble_kd.train.task import MemberTask
 
 SECONDS_BETWEEN_LOOKS = 0.3
 """How often it is looked whether this process was asked to leave."""

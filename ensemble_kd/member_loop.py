@@ -20,8 +20,10 @@ from ensemble_kd.board import WAIT, Event
 from ensemble_kd.disk import told
 from ensemble_kd.mirror import Mirror
 from ensemble_kd.train.fused import fused_epochs
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.loop import Interrupted, Replicas
-from ensemble_kd.train.member import MemberTask, TrainingData, finished, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.task import MemberTask, finished
 
 LoadData = Callable[[dict[str, Any]], TrainingData]
 

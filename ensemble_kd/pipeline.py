@@ -25,7 +25,7 @@ from typing import Any
 from ensemble_kd import __version__, home
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.data.first_pass import inspect_source
 from ensemble_kd.disk import told
 from ensemble_kd.early import check_early, class_problems, too_large
 from ensemble_kd.errors import ConfigError, InputError

@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -54,6 +55,22 @@ def reachable(address: str) -> bool:
         return False
 
 
+RAY_DATA_THREADS = ("StreamingExecutor-", "iter_threaded")
+"""How the names of Ray Data's threads begin that run a dataset's execution, and end it."""
+
+
+def await_ray_data(seconds: float = 30.0) -> None:
+    """Wait until Ray Data's own threads have ended an execution that was left in the middle.
+
+    They go on after its iterator was closed. Where Ray is shut down under them, its core ends this process
+    at once, with exit code 1 and without a word, so that the error that led here would never be told.
+    """
+    end = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name.startswith(RAY_DATA_THREADS):
+            thread.join(max(0.0, end - time.monotonic()))
+
+
 @dataclass
 class Runtime:
     """A Ray session that starts at its first use. Use as a context manager."""
@@ -76,6 +93,7 @@ class Runtime:
         if self.started:
             import ray
 
+            await_ray_data()
             ray.shutdown()
             self.started = False
 

@@ -11,8 +11,8 @@ from ensemble_kd.local_training import loaded
 from ensemble_kd.mirror import attached
 from ensemble_kd.proposals import FINISHED, Proposals
 from ensemble_kd.runtime import Runtime
-from ensemble_kd.train.fused import choose_fuse
 from ensemble_kd.train.process import borrowed
+from ensemble_kd.train.stack_size import choose_fuse
 from ensemble_kd.trial_steps import TrialSteps, TrialWork, last_line, rungs
 
 

@@ -16,7 +16,8 @@ from ensemble_kd.disk import DiskError, told
 from ensemble_kd.member_loop import LoadData
 from ensemble_kd.mirror import Mirror
 from ensemble_kd.proposals import Proposals
-from ensemble_kd.train.member import MemberTask, TrainingData
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.trials import Entry, Epochs, Packet, Trial
 
 OBJECTIVE = "objective"

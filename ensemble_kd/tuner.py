@@ -35,8 +35,8 @@ from ensemble_kd.proposals import Proposals
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
-from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import prepare
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.trials import Entry, Epochs
 from ensemble_kd.trial_steps import OBJECTIVE, TrialSteps, TrialWork, last_line, rungs
 
@@ -373,7 +373,7 @@ def _measured(shared: dict[str, Any], task: MemberTask, limit: int, resources: d
 def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
     import torch
 
-    from ensemble_kd.train.fused import choose_fuse
+    from ensemble_kd.train.stack_size import choose_fuse
 
     prepare(shared["cpus_per_worker"])
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")

@@ -34,8 +34,8 @@ from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.loop import Replicas
-from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.process import WORKER, prepare
+from ensemble_kd.train.task import MemberTask
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often a worker asks whether it is to stop."""

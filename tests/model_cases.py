@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from text_cases import VOCABULARY, to_json, write_tokenizer
 
 from ensemble_kd.config import ModelConfig, TextConfig
-from ensemble_kd.data.prepared import DataInfo
+from ensemble_kd.data.records import DataInfo
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.package import save_package
 

@@ -17,7 +17,7 @@ from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.cli import app
 from ensemble_kd.config import Config, validate
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.stages import augment
 from ensemble_kd.stages.context import Console

@@ -22,13 +22,10 @@ from ensemble_kd.member_loop import after
 from ensemble_kd.stages.chain import link_problems
 from ensemble_kd.stages.members import _failed as failed
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.stages.student import tasks
-from ensemble_kd.train.member import (
-    FAILED,
-    MemberTask,
-    load_logits,
-    pick_rows,
-)
+from ensemble_kd.stages.student_tasks import tasks
+from ensemble_kd.train.finishing import FAILED, load_logits
+from ensemble_kd.train.rows import pick_rows
+from ensemble_kd.train.task import MemberTask
 
 COUNTS = {"transfer": 100, "labelled": 50, "validation": 10, "test": 10, "train": 100}
 DIGITS = {"source": "digits", "kind": "image"}
@@ -243,7 +240,7 @@ def test_a_run_of_assistants_and_generations_and_what_it_reports(tmp_path: Path)
 
 
 def _test_labels(run: Path) -> np.ndarray:
-    from ensemble_kd.data.prepared import load_split
+    from ensemble_kd.data.records import load_split
 
     (folder,) = (path.parent for path in (run / "data").glob("*/manifest.json"))
     return load_split(folder, "test").labels

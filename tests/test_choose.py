@@ -12,13 +12,13 @@ from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.config import Config, Point, load_config, points, validate
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages import choose, student, sweep
+from ensemble_kd.stages import choose, student_tasks, sweep
 from ensemble_kd.stages.base import Artifact, DataFound
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.stacking import stackable, stacks_of
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.train.fused import random_inputs
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.stackable import random_inputs
+from ensemble_kd.train.task import MemberTask
 
 DIGITS: dict[str, Any] = {"name": "auto", "data": {"source": "digits", "kind": "image"}}
 ALL = {"temperature": "auto", "alpha": "auto", "pseudo": "auto"}
@@ -68,7 +68,7 @@ def test_numbers_that_are_given_stay_and_what_makes_no_difference_is_tried_once(
 
 def task(**settings: Any) -> tuple[MemberTask, Config]:
     config = config_of({**dict.fromkeys(ALL, 0.5), **settings})
-    return student.task(config, "distilled", 0, "d", "s", COUNTS, Basis.alone(config)), config
+    return student_tasks.task(config, "distilled", 0, "d", "s", COUNTS, Basis.alone(config)), config
 
 
 def test_values_have_no_temperature_to_tell() -> None:
@@ -90,7 +90,7 @@ def test_an_assistant_is_stacked_by_its_own_network() -> None:
     for model, alone in ((small, False), (large, True), ({"name": "resnet", "width": 4}, True)):
         config = config_of({**dict.fromkeys(ALL, 0.5), "pseudo": 0, "seeds": 2, "assistants": [model]})
         basis = Basis.alone(config)
-        tasks = student.tasks(config, "d", "s", {**COUNTS, "labelled": 1000}, basis)
+        tasks = student_tasks.tasks(config, "d", "s", {**COUNTS, "labelled": 1000}, basis)
         stacked = {group[0].role for group in stacks_of(tasks, config, INFO)}
         assert "hard" in stacked and ("assistant-1" not in stacked) == alone
 

@@ -27,7 +27,7 @@ from test_given_teachers import (
 
 from ensemble_kd import pipeline
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.foreign import order_by_name, taken_over
 from ensemble_kd.stages import given_teachers

@@ -22,7 +22,7 @@ from ensemble_kd.config import (
     validate,
 )
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages.student import objective_problems
+from ensemble_kd.stages.student_checks import objective_problems
 
 BASE = {"name": "x", "data": {"source": "digits"}}
 EMBEDDED = {"codistillation", "digits", "growing"}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ensemble_kd import pipeline
 from ensemble_kd.cli import app
 from ensemble_kd.config import Config, load_config
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, ExportError
 from ensemble_kd.export import forms
 from ensemble_kd.export.mlflow_form import behind

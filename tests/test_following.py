@@ -14,7 +14,8 @@ from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import members as stage
 from ensemble_kd.stages.context import Context
 from ensemble_kd.tracking import Tracker
-from ensemble_kd.train.member import FAILED, MemberTask
+from ensemble_kd.train.finishing import FAILED
+from ensemble_kd.train.task import MemberTask
 
 
 def followed(

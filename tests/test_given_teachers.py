@@ -19,13 +19,14 @@ from small_roberta import write_roberta
 
 from ensemble_kd import pipeline
 from ensemble_kd.config import Config, TextConfig, load_config, validate
-from ensemble_kd.data.prepared import load_info, load_split, prepare, raw_rows
+from ensemble_kd.data.prepared import prepare, raw_rows
 from ensemble_kd.data.raw import as_frame, ask, load_callable
+from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.classifier import load_classifier
 from ensemble_kd.models.foreign import class_problems, classifier_problems, taken_over
+from ensemble_kd.stages.fit import fit_problems
 from ensemble_kd.stages.mlflow_models import with_models
-from ensemble_kd.stages.start import fit_problems
 
 WORDS = "card lost stolen pay payment bank is it my a the cat sat on mat".split()
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

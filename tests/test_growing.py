@@ -13,7 +13,7 @@ from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import Config, load_config, validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.stages.student import task
+from ensemble_kd.stages.student_tasks import task
 from ensemble_kd.train.initial import load_network
 
 COUNTS = {"transfer": 100, "labelled": 50, "validation": 10, "test": 10, "train": 100}

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import AugmentConfig, Config, TrainingConfig, load_config
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.integrations import SoftTargets
@@ -30,7 +30,8 @@ from ensemble_kd.integrations.place import find
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.logits import KL
 from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.batches import Batches, Targets, TensorSource, as_tensor
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import TensorSource, as_tensor
 from ensemble_kd.train.loop import make_optimizer, train
 from ensemble_kd.train.stored import StoredLogits
 

@@ -17,7 +17,8 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import OBJECTIVES, Batch
 from ensemble_kd.stages import soft_targets
 from ensemble_kd.stages.kept import kept_of, kept_problems
-from ensemble_kd.stages.start import Basis, online_of
+from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.teachers_beside import online_of
 
 BERT: dict[str, Any] = {
     "model_type": "bert",

@@ -24,7 +24,7 @@ from ensemble_kd.config import (
 )
 from ensemble_kd.stages import teachers as teachers_stage
 from ensemble_kd.stages.context import Console
-from ensemble_kd.stages.start import student_problems
+from ensemble_kd.stages.fit import student_problems
 
 TREES = {"model": {"name": "trees", "rounds": 20}, "count": 2}
 

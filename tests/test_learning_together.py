@@ -13,7 +13,7 @@ from test_local import config, run
 import ensemble_kd
 from ensemble_kd.config import validate
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages.student import data_problems, objective_problems
+from ensemble_kd.stages.student_checks import data_problems, objective_problems
 from ensemble_kd.stages.trial_book import _role
 
 LOCAL = "compute.executor=local"

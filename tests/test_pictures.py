@@ -17,7 +17,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ensemble_kd.cli import app as commands
-from ensemble_kd.data.prepared import DataInfo, Preprocessor
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import DataInfo
 from ensemble_kd.errors import InputError
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.build import build

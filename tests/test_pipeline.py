@@ -193,7 +193,7 @@ def test_predictions_of_ones_own_take_the_place_of_teachers(finished: Path, tmp_
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ensemble_kd.data.prepared import load_split
+    from ensemble_kd.data.records import load_split
 
     data = next(finished.glob("data/*/manifest.json")).parent
     generator = np.random.default_rng(0)

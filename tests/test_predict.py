@@ -15,7 +15,8 @@ import pytest
 import torch
 from model_cases import NAMES, package
 
-from ensemble_kd.data.prepared import DataInfo, Preprocessor
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import DataInfo
 from ensemble_kd.errors import InputError
 from ensemble_kd.models.build import Network
 from ensemble_kd.predict import predict_file

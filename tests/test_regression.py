@@ -27,8 +27,8 @@ from ensemble_kd.config import (
     validate,
 )
 from ensemble_kd.data.predictions import align
-from ensemble_kd.data.prepared import Arrays, load_split
 from ensemble_kd.data.raw import ask
+from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ConfigError
@@ -49,12 +49,16 @@ from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.targets.metrics import regression_metrics
-from ensemble_kd.train.batches import Block, Picked, as_tensor
-from ensemble_kd.train.fused import fuse_key, fused_epochs
+from ensemble_kd.train.blocks import Block, Picked, as_tensor
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.fused import fused_epochs
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import load_initial
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import MemberTask, TrainingData, finished, load_logits, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.stackable import fuse_key
 from ensemble_kd.train.statistics import paired_interval
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.validation import preference, validation_metrics
 
 NAN = float("nan")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from ensemble_kd.config import ComputeConfig
 from ensemble_kd.errors import ConfigError, EnsembleKDError
-from ensemble_kd.runtime import Runtime, fit
+from ensemble_kd.runtime import Runtime, await_ray_data, fit
 
 NODES = st.lists(
     st.fixed_dictionaries({"CPU": st.integers(0, 8), "GPU": st.sampled_from([0, 1, 2])}), max_size=4
@@ -106,3 +108,26 @@ def test_what_others_use_is_told_or_done_without() -> None:
     assert Cluster(TWO, free=1).group_size(5, 1, "teachers") == 1
     with pytest.raises(EnsembleKDError, match="room for 1 of 2 workers of 1 CPU each.*in use by other jobs"):
         Cluster(TWO, free=1, num_workers=2).group_size(5, 1, "teachers")
+
+
+def test_ray_is_not_shut_down_under_the_threads_of_a_dataset() -> None:
+    """Its core would end the process without a word (tests/test_full_disk.py, where it did now and then)."""
+    left = threading.Event()
+
+    def goes_on() -> None:
+        time.sleep(0.3)
+        left.set()
+
+    threading.Thread(target=goes_on, name="iter_threaded", daemon=True).start()
+    await_ray_data()
+    assert left.is_set()
+
+
+def test_a_thread_of_a_dataset_that_never_ends_is_not_waited_for_long() -> None:
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, name="StreamingExecutor-1", daemon=True)
+    thread.start()
+    began = time.monotonic()
+    await_ray_data(0.2)
+    assert 0.2 <= time.monotonic() - began < 5 and thread.is_alive()
+    release.set()

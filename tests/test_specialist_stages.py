@@ -16,7 +16,7 @@ from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.cli import app
 from ensemble_kd.config import Config, load_config
-from ensemble_kd.data.prepared import load_labels, load_split
+from ensemble_kd.data.records import load_labels, load_split
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.ensemble.choice import with_specialists
 from ensemble_kd.ensemble.combine import mean_logits
@@ -24,9 +24,9 @@ from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.stages import specialists as specialists_stage
 from ensemble_kd.stages.combined_targets import check_classes
 from ensemble_kd.stages.context import Console
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.blocks import as_tensor
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import load_network
 
 TINY = [
     "teachers.num_members=2",

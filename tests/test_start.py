@@ -9,7 +9,7 @@ import pytest
 from text_cases import VOCABULARY, write_tokenizer
 
 from ensemble_kd.config import Config, validate
-from ensemble_kd.stages.start import source_problems
+from ensemble_kd.stages.pretrained_files import source_problems
 
 
 def configuration(data: Path, teacher: str, **student: Any) -> Config:

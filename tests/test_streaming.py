@@ -12,7 +12,7 @@ import torch
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.streaming import _block, _blocks, mixed_rows
-from ensemble_kd.train.batches import Block, join_blocks, slice_block
+from ensemble_kd.train.blocks import Block, join_blocks, slice_block
 
 
 def shards(layouts: list[StoreLayout], widths: list[int], text: bool) -> list[dict[str, np.ndarray]]:

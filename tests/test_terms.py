@@ -10,8 +10,11 @@ import pytest
 
 from ensemble_kd.config import Config, validate
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages.start import Basis, phase_tasks, student_problems
-from ensemble_kd.stages.student import objective_problems, task
+from ensemble_kd.stages.fit import student_problems
+from ensemble_kd.stages.phases import phase_tasks
+from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.student_checks import objective_problems
+from ensemble_kd.stages.student_tasks import task
 from ensemble_kd.stages.trial_book import _role
 
 COUNTS = {"transfer": 100, "labelled": 50, "validation": 10, "test": 10, "train": 100}

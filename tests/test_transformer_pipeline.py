@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForMaskedLM
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import Config, load_config
-from ensemble_kd.data.prepared import load_labels, load_split
+from ensemble_kd.data.records import load_labels, load_split
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.package import load_package
 from ensemble_kd.runtime import Runtime

@@ -12,7 +12,7 @@ import pytest
 from ensemble_kd import trial_steps
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.runtime import Runtime
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.trials import Trial
 from ensemble_kd.trial_runs import concurrency
 

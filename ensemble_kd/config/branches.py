@@ -9,7 +9,6 @@ from pydantic import Field
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.image_models import MOST_BRANCHES, ResNetConfig
 from ensemble_kd.config.peers import learner_problems
-from ensemble_kd.targets import TARGETS
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -46,7 +45,7 @@ def branch_problems(config: Config) -> list[str]:
             f"student.branches: branch off a section of a residual network, and student.model is "
             f"{student.model.name!r}; use resnet, or student.peers, which takes any model"
         )
-    if not TARGETS[config.data.target].classified:
+    if not config.data.predicts.classified:
         problems.append(
             f"student.branches: are for classes, and data.target is {config.data.target!r}; use student.peers"
         )

@@ -9,7 +9,6 @@ from ensemble_kd import space
 from ensemble_kd.config.base import replace
 from ensemble_kd.config.teachers import MemberOverride, variants, with_variants
 from ensemble_kd.config.training import TrainingConfig
-from ensemble_kd.targets import TARGETS
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -41,7 +40,7 @@ def class_weight_problems(config: Config) -> list[str]:
             why = "a specialist has classes of its own and a dustbin"
         elif path in of_words:
             why = "this phase guesses words"
-        elif not TARGETS[config.data.target].classified:
+        elif not config.data.predicts.classified:
             why = f"data.target is {config.data.target!r}"
         else:
             continue

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig, ImageConfig, missing_note
 from ensemble_kd.paths import missing, missing_data
-from ensemble_kd.targets import TARGETS
+from ensemble_kd.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -167,6 +167,11 @@ class DataConfig(Block):
     tell how many, or `drop`, before any split is held out (one more pass over the data)."""
     shard_rows: int = Field(8192, ge=1)
     """Rows per file of the prepared data and the soft targets: the unit of work, memory and resume."""
+
+    @property
+    def predicts(self) -> type[Target]:
+        """The kind of target."""
+        return TARGETS[self.target]
 
     @field_validator("target")
     @classmethod

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ensemble_kd.config.models import TransformerConfig
 from ensemble_kd.config.teachers import MemberOverride, TeachersConfig, variants, varied, with_variants
 from ensemble_kd.config.training import TrainingConfig
-from ensemble_kd.targets import TARGETS
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -126,7 +125,7 @@ def specialist_training(config: Config, rows: int) -> TrainingConfig:
 
 
 def _by(config: Config) -> str:
-    return TARGETS[config.data.target].early_stopping_by
+    return config.data.predicts.early_stopping_by
 
 
 def unresolved(config: Config) -> bool:
@@ -148,7 +147,7 @@ def epochs_problems(config: Config) -> list[str]:
                 f"student.phases.{i}.training.epochs: auto, but the texts of a corpus are not counted before "
                 "its phase begins; give a number"
             )
-    if not TARGETS[config.data.target].classified:
+    if not config.data.predicts.classified:
         blocks = [("teachers", config.teachers.training), ("student", config.student.training)]
         blocks += [(f"student.phases.{i}", phase.training) for i, phase in enumerate(config.student.phases)]
         problems += [

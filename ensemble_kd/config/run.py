@@ -25,7 +25,6 @@ from ensemble_kd.config.target import target_problems
 from ensemble_kd.config.teachers import TeachersConfig, num_teachers, teacher_problems, variants
 from ensemble_kd.config_checks import compute_problems, single_problems
 from ensemble_kd.stage_list import stages_of
-from ensemble_kd.targets import TARGETS
 
 
 class Config(Block):
@@ -72,7 +71,7 @@ class Config(Block):
     @property
     def mean(self) -> str:
         """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
-        return TARGETS[self.data.target].mean(self.student.mean)
+        return self.data.predicts.mean(self.student.mean)
 
     @property
     def targets(self) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ensemble_kd.config.specialists import ClustersConfig
 from ensemble_kd.config.student import student_blocks
 from ensemble_kd.config.teachers import variants
-from ensemble_kd.targets import TARGETS
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
 
 def target_problems(config: Config) -> list[str]:
     """What does not go with the kind of target: several label columns, or what is for classes alone."""
-    kind = TARGETS[config.data.target]
+    kind = config.data.predicts
     return _label_problems(config) + ([] if kind.classified else _class_problems(config))
 
 
 def _label_problems(config: Config) -> list[str]:
-    labels, kind = config.data.columns.label, TARGETS[config.data.target]
+    labels, kind = config.data.columns.label, config.data.predicts
     if isinstance(labels, str):
         return []
     if not labels:

@@ -6,19 +6,13 @@ column that cannot be right in any row raises ColumnError. The common forms cost
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ensemble_kd.data import images
-from ensemble_kd.data.images import ACCEPTED, AS_THEY_ARE, PictureError, Pictures
 from ensemble_kd.targets.columns import ColumnError as ColumnError
 
 Bad = dict[int, str]
-
-EXPECTED = f"bytes, lists of numbers, or encoded images ({ACCEPTED})"
 
 
 def single(column: pa.ChunkedArray) -> pa.Array:
@@ -45,7 +39,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.list_(plain_type(kind.value_type))
     if pa.types.is_large_list_view(kind):
         return pa.large_list(plain_type(kind.value_type))
-    if _is_list(kind) and (inner := plain_type(kind.value_type)) != kind.value_type:
+    if is_list(kind) and (inner := plain_type(kind.value_type)) != kind.value_type:
         if pa.types.is_fixed_size_list(kind):
             return pa.list_(inner, kind.list_size)
         return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
@@ -78,11 +72,11 @@ def plain(array: pa.Array) -> pa.Array:
         raise ColumnError(f"holds {array.type}, which cannot be read; write it as {kind}") from error
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -142,11 +136,11 @@ def empty_texts(texts: list[str] | list[tuple[str, str]]) -> Bad:
 
 def decode_numbers(arrays: list[pa.Array], names: list[str], width: int | None) -> tuple[np.ndarray, Bad]:
     """(N, F) float32 from F columns of numbers, or from one column of lists; `width` is F where known."""
-    if len(arrays) == 1 and (_is_list(arrays[0].type) or pa.types.is_null(arrays[0].type)):
-        rows, bad = _lists(arrays[0], None if width is None else (width,))
+    if len(arrays) == 1 and (is_list(arrays[0].type) or pa.types.is_null(arrays[0].type)):
+        rows, bad = number_lists(arrays[0], None if width is None else (width,))
         labels = [f"value {i}" for i in range(rows.shape[1])]
     else:
-        rows, bad = _columns(arrays, names)
+        rows, bad = number_columns(arrays, names)
         labels = [f"column {name!r}" for name in names]
     return finite_numbers(rows, bad, labels)
 
@@ -169,7 +163,7 @@ def finite_numbers(rows: np.ndarray, bad: Bad, labels: list[str]) -> tuple[np.nd
     return values, dict(sorted(bad.items()))
 
 
-def _columns(arrays: list[pa.Array], names: list[str]) -> tuple[np.ndarray, Bad]:
+def number_columns(arrays: list[pa.Array], names: list[str]) -> tuple[np.ndarray, Bad]:
     """(N, F) float64; strings (CSV) are parsed."""
     rows, bad = np.empty((len(arrays[0]), len(arrays)), dtype=np.float64), Bad()
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
@@ -202,13 +196,13 @@ def _parse(array: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
         return values, wrong
 
 
-def _lists(array: pa.Array, shape: tuple[int, ...] | None) -> tuple[np.ndarray, Bad]:
+def number_lists(array: pa.Array, shape: tuple[int, ...] | None) -> tuple[np.ndarray, Bad]:
     """(N, size) numbers from lists, flat or nested in `shape`; without one the first row decides."""
     if shape is None:
         shape = (_first_length(array),)
     size = int(np.prod(shape))
     values, lengths, whole = array, [], True
-    while _is_list(values.type):
+    while is_list(values.type):
         whole = whole and values.null_count == 0
         if whole:
             found = pc.unique(pc.list_value_length(values)).to_pylist()
@@ -248,166 +242,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _first_length(array: pa.Array) -> int:
-    lengths = pc.drop_null(pc.list_value_length(array)) if _is_list(array.type) else []
+    lengths = pc.drop_null(pc.list_value_length(array)) if is_list(array.type) else []
     if not len(lengths) or not lengths[0].as_py():
         raise ColumnError(f"holds {array.type} without a value; expected lists of numbers")
     return int(lengths[0].as_py())
-
-
-# -------------------------------------------------------------------------------------------- images
-
-
-def holds_pictures(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold encoded pictures: bytes, or Hugging Face's {bytes, path}."""
-    return _is_binary(kind) or pa.types.is_struct(kind)
-
-
-def image_shape(
-    arrays: list[pa.Array], given: tuple[int, int, int] | None, pictures: Pictures = AS_THEY_ARE
-) -> tuple[int, int, int] | None:
-    """[H, W, C]: as given, or from the first image that tells; None if none of these rows does.
-
-    Raises ColumnError where the column cannot hold images of that shape.
-    """
-    array = arrays[0]
-    kind = array.type
-    if len(arrays) > 1 or is_number(kind):
-        if given is None:
-            raise ColumnError(
-                "one column per pixel tells no shape; set data.image.shape=[height,width,channels]"
-            )
-        if int(np.prod(given)) != len(arrays):
-            raise ColumnError(
-                f"{len(arrays)} columns, but data.image.shape {list(given)} has {np.prod(given)} pixels"
-            )
-        return given
-    if pa.types.is_fixed_size_binary(kind):
-        if given is None:
-            raise ColumnError(
-                f"holds {kind.byte_width} raw bytes a row; set data.image.shape=[height,width,channels]"
-            )
-        if int(np.prod(given)) != kind.byte_width:
-            raise ColumnError(
-                f"holds {kind.byte_width} bytes a row, but data.image.shape {list(given)} takes "
-                f"{np.prod(given)}"
-            )
-    elif not (holds_pictures(kind) or _is_list(kind) or pa.types.is_null(kind)):
-        raise ColumnError(f"holds {kind}, expected {EXPECTED}")
-    if given is not None:
-        return given
-    wrong = None
-    for value in array:
-        row = value.as_py()
-        if row is None:
-            continue
-        if _is_list(kind):
-            nest = list(np.shape(row)) if _regular(row) else []
-            if len(nest) in (2, 3):
-                height, width, channels = (*nest, 1)[:3]
-                return height, width, channels
-            if len(nest) == 1:
-                raise ColumnError("holds flat lists; set data.image.shape=[height,width,channels]")
-            continue
-        try:
-            found = images.size(pictures.bytes_of(row) or b"")
-        except PictureError as error:
-            wrong = wrong or str(error)
-            continue
-        if found:
-            return found
-    if wrong is not None:
-        raise ColumnError(f"holds no image that can be read; the first: {wrong}")
-    if len(array) and not _is_list(kind) and not pa.types.is_null(kind):
-        raise ColumnError(
-            f"holds bytes that are no readable image ({ACCEPTED}); for raw pixels set "
-            "data.image.shape=[height,width,channels]"
-        )
-    return None
-
-
-def _regular(row: Any) -> bool:
-    try:
-        np.asarray(row, dtype=np.float64)
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def decode_images(
-    arrays: list[pa.Array],
-    names: list[str],
-    shape: tuple[int, int, int],
-    pictures: Pictures = AS_THEY_ARE,
-) -> tuple[np.ndarray, Bad]:
-    """(N, H, W, C) uint8 from raw bytes, encoded pictures, lists, or one column per pixel."""
-    array = arrays[0]
-    rows = len(array)
-    if len(arrays) > 1 or is_number(array.type):
-        values, bad = _columns(arrays, names)
-        pixels = _to_pixels(values, bad)
-    elif _is_list(array.type):
-        values, bad = _lists(array, shape)
-        pixels = _to_pixels(values, bad)
-    elif pa.types.is_fixed_size_binary(array.type):
-        width = array.type.byte_width
-        if width != int(np.prod(shape)):
-            raise ColumnError(f"holds {width} bytes a row, expected {np.prod(shape)} for {list(shape)}")
-        flat = np.frombuffer(array.buffers()[1] or b"", np.uint8)
-        pixels = flat[array.offset * width : (array.offset + rows) * width].reshape(rows, width)
-        bad = {int(i): "no image (null)" for i in np.flatnonzero(array.is_null())} if array.null_count else {}
-    elif holds_pictures(array.type) or pa.types.is_null(array.type):
-        pixels, bad = _from_bytes(array, shape, pictures)
-    else:
-        raise ColumnError(f"holds {array.type}, expected {EXPECTED}")
-    return pixels.reshape(rows, *shape), dict(sorted(bad.items()))
-
-
-def _to_pixels(values: np.ndarray, bad: Bad) -> np.ndarray:
-    """Numbers (N, size) to uint8; rows with anything but whole numbers in 0..255 go into `bad`."""
-    if values.dtype == np.uint8:
-        return values
-    wrong = ~((values >= 0) & (values <= 255))
-    if values.dtype.kind == "f":
-        wrong |= values != np.floor(values)
-    for i in np.flatnonzero(wrong.any(axis=1)):
-        value = values[i][wrong[i]][0]
-        bad.setdefault(int(i), f"pixel value {value:g} is not a whole number in 0..255")
-    return np.where(wrong, 0, values).astype(np.uint8)
-
-
-def _from_bytes(array: pa.Array, shape: tuple[int, int, int], pictures: Pictures) -> tuple[np.ndarray, Bad]:
-    size = int(np.prod(shape))
-    pixels, suspects = np.zeros((len(array), *shape), np.uint8), np.arange(len(array))
-    if _is_binary(array.type) and not array.null_count and len(array):
-        kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
-        ends = np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array) + 1]
-        if (np.diff(ends) == size).all():
-            block = np.frombuffer(array.buffers()[2], np.uint8)[ends[0] : ends[-1]].reshape(-1, size)
-            suspects = np.flatnonzero(images.look_encoded(block))
-            if not len(suspects):
-                return block, {}
-            pixels[:] = block.reshape(-1, *shape)
-    bad = Bad()
-    for i in suspects.tolist():
-        try:
-            raw = pictures.bytes_of(array[i].as_py())
-        except PictureError as error:
-            bad[i] = str(error)
-            continue
-        if raw is None:
-            bad[i] = "no image (null)"
-            continue
-        # Raw pixels may begin like a picture by chance, so the right number of bytes is a second chance.
-        known = images.encoded(raw) is not None
-        found = pictures.decode(raw, shape) if known else ""
-        if isinstance(found, np.ndarray):
-            pixels[i] = found
-        elif len(raw) == size and not images.surely_encoded(raw):
-            pixels[i] = np.frombuffer(raw, np.uint8).reshape(shape)
-        else:
-            pixels[i] = 0
-            bad[i] = found or (
-                f"{len(raw)} bytes that are neither an image ({ACCEPTED}) nor {size} raw pixels of "
-                f"{list(shape)}"
-            )
-    return pixels.reshape(len(array), size), bad

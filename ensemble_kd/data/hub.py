@@ -17,7 +17,6 @@ from ensemble_kd.data.readable import checked
 from ensemble_kd.data.split_names import resolve, tell_left
 from ensemble_kd.errors import InputError
 from ensemble_kd.paths import WILDCARDS, missing, path_problem
-from ensemble_kd.targets import TARGETS
 
 
 @dataclass
@@ -98,7 +97,7 @@ def open_hub(data: DataConfig, source: Source, problems: Problems) -> None:
         if names and source.class_names is None:
             source.class_names = list(names)
         piece = HubPiece(name, dataset)
-        value = not TARGETS[data.target].classified
+        value = not data.predicts.classified
         if split == "test" and (names or value) and _withheld(dataset, labels, value):
             # Benchmarks publish test rows without labels (-1).
             problems.warn(f"data.hub_name: {name!r} has no labels (-1); test rows are held out of train")

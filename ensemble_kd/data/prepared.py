@@ -14,35 +14,25 @@ import numpy as np
 import pyarrow as pa
 
 from ensemble_kd.artifacts import write_json
-from ensemble_kd.config import Config, CsvConfig, DataConfig, text_source
-from ensemble_kd.data.copies import Copies, to_drop
-from ensemble_kd.data.decode import ColumnError, empty_texts
-from ensemble_kd.data.folders import PicturePiece
-from ensemble_kd.data.images import Pictures
+from ensemble_kd.config import Config, CsvConfig, text_source
+from ensemble_kd.data.decoding import decoded, has_no_empty_texts, reader_of
+from ensemble_kd.data.first_pass import ignore, planned
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.oddities import Oddities
-from ensemble_kd.data.preprocess import InputReader, Preprocessor
+from ensemble_kd.data.preprocess import InputReader
 from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.reading import Reading
 from ensemble_kd.data.records import (
     INFO_FILE,
     SPLITS,
     WEIGHTS_FILE,
-    Arrays,
     DataInfo,
     SplitWriter,
-    load_info,
-    load_labels,
-    load_split,
-    read_shard,
-    shard_paths,
     write_parquet,
 )
-from ensemble_kd.data.scan import Reading, Scan, check_columns, plan, scan
-from ensemble_kd.data.sources import open_source, source_fingerprint
+from ensemble_kd.data.scan import Scan
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan
 from ensemble_kd.data.statistics import NumberMoments, PixelMoments
-from ensemble_kd.data.survey import survey
-from ensemble_kd.data.table import TableEncoder, learn_table
 from ensemble_kd.data.tokenize import (
     TOKENIZER_FILE,
     HashedTokenizer,
@@ -51,29 +41,9 @@ from ensemble_kd.data.tokenize import (
     learn_subwords,
     write_pretrained,
 )
-from ensemble_kd.errors import InputError, ProblemsError
-from ensemble_kd.pretrained import read_tokenizer
-from ensemble_kd.targets import TARGETS, target_of
+from ensemble_kd.errors import InputError
+from ensemble_kd.targets import target_of
 
-__all__ = [
-    "Arrays",
-    "DataInfo",
-    "Preprocessor",
-    "inspect_source",
-    "load_info",
-    "load_labels",
-    "load_split",
-    "prepare",
-    "raw_rows",
-    "read_shard",
-    "shard_paths",
-    "source_fingerprint",
-    "train_texts",
-]
-
-BATCH_ROWS = 8192
-"""Rows decoded at once, or `data.shard_rows` where that is less."""
-INSPECTED_ROWS = 100_000
 READ_IN_ORDER = ("train", "validation", "test", "unlabelled")
 """Splits of the source."""
 PARTS = ((TRAIN, "transfer"), (VALIDATION, "validation"), (TEST, "test"))
@@ -108,169 +78,15 @@ class Inputs:
             self.moments.add(values)
 
 
-def _decoded(
-    reading: Reading, reader: InputReader, split: str, problems: Problems, filled: bool = False
-) -> Iterator[tuple[int, int, Any]]:
-    """First row in the split, number of rows, inputs; rows that are bad go into `problems`.
-
-    With `filled` a text of train must not be empty.
-    """
-    hopeless: set[str] = set()
-    for piece, first, begin, table in reading.tables(split, reader.columns):
-        if piece.name in hopeless:
-            continue
-        try:
-            values, bad = reader(table)
-        except ColumnError as error:
-            hopeless.add(piece.name)
-            columns = ", ".join(map(repr, reader.columns[:3])) + (" ..." if len(reader.columns) > 3 else "")
-            problems.add(f"data.columns.input: {columns} of {piece.name} {error}")
-            continue
-        if isinstance(piece, PicturePiece):
-            bad = {i: f"{piece.paths[first + i]}: {message}" for i, message in bad.items()}
-        if filled and split == "train":
-            bad = dict(sorted((empty_texts(values) | bad).items()))
-        problems.add_rows("bad inputs", piece.name, first, bad)
-        if bad and reader.kind == "numeric" and reader.table is None and len(reader.columns) > 1:
-            problems.add(
-                "data.table: where columns hold words or lack numbers, --set data.table={} makes columns of "
-                "0 and 1 of words, and the mean of train of what is missing"
-            )
-        yield begin, table.num_rows, values
-
-
-def _reader(config: Config, reading: Reading, problems: Problems) -> InputReader:
-    data, layout = config.data, config.data.image
-    if data.table is not None:
-        return InputReader(data.kind, data.columns, table=_table(data, reading))
-    if data.kind != "image":
-        return InputReader(data.kind, data.columns)
-    if data.source == "digits":
-        return InputReader(data.kind, data.columns, [8, 8, 1])
-    shape = None if layout.shape is None else list(layout.shape)
-    found = survey(reading.source, data, problems) if shape is None or layout.for_encoded else None
-    if shape is None and found is not None:
-        shape = found.shape
-    grey = found is not None and found.grey and shape == found.shape
-    return InputReader(
-        data.kind, data.columns, shape, Pictures(layout.resize is not None, training=True, grey=grey)
-    )
-
-
-def _table(data: DataConfig, reading: Reading) -> TableEncoder:
-    """How columns become numbers, from all rows of the source's train. Raises InputError if they cannot."""
-    assert data.table is not None
-    if reading.table is not None:
-        return reading.table
-    names = [data.columns.input] if isinstance(data.columns.input, str) else list(data.columns.input)
-    tables = (table for _, _, _, table in reading.tables("train", names))
-    try:
-        reading.table = learn_table(tables, names, data.table.most_values)
-    except ColumnError as error:
-        raise InputError([f"data.columns.input: {error}"]) from error
-    return reading.table
-
-
-def _filled(config: Config) -> bool:
-    """Whether an empty text of train is an error: nothing but special tokens would stand for it."""
-    return config.data.kind == "text" and config.data.text.tokenizer == "pretrained"
-
-
-def _check_tokenizer(config: Config, problems: Problems) -> None:
-    """What is wrong with a pretrained tokenizer, before any row is read."""
-    source, text = text_source(config), config.data.text
-    if config.data.kind != "text" or source is None:
-        return
-    try:
-        tokenizer = PretrainedTokenizer(read_tokenizer(source), text.max_length)
-    except ProblemsError as error:
-        for line in error.problems:
-            problems.add(line)
-        return
-    if not isinstance(config.data.columns.input, str) and not tokenizer.takes_pairs:
-        added = tokenizer.tokenizer.num_special_tokens_to_add(True)
-        problems.add(
-            f"data.text.max_length: {text.max_length} has no room for the {added} special tokens of a pair; "
-            "raise it"
-            if added > text.max_length
-            else f"data.columns.input: two columns, but the tokenizer of {source} puts nothing between two "
-            "texts; use one that does, or one column"
-        )
-
-
-def _check_inputs(reading: Reading, config: Config, problems: Problems) -> Oddities:
-    """The second pass without writing: only what is wrong, or odd."""
-    reader = _reader(config, reading, problems)
-    seen = Oddities(config.data, reader.table)
-    for split in reading.source.splits:
-        filled, rows = _filled(config), 0
-        for begin, count, values in _decoded(reading, reader, split, problems, filled):
-            rows += count
-            seen.add(split, begin, values)
-        if not rows and split == "unlabelled" and not problems:
-            problems.add("data.unlabelled: no rows")
-    return seen
-
-
-def _open(config: Config, problems: Problems, limit: int | None = None) -> Reading:
-    """The source with its columns checked. Raises InputError where it cannot be read at all."""
-    source = open_source(config.data, problems)
-    problems.raise_if_any()
-    check_columns(source, config, problems)
-    _check_tokenizer(config, problems)
-    problems.raise_if_any()
-    return Reading(source, min(config.data.shard_rows, BATCH_ROWS), limit)
-
-
-def _ignore(line: str) -> None:
-    pass
-
-
-def inspect_source(config: Config, warn: Callable[[str], None] = _ignore) -> list[str]:
-    """What is wrong with the source, one line each; reads at most 100,000 rows and writes nothing.
-
-    What only all rows can tell (a class that is missing, too few rows) is judged where all were read.
-    `warn` takes what is odd, but no reason to stop.
-    """
-    problems = Problems()
-    try:
-        reading = _open(config, problems, INSPECTED_ROWS)
-        found = scan(reading, config, problems)
-        made, dropped = None, None
-        if found.whole:
-            dropped = _dropped(reading, found, config)
-            made = plan(found, config, problems, dropped)
-        _check_inputs(reading, config, problems).tell(found, made, problems)
-    except InputError as error:
-        lines = problems.all()
-        return lines + [line for line in error.problems if line not in lines]
-    finally:
-        for line in problems.warnings:
-            warn(line)
-    return problems.all()
-
-
-def _dropped(reading: Reading, found: Scan, config: Config) -> np.ndarray | None:
-    """(N,) Rows of train that are left out as copies; None where all stay. One more pass over the inputs."""
-    if config.data.duplicates == "keep" or "train" not in found.labels:
-        return None
-    problems, inputs = Problems(), Copies()
-    reader = _reader(config, reading, problems)
-    for split in ("train", "validation", "test"):
-        for _, _, values in _decoded(reading, reader, split, problems) if split in found.labels else ():
-            inputs.add(split, values)
-    return None if problems else to_drop(inputs, found.labels["train"])
-
-
 def train_texts(config: Config) -> Iterator[tuple[np.ndarray, list[tuple[str, ...]]]]:
     """Of the rows that stay in train: numbers in the source's split, and texts, each one or a pair.
 
     Raises InputError with everything that is wrong, before the first rows or after the last.
     """
     problems = Problems()
-    reading, _, made = _planned(config, problems)
-    for begin, rows, texts in _decoded(
-        reading, _reader(config, reading, problems), "train", problems, _filled(config)
+    reading, _, made = planned(config, problems)
+    for begin, rows, texts in decoded(
+        reading, reader_of(config, reading, problems), "train", problems, has_no_empty_texts(config)
     ):
         kept = np.flatnonzero(made.part[begin : begin + rows] == TRAIN)
         yield begin + kept, [(texts[i],) if isinstance(texts[i], str) else texts[i] for i in kept]
@@ -284,13 +100,13 @@ def raw_rows(config: Config) -> Iterator[tuple[str, int, Any]]:
     Raises InputError with everything that is wrong, before the first rows or after the last.
     """
     problems = Problems()
-    reading, _, made = _planned(config, problems)
-    reader = _reader(config, reading, problems)
+    reading, _, made = planned(config, problems)
+    reader = reader_of(config, reading, problems)
     given = dict.fromkeys(SPLITS, 0)
     for split in READ_IN_ORDER:
         if split not in reading.source.splits:
             continue
-        for begin, rows, values in _decoded(reading, reader, split, problems, _filled(config)):
+        for begin, rows, values in decoded(reading, reader, split, problems, has_no_empty_texts(config)):
             if problems:
                 continue
             for name, mask in _destinations(split, made.part[begin : begin + rows]):
@@ -302,18 +118,6 @@ def raw_rows(config: Config) -> Iterator[tuple[str, int, Any]]:
 
 def _picked(values: Any, mask: np.ndarray) -> Any:
     return values[mask] if isinstance(values, np.ndarray) else [values[i] for i in np.flatnonzero(mask)]
-
-
-def _planned(config: Config, problems: Problems) -> tuple[Reading, Scan, Plan]:
-    """The first pass over the source. Raises InputError with everything that is wrong."""
-    reading = _open(config, problems)
-    found = scan(reading, config, problems)
-    made = plan(found, config, problems, _dropped(reading, found, config))
-    if problems or made is None:
-        _check_inputs(reading, config, problems).tell(found, made, problems)
-        problems.raise_if_any()
-    assert made is not None
-    return reading, found, made
 
 
 def _destinations(split: str, part: np.ndarray) -> list[tuple[str, np.ndarray | None]]:
@@ -338,16 +142,14 @@ def _tokenizer(
         return write_pretrained(config.data.text, source, folder)
 
     def train_texts() -> Iterator[list[str]]:
-        for begin, rows, texts in _decoded(reading, reader, "train", Problems()):
+        for begin, rows, texts in decoded(reading, reader, "train", Problems()):
             part = made.part[begin : begin + rows]
             yield [text for text, number in zip(texts, part, strict=True) if number == TRAIN]
 
     return learn_subwords(train_texts, config.data.text, folder)
 
 
-def prepare(
-    config: Config, folder: Path, warn: Callable[[str], None] = _ignore
-) -> tuple[DataInfo, list[str]]:
+def prepare(config: Config, folder: Path, warn: Callable[[str], None] = ignore) -> tuple[DataInfo, list[str]]:
     """Write the prepared data into `folder`; returns its description and the names of the files.
 
     `warn` takes what is odd, but no reason to stop.
@@ -359,7 +161,7 @@ def prepare(
         for path in folder.glob(f"{split}-*.parquet"):
             path.unlink()
     try:
-        reading, found, made = _planned(config, problems)
+        reading, found, made = planned(config, problems)
         return _write(reading, found, made, config, folder, problems)
     except InputError as error:
         lines = problems.all()
@@ -376,8 +178,8 @@ def prepare(
 def _write(
     reading: Reading, found: Scan, made: Plan, config: Config, folder: Path, problems: Problems
 ) -> tuple[DataInfo, list[str]]:
-    data, num_train, kind = config.data, len(made.part), TARGETS[config.data.target]
-    reader = _reader(config, reading, problems)
+    data, num_train, kind = config.data, len(made.part), config.data.predicts
+    reader = reader_of(config, reading, problems)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
     seen = Oddities(data, reader.table)
@@ -385,7 +187,7 @@ def _write(
         if split not in reading.source.splits:
             continue
         rows_read = 0
-        for begin, rows, values in _decoded(reading, reader, split, problems, _filled(config)):
+        for begin, rows, values in decoded(reading, reader, split, problems, has_no_empty_texts(config)):
             rows_read += rows
             seen.add(split, begin, values)
             if problems:
@@ -446,7 +248,7 @@ def _describe(
 ) -> DataInfo:
     data, train = config.data, made.part == TRAIN
     known = made.labels[train][labelled(made.labels[train])]
-    target = TARGETS[data.target].describe(known, data.columns.labels)
+    target = data.predicts.describe(known, data.columns.labels)
     mean, std = inputs.moments.result() if inputs.moments is not None else ([], [])
     if reader.table is not None and mean:  # a rare word's 0 and 1, divided by its deviation, would be huge
         scaled = set(reader.table.numbers.values())

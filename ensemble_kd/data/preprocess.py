@@ -10,16 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from ensemble_kd.config import ColumnsConfig, TextConfig
-from ensemble_kd.data.decode import (
-    Bad,
-    ColumnError,
-    decode_images,
-    decode_numbers,
-    decode_pairs,
-    decode_texts,
-    image_shape,
-    single,
-)
+from ensemble_kd.data.decode import Bad, ColumnError, decode_numbers, decode_pairs, decode_texts, single
+from ensemble_kd.data.decode_images import decode_images, image_shape
 from ensemble_kd.data.images import AS_THEY_ARE, Pictures
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.data.table import TableEncoder

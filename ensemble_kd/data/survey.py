@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from ensemble_kd.config import DataConfig
 from ensemble_kd.data import images
-from ensemble_kd.data.decode import holds_pictures, single
+from ensemble_kd.data.decode import single
+from ensemble_kd.data.decode_images import holds_pictures
 from ensemble_kd.data.files import FilePiece
 from ensemble_kd.data.folders import PicturePiece
 from ensemble_kd.data.hub import HubPiece

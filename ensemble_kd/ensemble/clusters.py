@@ -7,17 +7,15 @@ covariance matrix of the generalist's predicted probabilities. No labels are nee
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import coo_matrix, diags
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
 
+from ensemble_kd.ensemble.covariance import check_matrix, confusion_captured, confusion_mass
 from ensemble_kd.errors import InputError
 
 METHODS = ("kmeans", "online", "spectral")
@@ -31,106 +29,6 @@ UNCONFUSED = 1e-3
 """A class whose positive covariances add up to less than this share of its variance is left out."""
 MOST_CLUSTERS = 512
 """What `auto` tries at most where there are more than `LARGE` classes."""
-
-
-class StreamingCovariance:
-    """Covariance (C, C) of probabilities that come in blocks, divided by the number of rows.
-
-    C_ab = (n_a C_a + n_b C_b) / n + n_a n_b / n^2 d d^T, with d = mean_b - mean_a (Chan, Golub and LeVeque,
-    1979), for a block as for another accumulator: any order and any chunks give the same up to rounding.
-    `dtype` is float64 up to 2048 classes and float32 above, where the matrix of 15,000 classes takes
-    900 MB; the mean is always float64. The matrix is held once: only blocks on and below its diagonal are
-    computed, which halves the work, and `covariance` mirrors them in place.
-    """
-
-    def __init__(self, num_classes: int, dtype: torch.dtype | None = None) -> None:
-        self.num_classes = num_classes
-        self.dtype = dtype or (torch.float64 if num_classes <= 2048 else torch.float32)
-        self.count = 0
-        self.mean = torch.zeros(num_classes, dtype=torch.float64)
-        self._matrix = torch.zeros(num_classes, num_classes, dtype=self.dtype)
-
-    def update(self, probabilities: Tensor | np.ndarray, rows: int = 4096) -> None:
-        """Add predictions (B, C), `rows` at a time. Raises InputError for another width or for NaN."""
-        block = torch.as_tensor(probabilities)
-        if block.ndim != 2 or block.shape[1] != self.num_classes:
-            raise InputError(
-                f"predictions of shape {tuple(block.shape)}, expected (examples, {self.num_classes} classes)"
-            )
-        for part in block.detach().cpu().split(rows):
-            if len(part):
-                self._add(part)
-
-    def _add(self, part: Tensor) -> None:
-        mean = part.mean(0, dtype=torch.float64)  # (C,)
-        if not bool(mean.isfinite().all()):
-            raise InputError("predictions hold NaN or infinite values; they must be probabilities")
-        n, total = len(part), self.count + len(part)
-        centred = torch.empty(n + 1, self.num_classes, dtype=self.dtype)
-        torch.sub(part.to(self.dtype), mean.to(self.dtype), out=centred[:n])
-        difference = mean - self.mean
-        # The last row brings the distance between the means into the same product.
-        centred[n] = (difference * (self.count * n / total) ** 0.5).to(self.dtype)
-        self._accumulate(centred, self.count / total, 1 / total)
-        self.mean += difference * (n / total)
-        self.count = total
-
-    def merge(self, other: StreamingCovariance) -> None:
-        """Add what another accumulator has seen; `other` is not changed."""
-        if other.num_classes != self.num_classes:
-            raise InputError(f"covariances of {self.num_classes} and {other.num_classes} classes")
-        if not other.count:
-            return
-        total = self.count + other.count
-        difference = other.mean - self.mean
-        self._matrix.mul_(self.count / total).add_(other._matrix.to(self.dtype), alpha=other.count / total)
-        distance = (difference * (self.count * other.count) ** 0.5 / total).to(self.dtype)
-        self._accumulate(distance[None], 1.0, 1.0)
-        self.mean += difference * (other.count / total)
-        self.count = total
-
-    def _accumulate(self, rows: Tensor, beta: float, alpha: float, width: int = 1024) -> None:
-        """matrix <- beta matrix + alpha rows^T rows, on and below the diagonal blocks; (R, C)."""
-        for i in range(0, self.num_classes, width):
-            end = min(i + width, self.num_classes)
-            self._matrix[i:end, :end].addmm_(rows[:, i:end].T, rows[:, :end], beta=beta, alpha=alpha)
-
-    def covariance(self, width: int = 1024) -> np.ndarray:
-        """(C, C), symmetric to the last bit. A view: later updates show in it. All 0 before any row."""
-        for i in range(0, self.num_classes, width):
-            end = min(i + width, self.num_classes)
-            self._matrix[:i, i:end] = self._matrix[i:end, :i].T
-            block = self._matrix[i:end, i:end]
-            block.copy_(torch.tril(block) + torch.tril(block, -1).T)
-        return self._matrix.numpy()
-
-
-def confusion_affinity(confusion: np.ndarray) -> np.ndarray:
-    """(N + N^T) / (2 sum N): a symmetric matrix from counts N[true, predicted], instead of a covariance."""
-    counts = np.asarray(confusion, dtype=np.float64)
-    _check_matrix(counts)
-    if (counts < 0).any() or counts.sum() <= 0:
-        raise InputError("a confusion matrix holds counts: none below 0, and not all of them 0")
-    return (counts + counts.T) / (2 * counts.sum())
-
-
-def confusion_mass(matrix: np.ndarray, rows: int = 1024) -> np.ndarray:
-    """(C,) sum of the positive entries off the diagonal in each class's column, in float64."""
-    masses = [
-        np.maximum(matrix[i : i + rows], 0).sum(1, dtype=np.float64) for i in range(0, len(matrix), rows)
-    ]
-    return np.maximum(np.concatenate(masses) - np.maximum(np.diagonal(matrix), 0), 0)
-
-
-def confusion_captured(matrix: np.ndarray, cluster: Sequence[int], total: float | None = None) -> float:
-    """Share of all positive off-diagonal entries that lies between classes of `cluster`.
-
-    `total` is `confusion_mass(matrix).sum()`: give it where many clusters are asked about.
-    """
-    total = float(confusion_mass(matrix).sum()) if total is None else total
-    index = np.asarray(cluster, dtype=np.int64)
-    inside = np.maximum(matrix[np.ix_(index, index)].astype(np.float64), 0)
-    return float((inside.sum() - np.diagonal(inside).sum()) / total) if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -196,7 +94,7 @@ def cluster_columns(
     if method not in METHODS:
         raise ValueError(f"method: {', '.join(METHODS)}, got {method!r}")
     matrix = np.asarray(matrix)
-    _check_matrix(matrix)
+    check_matrix(matrix)
     num_classes = len(matrix)
     if num_clusters != "auto" and (not isinstance(num_clusters, int | np.integer) or num_clusters < 1):
         raise InputError(f"clusters.num_clusters: 'auto' or an integer above 0, got {num_clusters!r}")
@@ -224,87 +122,13 @@ def cluster_columns(
         points = _points(matrix, chosen, method, normalise, seed, asked)
         local = _partition(points, asked, method, seed)
     if _collapsed(local, num_classes, asked):
-        raise InputError(_collapse(int(np.bincount(local).max()), num_classes, f"{method}, {num_clusters}"))
+        raise InputError(collapse(int(np.bincount(local).max()), num_classes, f"{method}, {num_clusters}"))
     labels = np.full(num_classes, -1)
     labels[chosen] = local
     return Clustering(labels, _centroids(matrix, labels, normalise), normalise)
 
 
-def assign_classes(
-    matrix: np.ndarray,
-    clustering: Clustering,
-    *,
-    classes_per_specialist: int | None = None,
-    overlap: bool = True,
-    min_size: int = 2,
-    max_size: int | None = None,
-) -> list[tuple[int, ...]]:
-    """The classes of each specialist, sorted, in the order of the clusters; equal sets appear once.
-
-    overlap:  the `classes_per_specialist` columns nearest to each centroid, or as many as its cluster has,
-              within `min_size` and `max_size`
-    disjoint: the clusters themselves. Larger ones than `max_size` (or `classes_per_specialist`) keep their
-              nearest classes, smaller ones than `min_size` are dissolved, least first; the classes set free
-              go to the nearest cluster with room, and where there is none stay without a specialist
-
-    Classes with label -1 have no specialist. Raises InputError for sizes that cannot be.
-    """
-    num_classes = len(matrix)
-    _check_sizes(num_classes, classes_per_specialist, min_size, max_size)
-    limit = min(max_size or num_classes - 1, num_classes - 1)
-    distances = clustering.distances(matrix)
-    counts = np.bincount(clustering.labels[clustering.labels >= 0], minlength=clustering.num_clusters)
-    if overlap:
-        available = int(counts.sum())
-        sizes = [min(classes_per_specialist or max(int(n), min_size), limit, available) for n in counts]
-        order = np.argsort(distances, axis=0, kind="stable")  # (C, K)
-        clusters = [order[:size, k].tolist() for k, size in enumerate(sizes)]
-    else:
-        limit = min(limit, classes_per_specialist or limit)
-        clusters = _disjoint(clustering.labels, distances, min_size, limit)
-        # Many clusters of one class, dissolved, may add up to a large one; some growth was asked for.
-        largest = max(map(len, clusters), default=0)
-        if num_classes > 6 and clustering.num_clusters > 2 and largest > num_classes * 0.75:
-            raise InputError(_collapse(largest, num_classes, "after small clusters were dissolved"))
-    clusters = [cluster for cluster in clusters if len(cluster) >= min_size]
-    if not clusters:
-        raise InputError(
-            f"clusters: none of {clustering.num_clusters} clusters has {min_size} classes; "
-            "lower clusters.num_clusters or clusters.min_size"
-        )
-    return list(dict.fromkeys(tuple(sorted(cluster)) for cluster in clusters))
-
-
-def _disjoint(labels: np.ndarray, distances: np.ndarray, min_size: int, limit: int) -> list[list[int]]:
-    free: list[int] = []
-    clusters: dict[int, list[int]] = {}
-    for k in range(distances.shape[1]):
-        members = np.flatnonzero(labels == k)
-        members = members[np.argsort(distances[members, k], kind="stable")]
-        clusters[k] = members[:limit].tolist()
-        free += members[limit:].tolist()
-    while True:
-        # The classes set free so far, nearest first, so that a small cluster may grow before it goes.
-        for c in sorted(free, key=lambda c: (float(distances[c, list(clusters)].min()), c)):
-            room = [k for k, members in clusters.items() if len(members) < limit]
-            if room:
-                clusters[min(room, key=lambda k: (distances[c, k], k))].append(c)
-        least = min(clusters, key=lambda k: (len(clusters[k]), k))
-        if len(clusters[least]) >= min_size:
-            return list(clusters.values())
-        free = clusters.pop(least)
-        if not clusters:
-            return []
-
-
-def _check_matrix(matrix: np.ndarray) -> None:
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 3:
-        raise InputError(f"a square matrix of at least 3 classes is needed, got shape {matrix.shape}")
-    if not np.isfinite(matrix.sum(1)).all():  # by sums: no second matrix
-        raise InputError("the matrix between classes holds NaN or infinite values")
-
-
-def _check_sizes(num_classes: int, per_specialist: int | None, min_size: int, max_size: int | None) -> None:
+def check_sizes(num_classes: int, per_specialist: int | None, min_size: int, max_size: int | None) -> None:
     problems = []
     if per_specialist is not None and not 2 <= per_specialist < num_classes:
         problems.append(
@@ -470,7 +294,7 @@ def _auto(
     look(candidates)
     if collapsed and all(k <= 2 for k in found):
         k, labels = collapsed[-1]
-        raise InputError(_collapse(int(np.bincount(labels).max()), len(matrix), f"{method}, auto"))
+        raise InputError(collapse(int(np.bincount(labels).max()), len(matrix), f"{method}, auto"))
     if len(candidates) > 1 and max(np.diff(candidates)) > 1:
         at = candidates.index(best())
         low, high = candidates[max(at - 1, 0)], candidates[min(at + 1, len(candidates) - 1)]
@@ -484,7 +308,7 @@ def _collapsed(labels: np.ndarray, num_classes: int, asked: int, share: float = 
     return num_classes > 6 and enough and int(np.bincount(labels).max()) > num_classes * share
 
 
-def _collapse(size: int, num_classes: int, how: str) -> str:
+def collapse(size: int, num_classes: int, how: str) -> str:
     return (
         f"clusters: {size} of {num_classes} classes fell into one cluster ({how}); soften the predictions "
         "(clusters.temperature=3), scale the columns (clusters.normalise=true), or try another "

@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_matrix, issparse, vstack
 from torch import Tensor
 
-from ensemble_kd.ensemble.clusters import StreamingCovariance
 from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.ensemble.covariance import StreamingCovariance
 from ensemble_kd.ensemble.top_k import TopK
 
 WAITING = 65536

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from ensemble_kd.config import ExportConfig, ExportForm
 from ensemble_kd.data.files import list_files
-from ensemble_kd.data.prepared import DataInfo, Preprocessor, load_split
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import DataInfo, load_split
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.export.forms import Rows, available, export_forms
 from ensemble_kd.model_folder import CONFIG, EXPORT, form_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.config import Config, apply_override, read_config
-from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.data.first_pass import inspect_source
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.guess.budget import Line, fit, plan, seconds_of, shown, total
 from ensemble_kd.guess.choice import Choice, Request

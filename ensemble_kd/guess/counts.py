@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from ensemble_kd.config import Config, validate
+from ensemble_kd.data.columns import check_columns
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.problems import Problems
-from ensemble_kd.data.scan import Reading, check_columns, plan, scan
+from ensemble_kd.data.reading import Reading
+from ensemble_kd.data.scan import scan
 from ensemble_kd.data.sources import open_source
+from ensemble_kd.data.split_plan import plan
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION
 
 BATCH_ROWS = 8192

@@ -17,14 +17,18 @@ import torch
 from pydantic import TypeAdapter
 
 from ensemble_kd.config import AugmentConfig, Config, ModelConfig, TrainingConfig, member_settings, validate
-from ensemble_kd.data.prepared import load_info, load_split, prepare
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.rows import cut_tables_, tables
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.blocks import as_tensor
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.learner import train_step
 from ensemble_kd.train.loop import make_optimizer, predict
-from ensemble_kd.train.member import MemberTask, TrainingData, loss_of, make_batches
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.member_loss import loss_of
+from ensemble_kd.train.task import MemberTask
 
 SECONDS = 2.0
 """For which steps of one network are timed, after the first, which is warm-up."""

@@ -18,8 +18,7 @@ from torch import Tensor
 from ensemble_kd.config import AugmentConfig
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_split
-from ensemble_kd.data.records import load_info, load_weights
+from ensemble_kd.data.records import load_info, load_split, load_weights
 from ensemble_kd.data.store import load_columns
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.integrations.place import find
@@ -27,7 +26,8 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch, Objective, build_objective, value_problems
 from ensemble_kd.objectives.hard import UNLABELLED, cross_entropy, squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.batches import VIEW_SEED, Targets, as_tensor
+from ensemble_kd.train.batches import VIEW_SEED, Targets
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.stored import StoredLogits
 
 MOST_NAMED = 5

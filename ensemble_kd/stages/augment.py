@@ -33,8 +33,8 @@ from ensemble_kd.artifacts import (
     write_json,
 )
 from ensemble_kd.config import Config, CsvConfig, TextAugmentConfig
-from ensemble_kd.data.prepared import source_fingerprint, train_texts
-from ensemble_kd.data.sources import HASHED_BYTES
+from ensemble_kd.data.prepared import train_texts
+from ensemble_kd.data.sources import HASHED_BYTES, source_fingerprint
 from ensemble_kd.data.text_augment import TextAugmenter, Unseen, words_of
 from ensemble_kd.data.word_candidates import Candidates, MaskedWords, WordVectors
 from ensemble_kd.data.word_classes import WordClasses, learn_word_classes
@@ -71,7 +71,7 @@ def plan(config: Config, run: Any) -> StagePlan:
         if (path := settings.pop(name)) is not None:
             inputs[name] = _content(Path(path).expanduser())
     kept = data.model_dump(mode="json", include=READ_WITH)
-    if data.target == "value":  # rows are held out by class, where there are classes
+    if not data.predicts.classified:  # rows are held out by class, where there are classes
         kept["target"] = data.target
     for name, default in (("splits", {}), ("duplicates", "keep")):
         if (value := getattr(data, name)) != default:

@@ -12,10 +12,12 @@ from typing import Any
 from ensemble_kd.config import Config, OnlineConfig
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.transplant import resolve
+from ensemble_kd.stages.fit import block_problems, resolved_teachers
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS
-from ensemble_kd.stages.start import Basis, block_problems, resolved_teachers, skeleton
-from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.stages.skeletons import skeleton
+from ensemble_kd.stages.start import Basis
+from ensemble_kd.train.blocks import mix
+from ensemble_kd.train.task import MemberTask
 
 DIRECT = "direct"
 """Role of the student that learns from the ensemble itself, beside one that learns from assistants."""

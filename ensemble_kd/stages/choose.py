@@ -20,10 +20,11 @@ import numpy as np
 
 from ensemble_kd.artifacts import Manifest, finish
 from ensemble_kd.config import Config, Point, balanced_weights, points, settled
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.objectives.base import OBJECTIVES
 from ensemble_kd.proposals import Proposals
+from ensemble_kd.stages import phase_training, student_tasks
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.chain import CHAINED
@@ -34,7 +35,8 @@ from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
-from ensemble_kd.train.member import MemberTask, finished, load_logits
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Entry, Trial
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork
@@ -105,25 +107,25 @@ def run(
     def task(point: Point, seed: int) -> MemberTask:
         alone = with_point(config, point)
         role = "distilled" if alone.student.distils else "hard"
-        return student_stage.task(alone, role, seed, *sources, counts, basis, weights, combined)
+        return student_tasks.task(alone, role, seed, *sources, counts, basis, weights, combined)
 
-    unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"
+    unlabelled = counts["transfer"] > counts["labelled"] and config.data.predicts.classified
     together = stackable(task(Point(1, 1, 0), 0), config, info)
     made_up = config.data.augment.munge > 0
     grid = points(asked.student, unlabelled, not together, softened(config), made_up)
     seeds, share = plan.config["seeds"] if together else 1, 1.0
     if not together:
-        trained = len(student_stage.roles(config, counts, bool(combined)))
+        trained = len(student_tasks.roles(config, counts, bool(combined)))
         share = min(SHARE, WITHIN * trained / len(grid))
     make_vectors(basis.vectors, context.folder, data, context.console)
-    student_stage.train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
+    phase_training.train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
     trials = []
     for number, point in enumerate(grid):
         name, made = f"candidate-{number:02d}", [task(point, seed) for seed in range(seeds)]
         made = made if together else [shortened(one, share) for one in made]
         made = [replace(one, name=f"{name}-seed-{seed}") for seed, one in enumerate(made)]
         trials.append(Trial(name, "searched", point._asdict(), made))
-    states = any(student_stage.reads_states(trial.tasks[0]) for trial in trials)
+    states = any(student_tasks.reads_states(trial.tasks[0]) for trial in trials)
     arrays, load, _ = arrays_and_loader(
         data, info, budget, (store, receipt), combination, run=context.folder, states=states
     )

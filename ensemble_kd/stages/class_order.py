@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.config import Config, num_teachers
-from ensemble_kd.data.prepared import load_info
+from ensemble_kd.data.records import load_info
 from ensemble_kd.errors import ConfigError
 
 FIELD = "teachers.class_order"

@@ -16,18 +16,18 @@ from safetensors.numpy import load_file, save_file
 
 from ensemble_kd.artifacts import Manifest, finish, write_json
 from ensemble_kd.config import ClustersConfig, Config
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.data.store import StoreLayout, read_shard
 from ensemble_kd.ensemble import top_k
-from ensemble_kd.ensemble.clusters import (
+from ensemble_kd.ensemble.assign import assign_classes
+from ensemble_kd.ensemble.clusters import cluster_columns
+from ensemble_kd.ensemble.combine import mean_logits
+from ensemble_kd.ensemble.covariance import (
     StreamingCovariance,
-    assign_classes,
-    cluster_columns,
     confusion_affinity,
     confusion_captured,
     confusion_mass,
 )
-from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.ensemble.store_covariance import Moments, SparseMoments, softened
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.stages.base import DataFound, Done, Stage
@@ -36,7 +36,7 @@ from ensemble_kd.stages.context import MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import teachers_predictions
 from ensemble_kd.stages.training_data import shards_of
 from ensemble_kd.targets.metrics import confusion_matrix
-from ensemble_kd.train.batches import as_tensor, mix
+from ensemble_kd.train.blocks import as_tensor, mix
 
 CLUSTERS = "clusters.json"
 STREAM_OF_CLUSTERS = 303

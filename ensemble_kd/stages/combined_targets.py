@@ -20,7 +20,7 @@ from torch import Tensor
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_json, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, Config
 from ensemble_kd.data.augment import view
-from ensemble_kd.data.prepared import Arrays, DataInfo, load_labels, read_shard
+from ensemble_kd.data.records import Arrays, DataInfo, load_labels, read_shard
 from ensemble_kd.data.store import ShardWriter, StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.ensemble.choice import Choice, Cluster, choose, own_distribution, with_specialists
@@ -34,9 +34,11 @@ from ensemble_kd.stages.context import COMBINED, Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
-from ensemble_kd.train.batches import VIEW_SEED, as_tensor
+from ensemble_kd.train.batches import VIEW_SEED
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.member import load_logits, load_network
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.specialist import Specialty
 from ensemble_kd.train.stored import restore
 

@@ -19,7 +19,9 @@ from ensemble_kd.config import (
     with_epochs,
 )
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_labels, prepare, source_fingerprint
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_labels
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import Manifest, finish, read_manifest
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import Arrays, load_split
+from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.export.forms import Rows, available, export_forms, measured
@@ -27,8 +27,9 @@ from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.targets.metrics import classification_metrics, log_softmax
 from ensemble_kd.train.calibration import before_and_after, calibrate
+from ensemble_kd.train.finishing import PREDICTIONS
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import PREDICTIONS, load_network
 
 TIMED_ROWS = 1024
 """Test rows over which examples per second are measured."""

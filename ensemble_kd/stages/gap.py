@@ -17,14 +17,16 @@ import torch
 from ensemble_kd.artifacts import Manifest, finish, read_manifest
 from ensemble_kd.config import Config, num_teachers
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import DataInfo, load_labels, read_shard, shard_paths
+from ensemble_kd.data.records import DataInfo, load_labels, read_shard, shard_paths
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import NoGapError, TrainingError
 from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages import student_tasks
 from ensemble_kd.stages.base import Done, Stage, Work
 from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.chain import CHAINED
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.corpora import corpora
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import (
     kept_weights,
@@ -33,13 +35,14 @@ from ensemble_kd.stages.members import (
     train_and_follow,
     trained,
 )
+from ensemble_kd.stages.phases import phase_tasks
 from ensemble_kd.stages.stacking import stacks_of
-from ensemble_kd.stages.start import basis_of, corpora, phase_tasks
+from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.targets import target_in
 from ensemble_kd.targets.base import Measures
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.causes import (
     Cause,
     Trained,
@@ -49,9 +52,11 @@ from ensemble_kd.train.causes import (
     same_kind,
     undertrained,
 )
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import MemberTask, finished, load_logits, load_network
 from ensemble_kd.train.statistics import Interval, paired_interval, shown
+from ensemble_kd.train.task import MemberTask, finished
 
 SOFT = ("temperature", "alpha", "objective", "terms", "online", "targets", "pseudo", "refit", *CHAINED)
 """Fields of the student that one on hard labels does not read."""
@@ -76,7 +81,7 @@ def hard_students(
     basis = basis_of(config, context.folder, data, teachers)
     seeds = range(seeds_of(config))
     # They read no soft targets, so the store that is not there yet has no part in them.
-    hard = [student_stage.task(config, "hard", seed, name, "", counts, basis, weights) for seed in seeds]
+    hard = [student_tasks.task(config, "hard", seed, name, "", counts, basis, weights) for seed in seeds]
     phases = [
         task
         for seed in seeds

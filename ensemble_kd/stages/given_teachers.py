@@ -22,9 +22,10 @@ import torch
 
 from ensemble_kd.artifacts import checksum, fingerprint, write_atomic
 from ensemble_kd.config import Config, PredictionsConfig
-from ensemble_kd.data.prepared import DataInfo, Preprocessor, load_labels, raw_rows, shard_paths
+from ensemble_kd.data.prepared import raw_rows
+from ensemble_kd.data.preprocess import Preprocessor
 from ensemble_kd.data.raw import Answer, as_frame, ask, load_callable
-from ensemble_kd.data.records import SPLITS
+from ensemble_kd.data.records import SPLITS, DataInfo, load_labels, shard_paths
 from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.export.mlflow_form import behind

@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble_kd.artifacts import write_atomic
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError
 from ensemble_kd.stages.context import Context
 from ensemble_kd.train.judge import Judgement, judge

@@ -9,7 +9,8 @@ from ensemble_kd.data.store import Kept, StoreLayout
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.transplant import resolve
-from ensemble_kd.stages.start import sample_outputs, skeleton, teacher_model
+from ensemble_kd.stages.fit import teacher_model
+from ensemble_kd.stages.skeletons import sample_outputs, skeleton
 
 
 def kept_of(config: Config, info: dict[str, Any]) -> Kept | None:

@@ -16,7 +16,8 @@ from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.member_loop import members_before
 from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.train.member import FAILED, PREDICTIONS, MemberTask, finished, load_logits
+from ensemble_kd.train.finishing import FAILED, PREDICTIONS, load_logits
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.workers import LoadData, train_members
 
 STREAM_OF_TEACHERS, STREAM_OF_STUDENTS, STREAM_OF_SPECIALISTS = 101, 202, 404

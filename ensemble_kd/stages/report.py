@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from ensemble_kd.artifacts import Manifest, checksum, damage, finish, read_manifest
 from ensemble_kd.config import Config, StudentConfig
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import load_labels, load_split
+from ensemble_kd.data.records import load_labels, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
@@ -32,7 +32,8 @@ from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
-from ensemble_kd.train.member import PREDICTIONS, load_logits, load_network
+from ensemble_kd.train.finishing import PREDICTIONS, load_logits
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.teacher_calibration import fit_shrunk
 
 JSON, PAGE, MODEL = "report.json", "report.html", "model"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_json
-from ensemble_kd.data.prepared import shard_paths
+from ensemble_kd.data.records import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
 from ensemble_kd.errors import (

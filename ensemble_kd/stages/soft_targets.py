@@ -15,7 +15,7 @@ from ensemble_kd.config import AugmentConfig, Config, PredictionsConfig, num_tea
 from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.munge import neighbourhood
 from ensemble_kd.data.predictions import align
-from ensemble_kd.data.prepared import Arrays, DataInfo, load_split, read_shard
+from ensemble_kd.data.records import Arrays, DataInfo, load_split, read_shard
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout
 from ensemble_kd.data.versions import Others, version
 from ensemble_kd.disk import writing
@@ -29,10 +29,11 @@ from ensemble_kd.stages.kept import kept_problems
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import trained
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, num_rows, work_items
-from ensemble_kd.train.batches import VIEW_SEED, as_tensor
+from ensemble_kd.train.batches import VIEW_SEED
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.device import autocast
+from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict, text_batches
-from ensemble_kd.train.member import load_network
 
 BYTES_AT_ONCE = 2**27
 """Of states and scores in memory, before they are written."""

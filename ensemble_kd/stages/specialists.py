@@ -21,13 +21,14 @@ from ensemble_kd.config import (
     num_teachers,
     specialist_training,
 )
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError, TrainingError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.fit import teacher_model
 from ensemble_kd.stages.members import (
     STREAM_OF_SPECIALISTS,
     best,
@@ -36,10 +37,9 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.start import teacher_model
 from ensemble_kd.stages.training_data import arrays_and_loader, with_generalists
-from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.blocks import mix
+from ensemble_kd.train.task import MemberTask
 
 
 def problems(config: Config, info: dict[str, Any]) -> list[str]:

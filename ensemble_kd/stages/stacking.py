@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 
 from ensemble_kd.config import Config, ModelConfig
 from ensemble_kd.models.build import build
-from ensemble_kd.train.fused import fuse_key, random_inputs
-from ensemble_kd.train.member import MemberTask
 from ensemble_kd.train.stack import deterministic
+from ensemble_kd.train.stackable import fuse_key, random_inputs
+from ensemble_kd.train.task import MemberTask
 
 SMALL = 2**20
 """Weights x examples of a batch up to which a step is the cost of starting its operations, which students in

@@ -29,6 +29,7 @@ from ensemble_kd.config import (
 )
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.proposals import Proposals
+from ensemble_kd.stages import phase_training, student_checks, student_tasks
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.chain import CHAINED
@@ -39,7 +40,7 @@ from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
 from ensemble_kd.stages.vectors import make_vectors
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.trial_runs import concurrency, run_trials
 from ensemble_kd.trial_steps import TrialWork
 
@@ -129,7 +130,7 @@ def run(
     layout = states_layout(info, budget, receipt, combination) if terms or config.student.phases else None
     basis = basis_of(config, context.folder, data, members, layout)
     make_vectors(basis.vectors, context.folder, data, context.console)
-    student_stage.train_phases(
+    phase_training.train_phases(
         context, data, info, (store, receipt), fingerprints, basis, own, config.sweep.num_seeds
     )
     states = layout is not None and bool(terms)
@@ -151,7 +152,7 @@ def run(
         if student.model != config.student.model:
             found = basis_of(alone, context.folder, data, members, layout)
             make_vectors(found.vectors, context.folder, data, context.console)
-        return student_stage.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
+        return student_tasks.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
 
     sweep = TrialBook(context, plan.folder, make)
     for trial in sweep.waiting():  # the stage `gap` may have trained the baseline already
@@ -241,7 +242,7 @@ class Sweep(Stage):
     decides = True
 
     def settings_problems(self, config: Config) -> list[str]:
-        student, config = student_stage.objective_problems, settled(config)
+        student, config = student_checks.objective_problems, settled(config)
         return [] if student(config) else corner_problems(config, student)
 
     def problems(self, config: Config, found: DataFound) -> list[str]:
@@ -258,7 +259,7 @@ class Sweep(Stage):
                 "leaves the validation rows out; raise the budget, or set refit to none"
             )
         corners = settled(config)
-        return problems + corner_problems(corners, lambda c: student_stage.data_problems(c, found))
+        return problems + corner_problems(corners, lambda c: student_checks.data_problems(c, found))
 
     def plan(self, config: Config, run: Path, done: Done) -> StagePlan:
         return plan(config, run, *student_stage.inputs_of(config, done))

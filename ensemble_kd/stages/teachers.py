@@ -25,7 +25,7 @@ from ensemble_kd.config import (
 )
 from ensemble_kd.data.answers import values_problem
 from ensemble_kd.data.predictions import align, predictions_fingerprint
-from ensemble_kd.data.prepared import load_split
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, TrainingError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import called_by, taken_over
@@ -34,6 +34,7 @@ from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage, W
 from ensemble_kd.stages.calibrated import calibrates, fit_teachers, weights_of_teachers
 from ensemble_kd.stages.class_order import info_of, orders_of
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.stages.fit import teacher_model, teacher_problems
 from ensemble_kd.stages.given_teachers import ASKED, answer, as_predictions, digests
 from ensemble_kd.stages.judged import Panel, labels_to_judge_by
 from ensemble_kd.stages.members import (
@@ -43,10 +44,10 @@ from ensemble_kd.stages.members import (
     members_intact,
     train_and_follow,
 )
-from ensemble_kd.stages.start import teacher_model, teacher_problems
 from ensemble_kd.stages.training_data import arrays_and_loader, mixing_problems
-from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import PREDICTIONS, MemberTask, load_logits
+from ensemble_kd.train.blocks import mix
+from ensemble_kd.train.finishing import PREDICTIONS, load_logits
+from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.teacher_calibration import FEWEST
 
 

@@ -11,13 +11,12 @@ import numpy as np
 
 from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config, num_teachers
-from ensemble_kd.data.prepared import Arrays, load_split, shard_paths
-from ensemble_kd.data.records import in_order, load_weights
+from ensemble_kd.data.records import Arrays, in_order, load_split, load_weights, shard_paths
 from ensemble_kd.data.store import StoreLayout, load_columns
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.streaming import open_stream
-from ensemble_kd.train.batches import Block
-from ensemble_kd.train.member import TrainingData
+from ensemble_kd.train.blocks import Block
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.stored import StoredLogits
 from ensemble_kd.train.stored_states import KeptStates
 

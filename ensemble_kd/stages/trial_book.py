@@ -14,15 +14,16 @@ from pydantic import ValidationError
 from ensemble_kd import space as spaces
 from ensemble_kd.artifacts import Manifest, canonical, fingerprint, read_json, write_json
 from ensemble_kd.config import StudentConfig, SweepConfig, balanced_weights
-from ensemble_kd.data.prepared import load_info, load_labels
+from ensemble_kd.data.records import load_info, load_labels
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.members import all_intact, members_folder, prefixed
 from ensemble_kd.targets.metrics import log_softmax
-from ensemble_kd.train.batches import mix
-from ensemble_kd.train.member import MemberTask, finished, load_logits
+from ensemble_kd.train.blocks import mix
+from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.statistics import combined_interval, mean_and_error
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Entry, Trial, mean_history, values_of
 
 STREAM_OF_SWEEPS = 505
@@ -71,7 +72,7 @@ class TrialBook:
 
     @property
     def _of_values(self) -> bool:
-        return self.context.config.data.target == "value"
+        return not self.context.config.data.predicts.classified
 
     # ------------------------------------------------------------------------------------- making trials
 

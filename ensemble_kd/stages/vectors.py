@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from ensemble_kd.artifacts import checksum, damage, fingerprint, finish, read_manifest, write_atomic
 from ensemble_kd.config import Config, ModelConfig, TransformerConfig, text_source
 from ensemble_kd.config.start import StaticEmbeddingConfig
-from ensemble_kd.data.prepared import load_info, read_shard, shard_paths
+from ensemble_kd.data.records import load_info, read_shard, shard_paths
 from ensemble_kd.data.tokenize import TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.mirror import attached

@@ -12,11 +12,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ensemble_kd.artifacts import canonical, write_json
+from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import TrainingConfig
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
@@ -34,83 +32,21 @@ from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
 from ensemble_kd.targets.metrics import class_means
-from ensemble_kd.train.batches import as_tensor, mix
+from ensemble_kd.train.blocks import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.learner import train_step
-from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate, make_optimizer
-from ensemble_kd.train.member import (
-    FAILED,
-    MemberTask,
-    TrainingData,
-    cut_tables,
-    finish_member,
-    finished,
-    initial_network,
-    loss_of,
-    make_batches,
-)
+from ensemble_kd.train.finishing import FAILED, finish_member
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate
+from ensemble_kd.train.member_loss import loss_of
+from ensemble_kd.train.member_networks import cut_tables, initial_network
 from ensemble_kd.train.shared_batches import Reader
-from ensemble_kd.train.stack import Stack, StackedOptimizer, deterministic, quiet
+from ensemble_kd.train.stack import Stack, StackedOptimizer, quiet
+from ensemble_kd.train.stackable import fusable, fuse_key
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.validation import calibrated_loss, validation_metrics
 
 Entry = dict[str, float]
-
-OWN_SETTINGS = (
-    "seed",
-    "alpha",
-    "objective",
-    "temperature",
-    "mean",
-    "weights",
-    "targets",
-    "pseudo",
-    "calibration",
-)
-"""Fields of a MemberTask in which members of one stack may differ."""
-OWN_TRAINING = {"learning_rate", "weight_decay", "label_smoothing"}
-"""Fields of their TrainingConfig in which they may."""
-
-COPIES = 6
-"""Of each member's weights in memory: weights, step, gradient, two moments, the best so far."""
-GAIN = 0.95
-"""Stacking, or doubling a stack, pays where a member's step takes at most this share of the time before."""
-
-
-def fuse_key(task: MemberTask) -> str | None:
-    """Tasks with equal keys can be trained together by `fused_epochs`; None for one that cannot be with any.
-
-    Whether their architecture can be stacked shows with the network: `deterministic`.
-    """
-    training = TrainingConfig.model_validate(task.training)
-    # A specialist starts from its generalist and a phase leaves no answers; the others ask for more than one
-    # pass and one step per batch.
-    if task.specialist is not None or task.phase is not None:
-        return None
-    if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
-        return None
-    if task.model["name"] == "transformer" or task.terms or task.online or _together(task):
-        return None
-    if task.initial and "vectors" not in task.initial:
-        return None
-    if training.gradient_accumulation > 1 or training.max_norm is not None:
-        return None
-    kept = {name: value for name, value in task.settings.items() if name not in OWN_SETTINGS}
-    kept.pop("pseudo_labels")  # a weight of `pseudo`, as any other
-    kept["training"] = training.model_dump(mode="json", exclude=OWN_TRAINING)
-    # Members that see other rows get batches of their own, and a baseline reads no soft targets.
-    kept["rows"] = {name: value for name, value in task.rows.items() if name != "labelled"}
-    kept["inputs"] = task.inputs.get("data")
-    return canonical(kept)
-
-
-def _together(task: MemberTask) -> bool:
-    return task.peers is not None or task.branches is not None
-
-
-def fusable(task: MemberTask, data: TrainingData) -> bool:
-    """Whether students like this one can be trained together at all."""
-    return fuse_key(task) is not None and deterministic(initial_network(task, data), random_inputs(data.info))
 
 
 def started(task: MemberTask, data: TrainingData) -> Network:
@@ -118,17 +54,6 @@ def started(task: MemberTask, data: TrainingData) -> Network:
     network = initial_network(task, data)
     cut_tables(task, data, network)
     return network
-
-
-def random_inputs(info: dict[str, Any]) -> Tensor:
-    """(4, ...) raw inputs of the data's kind."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (4, *info["input_shape"])
-    if info["kind"] == "image":
-        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    if info["kind"] == "text":
-        return torch.randint(info["vocabulary_size"], shape, generator=generator, dtype=torch.int32)
-    return torch.randn(shape, generator=generator)
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -353,83 +278,3 @@ def fused_epochs(
 
 def _tell_failure(member: Member, members: Path) -> None:
     write_json(member.task.folder(members) / FAILED, {"name": member.task.name, "reason": member.reason})
-
-
-# ------------------------------------------------------------------------------------ how many together
-
-
-def measure(
-    task: MemberTask, data: TrainingData, n: int, steps: int, *, device: torch.device | None = None
-) -> tuple[float, float]:
-    """Seconds of one step of a student by itself, and of one step of n such students together.
-
-    The least of two times `steps` each. They take turns in runs, not in single steps: each would push the
-    other's weights out of the processor's cache, which many evict and one feels.
-    """
-    device = device or torch.device("cpu")
-    # At temperatures of their own, since so they would be.
-    tasks = [replace(task, temperature=task.temperature * (1 - 0.01 * i / n)) for i in range(n)]
-    fleet = Fleet(tasks, data, device, brief=True)
-    network, loss = copy.deepcopy(fleet.network).train(), loss_of(task, fleet.training, fleet.target)
-    optimizer = make_optimizer(network, fleet.training)
-    alone = make_batches(task, data, fleet.training, device)
-    alone.at_once = 1
-    every = list(range(n))
-    pairs = list(islice(zip(alone.epoch(0), fleet.reader.epoch(0, every), strict=True), steps))
-    fleet.stack.train()
-
-    def one(batch: Batch) -> Tensor:
-        return train_step(network, network, optimizer, batch, loss, fleet.training, device)
-
-    def together(batch: Batch) -> Tensor:
-        return fleet.step(batch, fleet.total_steps - 1)
-
-    least = [math.inf, math.inf]
-    with quiet():
-        for turn in range(4):
-            step = (one, together)[turn % 2]
-            for number in range(steps + 1):
-                batch = pairs[number % len(pairs)][turn % 2]
-                began = time.perf_counter()
-                float(step(batch).sum())  # reading the loss waits for an accelerator
-                if number > 0:  # the first is warm-up
-                    least[turn % 2] = min(least[turn % 2], time.perf_counter() - began)
-    return least[0], least[1]
-
-
-def choose_fuse(
-    task: MemberTask, data: TrainingData, limit: int, *, device: torch.device | None = None
-) -> int:
-    """How many students like this one to train together, at most `limit`: what takes least time per student.
-
-    1 where they cannot be, or where it does not save 5%.
-    """
-    device = device or torch.device("cpu")
-    if limit < 2 or not fusable(task, data):
-        return 1
-    one_copy = 4 * started(task, data).num_parameters
-    limit = min(limit, _free_memory(device) // 4 // (COPIES * one_copy))
-    alone, shares = math.inf, {1: math.inf}
-    n = 2
-    while n <= limit:
-        one, together = measure(task, data, n, 5, device=device)
-        alone, before = min(alone, one), min(shares.values())
-        shares[n] = together / n
-        # What operations cost to start is shared by n: a + b / n, of which a is left for very many.
-        left = 2 * shares[n] - before
-        if n == limit or shares[n] > GAIN * before or left > GAIN * alone:
-            break
-        n = min(2 * n, limit)
-    best = min(shares, key=lambda n: shares[n])
-    return best if shares[best] <= GAIN * alone else 1
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that new tensors can have."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -21,7 +21,8 @@ from ensemble_kd.config import TrainingConfig
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.build import Network
 from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.batches import Batches, mix
+from ensemble_kd.train.batches import Batches
+from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
 from ensemble_kd.train.learner import Evaluate, Learner

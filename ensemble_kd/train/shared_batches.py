@@ -19,8 +19,11 @@ from ensemble_kd.config import TrainingConfig
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
-from ensemble_kd.train.batches import Batches, MemberLogits, Targets, TensorSource, pad_alike
-from ensemble_kd.train.member import MemberTask, TrainingData, make_batches
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import MemberLogits, TensorSource, pad_alike
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.task import MemberTask
 
 KEPT_BYTES = 256 * 2**20
 """Averaged soft targets up to this size are computed once and kept, rather than anew in every epoch."""

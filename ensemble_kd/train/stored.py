@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.ensemble import top_k
-from ensemble_kd.train.batches import MemberLogits, as_tensor, cat
+from ensemble_kd.train.blocks import MemberLogits, as_tensor, cat
 
 
 def restore(columns: dict[str, Tensor], layout: StoreLayout) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ensemble_kd.data.store import Kept, StoreLayout
 from ensemble_kd.models.outputs import Outputs, state_name
 from ensemble_kd.objectives.base import Batch
-from ensemble_kd.train.batches import MemberLogits, as_tensor
+from ensemble_kd.train.blocks import MemberLogits, as_tensor
 
 
 class KeptStates:

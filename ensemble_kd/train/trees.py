@@ -17,7 +17,7 @@ from ensemble_kd.config import TrainingConfig, TreesConfig
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.trees import Trees, as_arrays
-from ensemble_kd.train.batches import Source, StreamSource, TensorSource
+from ensemble_kd.train.blocks import Source, StreamSource, TensorSource
 from ensemble_kd.train.validation import validation_metrics
 
 STAGES = 40

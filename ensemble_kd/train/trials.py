@@ -16,8 +16,12 @@ import torch
 from ensemble_kd.artifacts import fingerprint, read_json
 from ensemble_kd.disk import code_of
 from ensemble_kd.errors import StoppedError
-from ensemble_kd.train.fused import Entry, fuse_key, fused_epochs
-from ensemble_kd.train.member import FAILED, MemberTask, TrainingData, finished, member_epochs
+from ensemble_kd.train.finishing import FAILED
+from ensemble_kd.train.fused import Entry, fused_epochs
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.member import member_epochs
+from ensemble_kd.train.stackable import fuse_key
+from ensemble_kd.train.task import MemberTask, finished
 
 Epochs = Generator[Entry, None, bool]
 

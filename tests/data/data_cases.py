@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ensemble_kd.config import Config, validate
-from ensemble_kd.data.prepared import inspect_source, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

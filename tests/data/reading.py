@@ -5,7 +5,7 @@ from __future__ import annotations
 from data_cases import make_config
 
 from ensemble_kd.data.files import list_files
-from ensemble_kd.data.prepared import inspect_source
+from ensemble_kd.data.first_pass import inspect_source
 from ensemble_kd.data.problems import SHOWN
 from ensemble_kd.data.tolerant import batches, columns_of
 from ensemble_kd.errors import ConfigError, InputError

@@ -12,16 +12,11 @@ import pytest
 from data_cases import make_config, make_images, png
 
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import (
-    DataInfo,
-    Preprocessor,
-    inspect_source,
-    load_split,
-    prepare,
-    read_shard,
-    shard_paths,
-    source_fingerprint,
-)
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import DataInfo, load_split, read_shard, shard_paths
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.errors import ArtifactError, InputError
 
 
@@ -331,7 +326,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
 
 
 def test_inspect_reads_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble_kd.data.prepared.INSPECTED_ROWS", 10)
+    monkeypatch.setattr("ensemble_kd.data.first_pass.INSPECTED_ROWS", 10)
     table = good()
     table["y"] = np.arange(40) // 20  # the first rows hold one class only
     assert inspect_source(numeric(tmp_path, table)) == []

@@ -17,8 +17,11 @@ from pictures import picture, saved, write
 from PIL import Image
 
 from ensemble_kd.config import Config
+from ensemble_kd.data.first_pass import inspect_source
 from ensemble_kd.data.folders import TABLE_BYTES, PicturePiece, list_pictures, open_pictures
-from ensemble_kd.data.prepared import inspect_source, load_info, load_split, prepare, source_fingerprint
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_info, load_split
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.errors import InputError
 
 

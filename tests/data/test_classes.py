@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import inspect_source, load_split, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, InputError
 
 
@@ -146,7 +148,7 @@ def test_a_class_of_other_splits_alone_is_named_with_its_rows(tmp_path: Path) ->
 def test_a_look_at_the_first_rows_alone_blames_no_class(
     tmp_path: Path, labels: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ensemble_kd.data.prepared.INSPECTED_ROWS", 20)
+    monkeypatch.setattr("ensemble_kd.data.first_pass.INSPECTED_ROWS", 20)
     write(tmp_path, [label for label in labels for _ in range(30)])  # in order: the first rows hold one class
     write(tmp_path, [labels[2]] * 3, "test.parquet", first=100)
     told: list[str] = []

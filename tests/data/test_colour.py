@@ -15,7 +15,10 @@ from PIL import Image
 
 from ensemble_kd.config import Config, validate
 from ensemble_kd.data import survey
-from ensemble_kd.data.prepared import Preprocessor, inspect_source, load_info, load_split, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.stages import data as data_stage
 

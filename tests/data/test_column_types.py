@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.data.decode import plain, plain_type, single
-from ensemble_kd.data.prepared import Preprocessor, inspect_source, load_split, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import load_split
 
 ROWS = 40
 WORDS = ["no", "yes", "perhaps"]

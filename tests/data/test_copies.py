@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
 from ensemble_kd.data.copies import Copies, copy_remarks, hashes, to_drop
-from ensemble_kd.data.prepared import load_split, prepare, raw_rows
+from ensemble_kd.data.prepared import prepare, raw_rows
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import InputError
 from ensemble_kd.stages import augment as augment_stage
 from ensemble_kd.stages import data as data_stage

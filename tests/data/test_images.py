@@ -21,7 +21,7 @@ from pictures import EXACT, READ, picture, saved, turned
 from PIL import Image, ImageOps
 
 from ensemble_kd.data import images
-from ensemble_kd.data.decode import decode_images
+from ensemble_kd.data.decode_images import decode_images
 from ensemble_kd.data.images import MOST_PIXELS, PictureError, Pictures
 
 PLAIN, SCALED = Pictures(), Pictures(resize=True)

@@ -12,7 +12,7 @@ from scipy import stats
 from ensemble_kd.config import Config, validate
 from ensemble_kd.data.munge import MOST_CANDIDATES, NEIGHBOURS, munged_view, neighbourhood
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages import student, teachers
+from ensemble_kd.stages import student_tasks, teachers
 from ensemble_kd.stages.start import Basis
 
 INFO: dict[str, Any] = {"preprocess": {}}
@@ -140,7 +140,7 @@ def test_who_learns_from_labels_alone_sees_the_rows_as_they_are() -> None:
     for alpha, expected in ((1.0, 4), (0.5, 4), (0.0, 1)):
         made = config(student={"alpha": alpha, "pseudo": 0.0})
         basis = Basis.alone(made)
-        tasks = {t.role: t for t in student.tasks(made, "data", "store", counts, basis)}
+        tasks = {t.role: t for t in student_tasks.tasks(made, "data", "store", counts, basis)}
         assert set(tasks) == {"distilled", "hard"}
         assert tasks["hard"].views == 1 and not tasks["hard"].augment
         assert tasks["distilled"].views == expected and bool(tasks["distilled"].augment) == (expected > 1)

@@ -16,7 +16,9 @@ from pydantic import TypeAdapter
 from text_cases import WORDS, write_tokenizer
 
 from ensemble_kd.config import Config, ModelConfig
-from ensemble_kd.data.prepared import inspect_source, load_split, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.build import build
 from ensemble_kd.models.package import save_package

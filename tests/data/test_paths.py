@@ -23,7 +23,9 @@ from ensemble_kd.config import PredictionsConfig, load_config
 from ensemble_kd.data.corpus import corpus_problems
 from ensemble_kd.data.files import list_files
 from ensemble_kd.data.predictions import align, predictions_fingerprint
-from ensemble_kd.data.prepared import load_info, prepare, source_fingerprint
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_info
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.paths import missing, missing_data
 

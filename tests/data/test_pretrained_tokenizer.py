@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from text_cases import PIECES, VOCABULARY, WORDS, to_json, write_tokenizer
 
 from ensemble_kd.config import Config, TextConfig, text_source, validate
-from ensemble_kd.data.prepared import Preprocessor, inspect_source, load_split, prepare, source_fingerprint
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import load_split
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.data.tokenize import PretrainedTokenizer, load_tokenizer, write_pretrained
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.pretrained import (

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import inspect_source, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
 from ensemble_kd.data.remarks import FarNumbers
 from ensemble_kd.errors import InputError
 

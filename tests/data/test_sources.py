@@ -16,7 +16,9 @@ import pytest
 from data_cases import make_config, make_images, png, real_set
 
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import Arrays, load_info, load_split, prepare, source_fingerprint
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import Arrays, load_info, load_split
+from ensemble_kd.data.sources import source_fingerprint
 
 SHAPE = (5, 4, 3)
 LABELS = np.arange(30) % 3

@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.config import Config
-from ensemble_kd.data.prepared import inspect_source, load_split, prepare, source_fingerprint
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
 from ensemble_kd.data.problems import Problems
+from ensemble_kd.data.records import load_split
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.data.split_names import assign
 from ensemble_kd.errors import ConfigError, InputError
 

@@ -12,7 +12,8 @@ from data_cases import make_config, make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_kd.data.prepared import load_info, load_split, prepare
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, plan_splits, random_keys
 
 label_lists = st.lists(st.integers(-1, 5), min_size=1, max_size=300).map(np.array)

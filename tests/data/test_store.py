@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ensemble_kd.artifacts import Manifest, checksum
-from ensemble_kd.data.prepared import shard_paths
+from ensemble_kd.data.records import shard_paths
 from ensemble_kd.data.store import Kept, ShardWriter, StoreLayout, load_columns, read_shard, shard_name
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.stages.training_data import shards_of

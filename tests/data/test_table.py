@@ -13,7 +13,10 @@ import pytest
 
 from ensemble_kd.config import Config, validate
 from ensemble_kd.data.decode import ColumnError
-from ensemble_kd.data.prepared import Preprocessor, inspect_source, load_info, load_split, prepare
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.data.table import TableEncoder, learn_table
 from ensemble_kd.errors import ArtifactError, InputError
 from ensemble_kd.model_description import described

@@ -309,7 +309,8 @@ def test_what_is_no_language_model_is_told(tmp_path: Path) -> None:
 
 
 def test_rows_held_out_are_not_among_the_train_texts(tmp_path: Path) -> None:
-    from ensemble_kd.data.prepared import load_split, prepare
+    from ensemble_kd.data.prepared import prepare
+    from ensemble_kd.data.records import load_split
 
     texts = [f"text number {i}" for i in range(60)]
     table = pa.table({"input": texts, "label": [i % 2 for i in range(60)]})

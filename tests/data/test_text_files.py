@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from ensemble_kd.config import Config, CsvConfig
 from ensemble_kd.data.csv_format import find_delimiter
 from ensemble_kd.data.files import list_files
+from ensemble_kd.data.first_pass import inspect_source
 from ensemble_kd.data.json_stream import _depths, check_depth, json_lines
-from ensemble_kd.data.prepared import Preprocessor, inspect_source, prepare
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.sources import open_source
 from ensemble_kd.data.text_stream import CHUNK, MARK, utf8

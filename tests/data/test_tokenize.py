@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.config import TextConfig
-from ensemble_kd.data.prepared import Preprocessor, load_split, prepare
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.preprocess import Preprocessor
+from ensemble_kd.data.records import load_split
 from ensemble_kd.data.tokenize import HashedTokenizer, load_tokenizer, pad
 from ensemble_kd.errors import ArtifactError
 

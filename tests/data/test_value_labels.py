@@ -14,8 +14,10 @@ import torch
 from data_cases import make_config
 
 from ensemble_kd.config import Config
+from ensemble_kd.data.first_pass import inspect_source
 from ensemble_kd.data.labels import labelled
-from ensemble_kd.data.prepared import DataInfo, inspect_source, load_labels, load_split, prepare
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import DataInfo, load_labels, load_split
 from ensemble_kd.errors import InputError
 from ensemble_kd.stages import data as data_stage
 

@@ -26,7 +26,9 @@ from data_cases import make_config
 from ensemble_kd.data import fetch
 from ensemble_kd.data.corpus import corpus_problems
 from ensemble_kd.data.files import list_files
-from ensemble_kd.data.prepared import load_split, prepare, source_fingerprint
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import load_split
+from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.errors import InputError
 from ensemble_kd.remote import SECONDS, within
 

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kd.ensemble import clusters
-from ensemble_kd.ensemble.clusters import (
-    Clustering,
+from ensemble_kd.ensemble.assign import assign_classes
+from ensemble_kd.ensemble.clusters import Clustering, cluster_columns
+from ensemble_kd.ensemble.covariance import (
     StreamingCovariance,
-    assign_classes,
-    cluster_columns,
     confusion_affinity,
     confusion_captured,
     confusion_mass,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from ensemble_kd.ensemble.clusters import StreamingCovariance
+from ensemble_kd.ensemble.covariance import StreamingCovariance
 from ensemble_kd.ensemble.store_covariance import SparseMoments, softened
 from ensemble_kd.ensemble.top_k import TopK, compress, restore
 

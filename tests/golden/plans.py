@@ -23,15 +23,15 @@ from benchmarks.stand_ins import write_images, write_pooling, write_texts, write
 from ensemble_kd import pipeline
 from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
-from ensemble_kd.data.prepared import load_labels
+from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.stage_list import stages_of
-from ensemble_kd.stages import specialists, student, teachers
+from ensemble_kd.stages import specialists, student, student_tasks, teachers
 from ensemble_kd.stages.base import Artifact, Done
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.start import basis_of
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 
 GOLDEN = Path(__file__).with_name("plans.json")
 
@@ -190,7 +190,7 @@ def made_up(
     if name == "student":
         basis = basis_of(config, run, done["data"].folder, done["teachers"].manifest)
         data, store, combined = student.inputs_of(config, done)
-        tasks = student.tasks(config, data, store, done.info["counts"], basis, None, combined)
+        tasks = student_tasks.tasks(config, data, store, done.info["counts"], basis, None, combined)
         return tasks, {}
     return [], {}
 

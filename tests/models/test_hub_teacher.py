@@ -17,7 +17,7 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.foreign import classifier_problems, pixels_of, taken_over
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.pretrained import source_file, source_folder
-from ensemble_kd.stages.start import source_problems
+from ensemble_kd.stages.pretrained_files import source_problems
 from ensemble_kd.stages.teachers import tasks
 from ensemble_kd.train.initial import load_initial
 

@@ -26,7 +26,7 @@ from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.models.specialist import specialise
 from ensemble_kd.models.transformer import Transformer
 from ensemble_kd.models.transplant import resolve, transplant_
-from ensemble_kd.stages.start import source_digests
+from ensemble_kd.stages.pretrained_files import source_digests
 
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
 

@@ -19,7 +19,7 @@ from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.transformer import Transformer
 from ensemble_kd.models.transplant import pick_layers, resolve, transplant_, used_pieces
 from ensemble_kd.train.initial import load_initial
-from ensemble_kd.train.member import MemberTask
+from ensemble_kd.train.task import MemberTask
 
 CLASSES, PIECES, LENGTH = 3, 30, 10
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

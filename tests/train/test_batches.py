@@ -14,17 +14,9 @@ from ensemble_kd.config import AugmentConfig
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.stages.shards import encode
-from ensemble_kd.train import batches as module
-from ensemble_kd.train.batches import (
-    Batches,
-    Block,
-    Source,
-    StreamSource,
-    Targets,
-    TensorSource,
-    as_tensor,
-    mix,
-)
+from ensemble_kd.train import blocks as module
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import Block, Source, StreamSource, TensorSource, as_tensor, mix
 from ensemble_kd.train.stored import StoredLogits, StoredPart, restore
 
 NONE = AugmentConfig()

@@ -24,17 +24,14 @@ from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.train.branches import Branches, branched, gate_term
-from ensemble_kd.train.fused import fuse_key
+from ensemble_kd.train.finishing import PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.loop import Interrupted
-from ensemble_kd.train.member import (
-    PREDICTIONS,
-    TrainingData,
-    branch_view,
-    finished,
-    initial_network,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_networks import branch_view, initial_network
+from ensemble_kd.train.stackable import fuse_key
+from ensemble_kd.train.task import finished
 
 MODEL: dict[str, Any] = {"name": "resnet", "width": 4, "blocks": 1}
 ONE: dict[str, Any] = {"count": 3, "section": 3, "weight": 1.0, "temperature": 3.0, "ship": "branch"}

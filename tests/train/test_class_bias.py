@@ -10,17 +10,15 @@ import torch
 import toy
 
 from ensemble_kd.config import validate
-from ensemble_kd.stages.student import bias_problems
-from ensemble_kd.train.batches import as_tensor
+from ensemble_kd.stages.student_checks import bias_problems
+from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
-from ensemble_kd.train.member import (
-    finished,
-    load_logits,
-    load_network,
-    make_batches,
-    pick_rows,
-    train_member,
-)
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.initial import load_network
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.rows import pick_rows
+from ensemble_kd.train.task import finished
 
 CPU = torch.device("cpu")
 

@@ -17,22 +17,20 @@ from toy import CLASSES, FEATURES, INFO, Members, arrays, data, settings, stream
 
 from ensemble_kd.artifacts import read_json
 from ensemble_kd.config import BagConfig, BiLSTMConfig, MLPConfig, ModelConfig, ResNetConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.models.build import build
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import OBJECTIVES, STRICT, Batch, register
-from ensemble_kd.train import fused, shared_batches
-from ensemble_kd.train.fused import choose_fuse, fusable, fuse_key, fused_epochs, measure
-from ensemble_kd.train.member import (
-    FAILED,
-    PREDICTIONS,
-    WEIGHTS,
-    MemberTask,
-    TrainingData,
-    finished,
-    train_member,
-)
+from ensemble_kd.train import shared_batches, stack_size, stackable
+from ensemble_kd.train.finishing import FAILED, PREDICTIONS
+from ensemble_kd.train.fused import fused_epochs
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import WEIGHTS
+from ensemble_kd.train.member import train_member
 from ensemble_kd.train.stack import Stack, deterministic
+from ensemble_kd.train.stack_size import choose_fuse, measure
+from ensemble_kd.train.stackable import fusable, fuse_key
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 PLAIN = {"name": "mlp", "hidden": [16]}
@@ -533,7 +531,7 @@ class Odd(Unused):
 
 def test_which_networks_can_be_stacked() -> None:
     def can(model: ModelConfig, held: TrainingData) -> bool:
-        return deterministic(build(model, held.info), fused.random_inputs(held.info))
+        return deterministic(build(model, held.info), stackable.random_inputs(held.info))
 
     state = torch.get_rng_state()
     assert can(MLPConfig(hidden=[8, 8]), data()) and can(MLPConfig(hidden=[]), images())
@@ -594,7 +592,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, per_student: dict[int, float]) -> 
         asked.append(n)
         return per_student[1], n * per_student[n]
 
-    monkeypatch.setattr(fused, "measure", measured)
+    monkeypatch.setattr(stack_size, "measure", measured)
     return asked
 
 
@@ -621,7 +619,7 @@ def test_as_many_as_pay(
 def test_as_many_as_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     found = scripted(monkeypatch, {1: 1.0, 2: 0.6, 4: 0.4, 5: 0.3})
     one = 4 * build(MLPConfig(hidden=[16]), INFO).num_parameters
-    monkeypatch.setattr(fused, "_free_memory", lambda device: 4 * fused.COPIES * one * 5)
+    monkeypatch.setattr(stack_size, "_free_memory", lambda device: 4 * stack_size.COPIES * one * 5)
     assert choose_fuse(student(), data(), 16) == 5 and found == [2, 4, 5]
 
 
@@ -638,7 +636,7 @@ def test_steps_are_measured(stream: bool) -> None:
         alone, stacked = measure(one, held, 4, 8)  # of 6 an epoch
         assert 0 < alone < 1 and 0 < stacked < 1
     assert choose_fuse(student(), held, 4) in (1, 2, 4)
-    assert fused._free_memory(CPU) > 2**20
+    assert stack_size._free_memory(CPU) > 2**20
 
 
 def test_a_task_is_not_changed(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from ensemble_kd.config import TrainingConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import LEARNED, WEIGHTS
-from ensemble_kd.train.member import MemberTask, TrainingData, finished, initial_network, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_networks import initial_network
+from ensemble_kd.train.task import MemberTask, finished
 
 INFO: dict[str, Any] = {
     "kind": "image",

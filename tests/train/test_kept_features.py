@@ -14,9 +14,13 @@ from ensemble_kd.data.store import Kept, StoreLayout
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.soft_targets import Labeller
-from ensemble_kd.stages.start import Basis, stored
+from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.teachers_beside import stored
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import online_networks
-from ensemble_kd.train.member import TrainingData, initial_network, loss_of, prepare_loss, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_loss import loss_of, prepare_loss
+from ensemble_kd.train.member_networks import initial_network
 from ensemble_kd.train.online import Online
 from ensemble_kd.train.stored import StoredLogits
 from ensemble_kd.train.stored_states import KeptStates

@@ -11,7 +11,11 @@ import torch
 import toy
 
 from ensemble_kd.stages.chain import taught_by
-from ensemble_kd.train.member import TrainingData, finished, load_logits, load_network, train_member
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import load_network
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.task import finished
 
 
 def test_what_a_link_learns_is_what_the_one_before_predicts_on_the_transfer_set(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ensemble_kd.config import AugmentConfig
 from ensemble_kd.models.transformer import piece_map
 from ensemble_kd.objectives.base import Batch
-from ensemble_kd.train.batches import Batches, Targets, TensorSource
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import TensorSource
 from ensemble_kd.train.masking import Masking, uniform
 
 VOCABULARY = 1001

@@ -16,23 +16,16 @@ from toy import CLASSES, INFO, arrays, data, settings, streamed, task
 
 from ensemble_kd.artifacts import damage, read_json
 from ensemble_kd.config import TrainingConfig, balanced_weights
-from ensemble_kd.data.prepared import Arrays
-from ensemble_kd.train.batches import Block, slice_block
+from ensemble_kd.data.records import Arrays
+from ensemble_kd.train.blocks import Block, slice_block
+from ensemble_kd.train.finishing import CHECKPOINT, FAILED, PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import (
-    CHECKPOINT,
-    FAILED,
-    PREDICTIONS,
-    WEIGHTS,
-    MemberTask,
-    TrainingData,
-    discard,
-    finished,
-    load_network,
-    make_batches,
-    pick_rows,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.rows import pick_rows
+from ensemble_kd.train.task import MemberTask, discard, finished
 
 CPU = torch.device("cpu")
 
@@ -189,7 +182,7 @@ def test_bootstrap_draws_with_replacement() -> None:
 
 def stream_rows(**rows: Any) -> Tensor:
     """Rows that a stream of 20000 gives a member."""
-    from ensemble_kd.train.member import _filtered
+    from ensemble_kd.train.rows import filtered as _filtered
 
     numbers = torch.arange(20000)
     block = Block(numbers, numbers[:, None].float(), numbers % 2)

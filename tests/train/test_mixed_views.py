@@ -14,7 +14,8 @@ from ensemble_kd.stages import soft_targets
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.training_data import mixing_problems
 from ensemble_kd.train.initial import load_network
-from ensemble_kd.train.member import make_batches, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
 from ensemble_kd.train.stored import StoredLogits
 
 CPU = torch.device("cpu")

@@ -20,24 +20,17 @@ from ensemble_kd.models.build import Network
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.batches import Targets
-from ensemble_kd.train.initial import LEARNED, WEIGHTS
+from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import LEARNED, WEIGHTS, load_network
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import train, train_epochs
-from ensemble_kd.train.member import (
-    CHECKPOINT,
-    PREDICTIONS,
-    MemberTask,
-    TrainingData,
-    beside,
-    finished,
-    initial_network,
-    load_network,
-    loss_of,
-    make_batches,
-    prepare_loss,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.member_loss import beside, loss_of, prepare_loss
+from ensemble_kd.train.member_networks import initial_network
 from ensemble_kd.train.online import Online
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 WIDE = {"hidden": [24]}
@@ -357,7 +350,7 @@ def test_logits_beside_are_averaged_by_the_chosen_teachers_shares() -> None:
     one = task("distilled", online=shared, temperature=2.0)
     own, loss, made = network(3), DistillationLoss(build_objective({"name": "kl"}, 2.0), 1.0), batches()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ensemble_kd.train.member.online_networks", lambda *arguments: teachers)
+        patch.setattr("ensemble_kd.train.member_loss.online_networks", lambda *arguments: teachers)
         found, _ = beside(one, data(), own, loss, made, "float32")
     assert found is not None
     seen = batch()

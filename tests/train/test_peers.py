@@ -14,17 +14,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import CLASSES, FEATURES, INFO, arrays, batches, data, network, settings, task
 
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.mixture import DistillationLoss
-from ensemble_kd.train.fused import fuse_key
+from ensemble_kd.train.finishing import PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import Interrupted, make_optimizer, train_epochs
-from ensemble_kd.train.member import PREDICTIONS, TrainingData, finished, logits_of, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_networks import logits_of
 from ensemble_kd.train.peers import PEERS, Peers, mutual_term, with_peers
+from ensemble_kd.train.stackable import fuse_key
+from ensemble_kd.train.task import finished
 
 CPU = torch.device("cpu")
 PLAIN: dict[str, Any] = {

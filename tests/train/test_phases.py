@@ -16,22 +16,18 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import TrainingConfig, TransformerConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.models.build import build
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.train.batches import length_order
+from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import LEARNED, WEIGHTS, load_network
 from ensemble_kd.train.loop import TOKENS_AT_ONCE, Replicas, predict
-from ensemble_kd.train.member import (
-    CHECKPOINT,
-    PREDICTIONS,
-    MemberTask,
-    TrainingData,
-    finished,
-    initial_network,
-    make_batches,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.member_networks import initial_network
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 PIECES, LENGTH, CLASSES = 30, 12, 3

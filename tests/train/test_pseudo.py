@@ -16,7 +16,8 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.logits import KL
 from ensemble_kd.objectives.mixture import DistillationLoss, StackedLoss
-from ensemble_kd.train.member import WEIGHTS, train_member
+from ensemble_kd.train.initial import WEIGHTS
+from ensemble_kd.train.member import train_member
 
 HIDDEN = {"rows": {"labelled": False, "bootstrap": False, "fraction": 1.0}}
 

@@ -15,11 +15,14 @@ from ensemble_kd.config import QuantizationConfig, validate
 from ensemble_kd.models.package import load_package, save_package
 from ensemble_kd.models.quantise import THRESHOLD, fake_quantise, quantised_weights
 from ensemble_kd.stages import student as student_stage
+from ensemble_kd.stages import student_checks, student_tasks
 from ensemble_kd.stages.start import Basis
-from ensemble_kd.train.batches import as_tensor
-from ensemble_kd.train.fused import fuse_key
+from ensemble_kd.train.blocks import as_tensor
+from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS, load_logits
 from ensemble_kd.train.initial import WEIGHTS, load_network
-from ensemble_kd.train.member import CHECKPOINT, PREDICTIONS, MemberTask, finished, load_logits, train_member
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.stackable import fuse_key
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Packet
 
 
@@ -123,7 +126,7 @@ def test_baselines_are_quantised_as_the_student_is() -> None:
     counts = {**INFO["counts"], "labelled": 50}
 
     def tasks(**student: Any) -> list[MemberTask]:
-        return student_stage.tasks(configuration(**student), "data", "store", counts, basis)
+        return student_tasks.tasks(configuration(**student), "data", "store", counts, basis)
 
     found = tasks(quantization={"bits": 8})
     assert {one.role for one in found} == {"distilled", "hard", "pseudo"}
@@ -140,10 +143,10 @@ def test_the_stages_fingerprint_is_as_before_where_it_is_off(tmp_path: Path) -> 
 
 def test_a_model_without_such_layers_is_told_before_training() -> None:
     custom = {"name": "custom", "callable": f"{__name__}:layerless"}
-    (problem,) = student_stage.quantization_problems(configuration(model=custom, quantization={}), INFO)
+    (problem,) = student_checks.quantization_problems(configuration(model=custom, quantization={}), INFO)
     assert problem.startswith("student.quantization: the model has no torch.nn.Linear")
-    assert student_stage.quantization_problems(configuration(model=custom), INFO) == []
-    assert student_stage.quantization_problems(configuration(quantization={}), INFO) == []
+    assert student_checks.quantization_problems(configuration(model=custom), INFO) == []
+    assert student_checks.quantization_problems(configuration(quantization={}), INFO) == []
 
 
 class Layerless(torch.nn.Module):

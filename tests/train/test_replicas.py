@@ -17,7 +17,7 @@ from ensemble_kd.models.quantise import Quantiser, quantise_
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import NotFiniteError, Replicas, train, train_epochs
-from ensemble_kd.train.member import prepare_loss
+from ensemble_kd.train.member_loss import prepare_loss
 from ensemble_kd.train.online import Online
 
 CASES: dict[str, dict[str, Any]] = {

@@ -16,15 +16,17 @@ from test_fused import check, student
 from toy import MODEL, batches, data, streamed, task
 
 from ensemble_kd.config import Config, validate
-from ensemble_kd.data.prepared import inspect_source, load_split, prepare
-from ensemble_kd.data.records import WEIGHTS_FILE, load_weights
+from ensemble_kd.data.first_pass import inspect_source
+from ensemble_kd.data.prepared import prepare
+from ensemble_kd.data.records import WEIGHTS_FILE, load_split, load_weights
 from ensemble_kd.errors import InputError
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.logits import KL
 from ensemble_kd.objectives.mixture import DistillationLoss, StackedLoss
 from ensemble_kd.stages.training_data import arrays_and_loader
-from ensemble_kd.train.member import WEIGHTS, train_member
+from ensemble_kd.train.initial import WEIGHTS
+from ensemble_kd.train.member import train_member
 
 LOSSES = [
     DistillationLoss(KL(2.0), 0.7, pseudo=0.6),

@@ -19,25 +19,20 @@ from toy import task as plain_task
 
 from ensemble_kd.artifacts import Manifest, damage
 from ensemble_kd.config import TrainingConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.ensemble.specialists import specialist_logits_from_generalist
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.specialist import DustbinHead
 from ensemble_kd.objectives.base import Batch
-from ensemble_kd.train.batches import Block
+from ensemble_kd.train.blocks import Block
+from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.initial import WEIGHTS, load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.member import (
-    CHECKPOINT,
-    PREDICTIONS,
-    WEIGHTS,
-    MemberTask,
-    TrainingData,
-    finished,
-    load_network,
-    make_batches,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
 from ensemble_kd.train.specialist import Judge, Specialty, start
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 CLASSES = 6

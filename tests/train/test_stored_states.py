@@ -18,22 +18,17 @@ from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.soft_targets import Labeller
+from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import LEARNED, online_networks
 from ensemble_kd.train.loop import Replicas
-from ensemble_kd.train.member import (
-    MemberTask,
-    TrainingData,
-    beside,
-    finished,
-    initial_network,
-    loss_of,
-    make_batches,
-    prepare_loss,
-    train_member,
-)
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.member_batches import make_batches
+from ensemble_kd.train.member_loss import beside, loss_of, prepare_loss
+from ensemble_kd.train.member_networks import initial_network
 from ensemble_kd.train.online import Online
 from ensemble_kd.train.stored import StoredLogits
 from ensemble_kd.train.stored_states import KeptStates, StoredStates
+from ensemble_kd.train.task import MemberTask, finished
 
 CPU = torch.device("cpu")
 WIDTH, DEPTH, HEADS = 24, 4, 2

@@ -10,7 +10,9 @@ import pytest
 import toy
 
 from ensemble_kd.train import trials
-from ensemble_kd.train.member import WEIGHTS, MemberTask, finished, train_member
+from ensemble_kd.train.initial import WEIGHTS
+from ensemble_kd.train.member import train_member
+from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Packet, mean_entry, mean_history, values_of
 
 MODEL = {"name": "mlp", "hidden": [8]}

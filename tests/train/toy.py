@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.config import AugmentConfig, MLPConfig, TrainingConfig
-from ensemble_kd.data.prepared import Arrays
+from ensemble_kd.data.records import Arrays
 from ensemble_kd.models.build import Network, build
-from ensemble_kd.train.batches import Batches, Block, Picked, Targets, TensorSource
-from ensemble_kd.train.member import MemberTask, TrainingData
+from ensemble_kd.train.batches import Batches, Targets
+from ensemble_kd.train.blocks import Block, Picked, TensorSource
+from ensemble_kd.train.group_data import TrainingData
+from ensemble_kd.train.task import MemberTask
 
 FEATURES, CLASSES = 6, 3
 INFO: dict[str, Any] = {
