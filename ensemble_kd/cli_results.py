@@ -56,9 +56,9 @@ def print_results(folder: Path, run_dir: str | None) -> None:
 
 
 def print_ships(section: dict[str, Any]) -> None:
-    from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
+    from ensemble_kd.report.ships import calibration_text, head_of, ship_rows
 
-    table = Table(*HEAD)
+    table = Table(*head_of(section))
     for column in table.columns[1:]:
         column.justify = "right"
     for row in ship_rows(section):

@@ -48,7 +48,7 @@ from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, read_fol
 from ensemble_kd.models.package import Package
 from ensemble_kd.models.pooling import MODULES
 from ensemble_kd.redact import redacted_model
-from ensemble_kd.targets.metrics import classification_metrics, log_softmax
+from ensemble_kd.targets import Target, target_in
 from ensemble_kd.train.loop import predict
 
 REQUIREMENTS = "requirements.txt"
@@ -72,7 +72,7 @@ class Rows:
 
     inputs: np.ndarray
     labels: np.ndarray | None
-    """(N,) class numbers, None where there are none."""
+    """(N,) class numbers, or values; None where there are none."""
 
 
 @dataclass
@@ -152,7 +152,7 @@ def _is_measured(entry: dict[str, Any]) -> bool:
     try:
         numbers = [entry[key] for key in ("model_bytes", "examples_per_second", "agreement")]
         numbers += [entry["latency_ms"][f"batch_{n}"][which] for n in SIZES for which in ("p50", "p99")]
-        numbers += [entry[key] for key in ("accuracy", "ece") if entry.get(key) is not None]
+        numbers += [entry[key] for key in ("accuracy", "ece", "r2", "mse") if entry.get(key) is not None]
     except (KeyError, TypeError):
         return False
     named = isinstance(entry.get("method"), str | None) and entry.get("form") in NEEDS
@@ -179,7 +179,10 @@ def _form(
         folder = Path(scratch) / form
         folder.mkdir()
         made = _make(form, source, folder, options, validation, expected, plain)
-        entry: dict[str, Any] = {"form": form, **_compared(form, made, expected, validation, options)}
+        entry: dict[str, Any] = {
+            "form": form,
+            **_compared(form, made, target_in(source.info), expected, validation, options),
+        }
         entry |= measured(made.run, source.info, test or validation)
         entry |= {k: v for k, v in made.extra.items() if k in ("method", "tried")}
         if form == "huggingface":
@@ -255,7 +258,7 @@ def _int8(
     plain: Path, source: Package, folder: Path, options: ExportConfig, rows: Rows, expected: np.ndarray
 ) -> Made:
     """By each method that is asked for; of those that lose little enough, the one that is fastest."""
-    info = source.info
+    info, target = source.info, target_in(source.info)
     methods = INT8_METHODS if options.int8 == "auto" else (options.int8,)
     tried: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
@@ -273,7 +276,7 @@ def _int8(
             failed.append(f"int8 ({method}): gives logits that are not finite")
             continue
         tried[method] = {
-            "points_lost": _points_lost(logits, expected, rows.labels),
+            "points_lost": target.points_lost(logits, expected, rows.labels),
             "latency_ms": latency(run, rows.inputs, info["kind"] == "text"),
         }
     if not tried:
@@ -282,7 +285,7 @@ def _int8(
     if not good:
         lost = ", ".join(f"{m} loses {entry['points_lost']:.2f}" for m, entry in tried.items())
         raise ExportError(
-            f"int8: {lost} points of accuracy on {len(rows.inputs):,} validation rows, allowed are "
+            f"int8: {lost} points of {target.measures.noun} on {len(rows.inputs):,} validation rows, allowed are "
             f"{options.max_accuracy_loss:g}; allow more (export.max_accuracy_loss), or leave int8 out"
         )
     best = min(good, key=lambda m: tried[m]["latency_ms"]["batch_32"]["p50"])
@@ -293,24 +296,24 @@ def _int8(
 
 
 def _compared(
-    form: str, made: Made, expected: np.ndarray, rows: Rows, options: ExportConfig
+    form: str, made: Made, target: Target, expected: np.ndarray, rows: Rows, options: ExportConfig
 ) -> dict[str, Any]:
-    """How far the form's logits are from the student's on validation rows. Raises ExportError."""
+    """How far the form's outputs are from the student's on validation rows. Raises ExportError."""
     logits = all_logits(made.run, rows.inputs)
     if logits.shape != expected.shape or not np.isfinite(logits).all():
         raise ExportError(
             f"{form}: gives logits {logits.shape}, or some that are not finite; expected {expected.shape}"
         )
-    difference = float(np.abs(logits - expected).max())
+    difference = target.difference(logits, expected)
     found = {
         "logit_difference": difference,
-        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
-        "points_lost": _points_lost(logits, expected, rows.labels),
+        "agreement": target.agreement(logits, expected),
+        "points_lost": target.points_lost(logits, expected, rows.labels),
         "validation_rows": len(rows.inputs),
     }
     if form != "int8" and difference > options.tolerance:
         raise ExportError(
-            f"{form}: its logits differ from the student's by up to {difference:.3g} on "
+            f"{form}: its {target.noun} differ from the student's by up to {difference:.3g} on "
             f"{len(rows.inputs):,} validation rows, allowed is {options.tolerance:g} (export.tolerance); "
             f"{100 * found['agreement']:.2f}% of the labels agree"
         )
@@ -337,16 +340,8 @@ def _run_elsewhere(
     else:
         given = feed(info, inputs)
     found, here = elsewhere.logits(form, folder, given, rows), all_logits(made.run, inputs)
-    if found.shape != here.shape or not np.abs(found - here).max() <= options.tolerance:
+    if found.shape != here.shape or not target_in(info).difference(found, here) <= options.tolerance:
         raise ExportError(f"{form}: gives other logits in a process without this package than here")
-
-
-def _points_lost(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> float:
-    """Points of accuracy below the student's; without labels, of agreement with it."""
-    if labels is None:
-        return 100 * float((logits.argmax(1) != expected.argmax(1)).mean())
-    before, after = (float((x.argmax(1) == labels).mean()) for x in (expected, logits))
-    return 100 * (before - after)
 
 
 def all_logits(run: Run, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -371,8 +366,7 @@ def measured(run: Run, info: dict[str, Any], rows: Rows) -> dict[str, Any]:
         "rows": len(rows.inputs),
     }
     if rows.labels is not None:
-        measured = classification_metrics(log_softmax(logits), rows.labels)
-        found |= {name: measured[name] for name in ("accuracy", "nll", "ece")}
+        found |= target_in(info).quality(logits, rows.labels)
     return found
 
 

@@ -343,7 +343,7 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
     causes = [cause["found"] for cause in (inputs.gap or {}).get("causes", [])]
     advantage = Interval(**gap["advantage"]) if gap["advantage"] else None
     chosen = inputs.choose is not None or inputs.sweep is not None
-    softened = not inputs.info.get("target")
+    softened = target_in(inputs.info).classified
     return Gap(
         gap["value"],
         gap["reason"],
@@ -359,7 +359,7 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:
     """The shipped student's most frequent mistakes: true class, predicted class, how often."""
     system = shipped_system(inputs)
-    if system is None or inputs.info.get("target"):
+    if system is None or not target_in(inputs.info).classified:
         return []
     names = inputs.info["class_names"]
     matrix = confusion_matrix(system.logits.argmax(axis=1), inputs.labels, len(names))

@@ -131,7 +131,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
 def _subtitle(report: dict[str, Any]) -> str:
     counts = " · ".join(f"{n:,} {split}" for split, n in report["counts"].items())
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report["created"]))
-    what = "values" if report.get("target") else f"{len(report['class_names'])} classes"
+    what = target_in(report).summary(report["class_names"])
     return f"{day} · {what} · {counts}"
 
 
@@ -169,9 +169,7 @@ def _results(report: dict[str, Any]) -> str:
         if last and report["summary"][role]["n"] > 1:
             rows.append(_mean_row(role, report))
     text = "<h2>Results on the test rows</h2>" + table(head, rows)
-    units = "NLL in nats; Brier summed over classes, ECE over 15 bins"
-    if report.get("target"):
-        units = "R² is the share of the test labels' variance explained; MSE and MAE in the label's units"
+    units = target_in(report).units
     text += (
         f"<p class=quiet>Mean ± standard error over members or seeds. {units}, ms for one forward pass at "
         "batch size 1 and 32. The ensemble's parameters, size and ms are those of all members.</p>"
@@ -350,7 +348,7 @@ def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) ->
 
 
 def _per_class(report: dict[str, Any]) -> str:
-    if report.get("target"):
+    if not target_in(report).classified:
         return ""
     accuracy: dict[str, list[float | None]] = {}
     for role in ("hard", "distilled", "ensemble"):

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ensemble_kd.report.build import ReportInputs, shipped_system
 from ensemble_kd.report.chain import CHAIN_ROLES
+from ensemble_kd.targets import target_in
 from ensemble_kd.targets.metrics import confusion_matrix, log_softmax, reliability_bins
 
 INK = "#010203"  # becomes currentColor
@@ -68,9 +69,9 @@ def plot_arrays(inputs: ReportInputs) -> dict[str, Any]:
     """What the plots need beyond the report: `confusion` (C, C), `reliability` bins per role, the `sweep`."""
     arrays: dict[str, Any] = {"reliability": {}}
     shipped = shipped_system(inputs)
-    if inputs.info.get("target"):
+    if not target_in(inputs.info).classified:
         if shipped is not None:
-            arrays["values"] = {"true": inputs.labels, "predicted": shipped.logits[:, 0]}
+            arrays["values"] = {"true": inputs.labels, "predicted": shipped.logits}
         return arrays | ({"sweep": inputs.sweep} if inputs.sweep else {})
     if shipped is not None:
         num_classes = len(inputs.info["class_names"])

@@ -34,6 +34,7 @@ from ensemble_kd.stages.stacking import stackable
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
 from ensemble_kd.stages.vectors import make_vectors
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.task import MemberTask, finished
@@ -210,7 +211,8 @@ def _train(
 
 def _shown(point: Point, info: dict[str, Any]) -> str:
     """Values have no temperature."""
-    return f"alpha = {point.alpha:g}" if info.get("target") and point.alpha > 0 else str(point)
+    plain = not target_in(info).classified and point.alpha > 0
+    return f"alpha = {point.alpha:g}" if plain else str(point)
 
 
 def _only(point: Point, info: dict[str, Any]) -> dict[str, Any]:
@@ -230,9 +232,9 @@ def _decided(
 
     `even`: every class counts alike, however many rows it has, as in a student's loss with class weights.
     """
-    labels, target = load_labels(data, "validation"), info.get("target")
+    labels, target = load_labels(data, "validation"), target_in(info)
     by_row = None
-    if even and target is None:
+    if even and target.classified:
         by_row = np.array(balanced_weights(np.bincount(labels).tolist()))[labels]
     scores: dict[int, Scores] = {}
     for number, trial in enumerate(trials):
@@ -241,8 +243,8 @@ def _decided(
         logits = [load_logits(task.folder(members), "validation").numpy() for task in trial.tasks]
         scores[number] = (
             scores_of_classes(logits, labels, by_row)
-            if target is None
-            else scores_of_values(logits, labels, target["std"])
+            if target.classified
+            else scores_of_values([-target.losses(one, labels) for one in logits])
         )
     if not scores:
         raise TrainingError(

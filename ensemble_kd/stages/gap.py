@@ -236,7 +236,7 @@ def likely_causes(
 
     `calibration`: each member's temperature, None for 1.
     """
-    teachers, of_classes = done["teachers"].manifest, not done.info.get("target")
+    teachers, of_classes = done["teachers"].manifest, target_in(done.info).classified
     manifest = finished(hard, members_folder(context.folder, "student"))
     assert manifest is not None, "it has just been trained"
     networks = []

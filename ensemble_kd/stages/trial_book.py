@@ -19,6 +19,7 @@ from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.members import all_intact, members_folder, prefixed
+from ensemble_kd.targets import target_of
 from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.finishing import load_logits
@@ -346,7 +347,7 @@ class TrialBook:
     def _verdict(self, winner: Trial, baseline: Trial, data: Path) -> dict[str, Any]:
         """Winner against baseline, paired on the validation rows and over seeds."""
         loss = self.settings.metric.endswith("loss")
-        labels, target = load_labels(data, "validation"), load_info(data).target
+        labels, target = load_labels(data, "validation"), target_of(load_info(data).target)
         over_classes = self.settings.metric in ("validation_balanced_accuracy", "validation_macro_f1")
         by_class = np.array(balanced_weights(np.bincount(labels).tolist()))[labels] if over_classes else 1.0
 
@@ -359,8 +360,8 @@ class TrialBook:
             found = []
             for task in trial.tasks:
                 logits = load_logits(task.folder(self.members), "validation").numpy()
-                if target is not None:
-                    found.append(-(((logits[:, 0] - labels) / target["std"]) ** 2))
+                if not target.classified:
+                    found.append(-target.losses(logits, labels))
                     continue
                 log_probs = log_softmax(logits)[np.arange(len(labels)), labels]
                 right = (logits.argmax(1) == labels).astype(np.float64)
@@ -368,7 +369,7 @@ class TrialBook:
             return found
 
         tried = sum(trial.over for trial in self.seen.values())
-        counts = target is None and not over_classes
+        counts = target.classified and not over_classes
         difference = combined_interval(scores(winner), scores(baseline), comparisons=tried, counts=counts)
         scale, unit = (
             (0.01, "nats" if counts else "of loss")

@@ -123,9 +123,35 @@ class Target:
         """Outputs of a model."""
         raise NotImplementedError
 
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of a row's label: () for one number, (K,) for several."""
+        return ()
+
+    @property
+    def unit(self) -> float | Sequence[float] | None:
+        """What losses divide outputs and labels by, one number or one a column; None for nothing."""
+        return None
+
+    def losses(self, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(N,) losses of each row in float, in the unit that `validation` tells of: paired statistics of a
+        search go by them."""
+        raise NotImplementedError
+
+    def output_names(self, classes: Sequence[str]) -> list[str]:
+        """What each output stands for."""
+        return list(classes)
+
     def summary(self, classes: Sequence[str]) -> str:
         """What is predicted, in a few words: `10 classes`."""
         raise NotImplementedError
+
+    noun: ClassVar[str]
+    """What a model's outputs are called in messages."""
+    shipped: ClassVar[tuple[str, ...]]
+    """Metrics told of exported forms, the headline first."""
+    units: ClassVar[str]
+    """What the report says of the units of its figures."""
 
     @property
     def measures(self) -> Measures:
@@ -145,6 +171,27 @@ class Target:
         """(N, C) outputs as users see them: probabilities, or values in the label's own units."""
         raise NotImplementedError
 
+    def table(
+        self, answers: np.ndarray, bad: np.ndarray, classes: Sequence[str], threshold: float | None
+    ) -> dict[str, pa.Array]:
+        """Columns that `predict` writes of (N, C) answers; null where (N,) `bad`."""
+        raise NotImplementedError
+
+    def row_format(self, classes: Sequence[str], threshold: float | None) -> tuple[str, str]:
+        """What `serve` sends of a row, as JSON without the closing brace: a %-format of `row_values`, and
+        that of a bad row."""
+        raise NotImplementedError
+
+    def row_values(
+        self, answers: np.ndarray, classes: Sequence[str], threshold: float | None
+    ) -> list[tuple[Any, ...]]:
+        """What goes into `row_format`, for each row of (N, C) answers."""
+        raise NotImplementedError
+
+    def row_schema(self, threshold: float | None) -> dict[str, Any]:
+        """The JSON schema of the fields of such a row."""
+        raise NotImplementedError
+
     def difference(self, outputs: np.ndarray, expected: np.ndarray) -> float:
         """Largest difference between two models' outputs, in the unit of `export.tolerance`."""
         raise NotImplementedError
@@ -152,6 +199,18 @@ class Target:
     def agreement(self, outputs: np.ndarray, expected: np.ndarray) -> float:
         """How far two models answer alike, 1 for the same answers."""
         raise NotImplementedError
+
+    def points_lost(self, outputs: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> float:
+        """Points of the headline metric below those of `expected`; without labels, of agreement with it."""
+        if labels is None:
+            return 100 * (1 - self.agreement(outputs, expected))
+        before, after = (float(self.measures.scores(x, labels).mean()) for x in (expected, outputs))
+        return 100 * (before - after)
+
+    def quality(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """What is told of an exported form: metrics `shipped` of its outputs."""
+        found = self.measures.metrics(self.measures.prepare(outputs), labels)
+        return {name: found[name] for name in self.shipped}
 
 
 TARGETS: dict[str, type[Target]] = {}

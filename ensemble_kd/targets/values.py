@@ -7,6 +7,7 @@ calibration: a value says nothing of how sure it is, and its squared error has n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,12 @@ class Values(Target):
     several = True
     early_stopping_by = "loss"
     objective = "mse"
+    noun = "values"
+    shipped = ("r2", "mse", "pearson")
+    units = (
+        "R² is the share of the test labels' variance explained; MSE and MAE in the label's units (of several "
+        "columns in deviations of the test labels, and the mean over columns)"
+    )
     defaults = {
         "student": {"objective": "mse"},
         "sweep": {"metric": "validation_loss", "space": {"alpha": "uniform(0.1, 1)"}},
@@ -106,6 +113,32 @@ class Values(Target):
 
     def outputs(self, classes: Sequence[str]) -> int:
         return len(self.means)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        return (len(self.means),) if len(self.means) > 1 else ()
+
+    @property
+    def unit(self) -> float | tuple[float, ...]:
+        return self.stds if len(self.stds) > 1 else self.stds[0]
+
+    @property
+    def fields(self) -> list[str]:
+        """What answers are called: `value`, or `value_NAME` for each column."""
+        return [f"value_{name}" for name in self.names] if len(self.means) > 1 else ["value"]
+
+    @property
+    def moments(self) -> str:
+        """Mean and deviation of the train labels, as a clause."""
+        pairs = zip(self.means, self.stds, strict=True)
+        told = [f"mean {mean:.4g} and standard deviation {std:.4g}" for mean, std in pairs]
+        if len(told) == 1:
+            return f"those of train have {told[0]}"
+        named = [f"`{name}` {one}" for name, one in zip(self.names, told, strict=True)]
+        return f"in train they have, by column: {'; '.join(named)}"
+
+    def output_names(self, classes: Sequence[str]) -> list[str]:
+        return self.fields
 
     def summary(self, classes: Sequence[str]) -> str:
         return f"{len(self.means)} values" if len(self.means) > 1 else "values"
@@ -157,13 +190,35 @@ class Values(Target):
         return {"validation_loss": together[0], "validation_pearson": together[1]}
 
     def losses(self, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(N,) mean over columns of ((v - y) / std)^2, std of the train labels."""
+        """Mean over columns of ((v - y) / std)^2, std of the train labels."""
         error = (outputs - _as_matrix(labels)) / np.asarray(self.stds, outputs.dtype)
         squared: np.ndarray = (error**2).mean(1)
         return squared
 
     def answers(self, outputs: np.ndarray) -> np.ndarray:
         return outputs
+
+    def table(
+        self, answers: np.ndarray, bad: np.ndarray, classes: Sequence[str], threshold: float | None
+    ) -> dict[str, pa.Array]:
+        import pyarrow as pa
+
+        return {name: pa.array(answers[:, k], mask=bad) for k, name in enumerate(self.fields)}
+
+    def row_format(self, classes: Sequence[str], threshold: float | None) -> tuple[str, str]:
+        keys = [json.dumps(name).replace("%", "%%") for name in self.fields]
+        # Numbers of nine digits are float32 to the bit.
+        good, bad = (",".join(f"{key}:{value}" for key in keys) for value in ("%.9g", "null"))
+        return "{" + good, "{" + bad.replace("%%", "%")
+
+    def row_values(
+        self, answers: np.ndarray, classes: Sequence[str], threshold: float | None
+    ) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in answers.tolist()]
+
+    def row_schema(self, threshold: float | None) -> dict[str, Any]:
+        shown = {"type": ["number", "null"], "description": "in the labels' units"}
+        return {name: dict(shown) for name in self.fields}
 
     def difference(self, outputs: np.ndarray, expected: np.ndarray) -> float:
         """In deviations of the train labels."""
