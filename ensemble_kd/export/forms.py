@@ -179,10 +179,8 @@ def _form(
         folder = Path(scratch) / form
         folder.mkdir()
         made = _make(form, source, folder, options, validation, expected, plain)
-        entry: dict[str, Any] = {
-            "form": form,
-            **_compared(form, made, target_in(source.info), expected, validation, options),
-        }
+        compared = _compared(form, made, target_in(source.info), expected, validation, options)
+        entry: dict[str, Any] = {"form": form, **compared}
         entry |= measured(made.run, source.info, test or validation)
         entry |= {k: v for k, v in made.extra.items() if k in ("method", "tried")}
         if form == "huggingface":
@@ -285,8 +283,8 @@ def _int8(
     if not good:
         lost = ", ".join(f"{m} loses {entry['points_lost']:.2f}" for m, entry in tried.items())
         raise ExportError(
-            f"int8: {lost} points of {target.measures.noun} on {len(rows.inputs):,} validation rows, allowed are "
-            f"{options.max_accuracy_loss:g}; allow more (export.max_accuracy_loss), or leave int8 out"
+            f"int8: {lost} points of {target.measures.noun} on {len(rows.inputs):,} validation rows, allowed "
+            f"are {options.max_accuracy_loss:g}; allow more (export.max_accuracy_loss), or leave int8 out"
         )
     best = min(good, key=lambda m: tried[m]["latency_ms"]["batch_32"]["p50"])
     for method in methods:

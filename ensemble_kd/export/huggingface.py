@@ -76,8 +76,8 @@ def _in_units(head: Any, scale: Tensor, shift: Tensor) -> None:
     """Make a head of standardised values (K,) one that gives them in the labels' units."""
     if head.bias is None:
         raise ExportError(
-            "huggingface: the last layer of this student has no bias to hold the labels' mean; leave the form "
-            "out of export.forms"
+            "huggingface: the last layer of this student has no bias to hold the labels' mean; leave the "
+            "form out of export.forms"
         )
     head.weight.mul_(scale[:, None])
     head.bias.mul_(scale).add_(shift)

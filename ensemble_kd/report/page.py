@@ -112,6 +112,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         sweep_html(report.get("sweep"), arrays.get("sweep")),
         titled_plot("Training", training_curves(histories), "wide"),
         _calibration_and_mistakes(report, arrays),
+        _per_column(report),
         _per_class(report),
         _record("Settings", report["settings"]),
         _record("Lineage", report["lineage"], "Fingerprints of what this run was made from."),
@@ -345,6 +346,26 @@ def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) ->
         head = ["true class", "predicted", "times", "of"]
         text += f"<h2>Most confused</h2>{table(head, rows, 'pairs')}"
     return text
+
+
+def _per_column(report: dict[str, Any]) -> str:
+    """R² of each label column, where there are several."""
+    by_role: dict[str, list[list[float | None]]] = {}
+    for system in report["systems"]:
+        if each := system.get("per_column"):
+            by_role.setdefault(system["role"], []).append([one["r2"] for one in each])
+    if not by_role:
+        return ""
+    names = next(s["per_column"] for s in report["systems"] if s.get("per_column"))
+    rows = []
+    for role, found in by_role.items():
+        columns = list(zip(*found, strict=True))
+        means = [None if None in column else sum(column) / len(column) for column in columns]
+        rows.append(
+            ("", [_escape(ROLES[role]), *("–" if mean is None else f"{100 * mean:.2f}%" for mean in means)])
+        )
+    head = ["", *(_escape(one["name"]) for one in names)]
+    return f"<section><h2>R² by column</h2>{table(head, rows)}</section>"
 
 
 def _per_class(report: dict[str, Any]) -> str:

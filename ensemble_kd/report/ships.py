@@ -35,15 +35,16 @@ def _qualities(section: dict[str, Any]) -> tuple[str, str]:
 def head_of(section: dict[str, Any]) -> list[str]:
     """Titles of the columns of `ship_rows`."""
     times = (f"{which} at {batch}" for batch, which in TIMES)
-    qualities = (TITLES[key] for key in _qualities(section))
-    return ["", "size", *times, "examples/s", *qualities, "agrees"]
+    share, error = _qualities(section)
+    return ["", "size", *times, "examples/s", TITLES[share], TITLES[error], "agrees"]
 
 
 def ship_rows(section: dict[str, Any]) -> list[list[str]]:
     """A line of text cells for each system and form, under `head_of`."""
-    rows, (share, error) = [], _qualities(section)
+    rows: list[list[str]] = []
+    share, error = _qualities(section)
     for entry in _entries(section):
-        name = NAMES[entry.get("form", entry.get("name"))]
+        name = NAMES[entry.get("form") or entry["name"]]
         if entry.get("method"):
             name += f" ({entry['method']})"
         times = [entry["latency_ms"][f"batch_{batch}"][which] for batch, which in TIMES]

@@ -66,8 +66,8 @@ class Values(Target):
     noun = "values"
     shipped = ("r2", "mse", "pearson")
     units = (
-        "R² is the share of the test labels' variance explained; MSE and MAE in the label's units (of several "
-        "columns in deviations of the test labels, and the mean over columns)"
+        "R² is the share of the test labels' variance explained; MSE and MAE in the label's units (of "
+        "several columns in deviations of the test labels, and the mean over columns)"
     )
     defaults = {
         "student": {"objective": "mse"},
