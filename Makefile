@@ -1,5 +1,5 @@
 # make demo    environment, then the whole pipeline on the embedded data
-# make test    environment, lint, types, tests
+# make test    environment, lint, types, tests: test-local in two processes, then test-ray, which takes all cores
 # make test-all adds tests of more than half a minute each, benchmarks, kills, every kind of student, and test-cluster
 # make test-cluster Ray jobs on a cluster of three nodes with a store and MLflow on PostgreSQL, through faults
 # make test-fast leaves out what starts Ray
@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-fast test-cluster lint types install clean
+.PHONY: demo test test-all test-fast test-local test-ray test-cluster lint types install clean
 
 install: $(VENV)/.installed
 
@@ -30,14 +30,22 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-test: lint types
-	$(BIN)/python -m pytest -m "not long and not cluster"
+# A file's tests stay together, in their order: they share fixtures.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+
+test: lint types test-local test-ray
+
+test-local: install
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not long and not cluster"
+
+test-ray: install
+	$(BIN)/python -m pytest -m "ray and not long and not cluster"
 
 test-all: lint types
 	$(BIN)/python -m pytest
 
 test-fast: lint types
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not long and not cluster"
 
 test-cluster: install
 	$(BIN)/python -m pytest -m "cluster and not long"

@@ -35,7 +35,7 @@ from benchmarks import (  # noqa: F401 - each enters its benchmarks
     transformers,
 )
 from benchmarks.harness import BENCHMARKS, Benchmark, run
-from benchmarks.peers import side_by_side  # noqa: F401
+from benchmarks.peers import side_by_side, texts  # noqa: F401
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

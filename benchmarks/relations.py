@@ -71,8 +71,8 @@ class Steps:
         self.model.train()
         began = time.process_time()
         for _ in range(steps):
-            parts = self.model, self.network, self.optimizer, self.batch, self.loss, self.training, CPU
-            train_step(*parts, self.online)
+            parts = self.model, self.network, self.optimizer, self.batch, self.loss, self.training
+            train_step(*parts, device=CPU, online=self.online)
         return 1e3 * (time.process_time() - began) / steps
 
 

@@ -117,7 +117,7 @@ def _save(
     ).to_dict()
     torch.manual_seed(0)
     network = build(TypeAdapter(ModelConfig).validate_python(model), info).eval()
-    save_package(folder / "model", network, model, info, "# Made for a benchmark", tokenizer, {})
+    save_package(folder / "model", network, model, info, "# Made for a benchmark", tokenizer, lineage={})
     return folder / "model"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import generated
 from benchmarks.harness import Measured, benchmark, fresh_processes, median, rounded, say
+from ensemble_kd.artifacts import Identity
 from ensemble_kd.stages import soft_targets as stage
 
 # --------------------------------------------------------------------------------------------- store
@@ -34,7 +35,7 @@ def _store_bytes(folder: Path, rows: int, members: int, classes: int) -> float:
             writer.write(numbers.numpy(), **columns)
         entries[shard_name(shard)] = writer.close()
     summary = {"layout": asdict(layout), "rows": rows, "class_names": [str(c) for c in range(classes)]}
-    finish(folder, "soft_targets", "0" * 16, {}, {}, entries, summary, known=entries)
+    finish(folder, Identity("soft_targets", "0" * 16, {}, {}), entries, summary, known=entries)
     return size_on_disk(folder) / rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks import generated
 from benchmarks.harness import Measured, benchmark, fresh_processes, median, rounded, say
+from ensemble_kd.artifacts import Identity
 
 # ------------------------------------------------------------------------------------------ clusters
 
@@ -63,7 +64,7 @@ def _write_predictions(folder: Path, classes: int, rows: int, members: int) -> A
             writer.write(numbers, **_predictions(classes, len(numbers), members, begin))
         entries[shard_name(shard)] = writer.close()
     summary = {"layout": asdict(layout), "rows": rows}
-    return finish(folder, "soft_targets", "0" * 16, {}, {}, entries, summary, known=entries)
+    return finish(folder, Identity("soft_targets", "0" * 16, {}, {}), entries, summary, known=entries)
 
 
 def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
     from ensemble_kd.runtime import Runtime
     from ensemble_kd.stages import clusters as stage
     from ensemble_kd.stages.context import Context
+    from ensemble_kd.stages.upstream import Upstream
     from ensemble_kd.tracking import Tracker
 
     seconds: dict[str, float] = {}
@@ -102,7 +104,8 @@ def _find_clusters(name: str, classes: int, receipt: Any) -> dict[str, Any]:
     with Runtime(config.compute) as runtime:
         context = Context(config, folder / "run", runtime, tracker)
         plan = stage.plan(config, context.folder, "data", "store")
-        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, teachers)
+        above = Upstream(folder / "data", info, (folder / "store", receipt), teachers)
+        manifest = stage.run(context, plan, above)
         spread = runtime.started
     return {
         "sets": [cluster["classes"] for cluster in manifest.summary["clusters"]],

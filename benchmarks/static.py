@@ -24,7 +24,8 @@ from ensemble_kd.config import ExportConfig, ModelConfig, TextConfig
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.data.tokenize import TOKENIZER_FILE, PretrainedTokenizer, pad, write_pretrained
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.export.forms import Rows, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import export_forms
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.build import build
 from ensemble_kd.models.package import load_package, save_package
@@ -71,7 +72,9 @@ def model_folder(folder: Path, model: dict[str, Any], tokenizer: PretrainedToken
     ).to_dict()
     torch.manual_seed(0)
     network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()
-    save_package(folder, network, model, info, "# Made for a benchmark", folder.parent / TOKENIZER_FILE, {})
+    save_package(
+        folder, network, model, info, "# Made for a benchmark", folder.parent / TOKENIZER_FILE, lineage={}
+    )
     inputs = pad(*tokenizer.encode(made_up_texts(tokenizer, 32)), LONGEST)
     settings = ExportConfig(forms=["onnx"], tolerance=1e-2)
     export_forms(load_package(folder), folder / "export", settings, Rows(inputs, None))

@@ -15,12 +15,13 @@ import pyarrow as pa
 from benchmarks import generated
 from benchmarks.harness import Measured, available_cores, benchmark, fresh_processes, median, rounded, say
 from benchmarks.soft_targets import MemoryWatch, _anonymous, _text
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Identity, Manifest, finish, read_manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.records import SplitWriter
 from ensemble_kd.data.store import ShardWriter, StoreLayout, shard_name
 from ensemble_kd.stages import sweep as stage
 from ensemble_kd.stages.members import members_folder
+from ensemble_kd.stages.upstream import Upstream
 
 MEMBERS = 5
 LAYOUT = StoreLayout(1, MEMBERS, generated.CLASSES)
@@ -51,7 +52,7 @@ def _write_inputs(folder: Path, info: dict[str, Any]) -> Manifest:
         shard_writer.write(numbers, logits=generated.member_logits(len(numbers), MEMBERS, seed=shard))
         entries[shard_name(shard)] = shard_writer.close()
     summary = {"layout": asdict(LAYOUT), "rows": rows}
-    return finish(store, "soft_targets", "0" * 16, {}, {}, entries, summary, known=entries)
+    return finish(store, Identity("soft_targets", "0" * 16, {}, {}), entries, summary, known=entries)
 
 
 def _sweep(
@@ -69,7 +70,9 @@ def _sweep(
         ray_started = time.time()
         context = Context(config, run, runtime, tracker, Console(say, say))
         plan = stage.plan(config, run, "data", "store")
-        manifest = stage.run(context, plan, folder / "data", info, folder / "store", receipt, NO_TEACHERS)
+        manifest = stage.run(
+            context, plan, Upstream(folder / "data", info, (folder / "store", receipt), NO_TEACHERS)
+        )
         ended = time.time()
     trials = manifest.summary["trials"]
     folders = [members_folder(run, "sweep") / m["fingerprint"] for trial in trials for m in trial["members"]]

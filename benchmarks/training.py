@@ -57,14 +57,14 @@ def loop(quick: bool) -> Measured:
     from ensemble_kd.data.store import StoreLayout
     from ensemble_kd.runtime import Runtime
     from ensemble_kd.stages import student_tasks
-    from ensemble_kd.stages.start import Basis
+    from ensemble_kd.stages.start import Basis, Sources
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.workers import train_members
 
     rows, epochs, members = (12_800, 4, 5) if quick else (60_000, 8, 5)
     config = generated.config(compute=generated.on_cpu(1))
     info = generated.info(rows)
-    task = student_tasks.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
+    task = student_tasks.tasks(config, Sources("data", "store", info["counts"], Basis.alone(config)))[0]
     task.training["epochs"] = epochs
     layout = StoreLayout(1, members, generated.CLASSES)
     load = partial(load_training_data, info=info, layouts={"ensemble": layout}, shards=[], parts={})
@@ -190,7 +190,7 @@ def targets(quick: bool) -> Measured:
     from ensemble_kd.objectives.base import build_objective
     from ensemble_kd.objectives.mixture import DistillationLoss
     from ensemble_kd.stages import student_tasks
-    from ensemble_kd.stages.start import Basis
+    from ensemble_kd.stages.start import Basis, Sources
     from ensemble_kd.stages.training_data import load_training_data
     from ensemble_kd.train.loop import train
     from ensemble_kd.train.member_batches import make_batches
@@ -199,7 +199,7 @@ def targets(quick: bool) -> Measured:
     torch.set_num_threads(1)
     info = generated.info(rows)
     config = generated.config()
-    task = student_tasks.tasks(config, "data", "store", info["counts"], Basis.alone(config))[0]
+    task = student_tasks.tasks(config, Sources("data", "store", info["counts"], Basis.alone(config)))[0]
     training = TrainingConfig.model_validate({**task.training, "epochs": 1})
     loss = DistillationLoss(build_objective(task.objective or {}, task.temperature), task.alpha)
     shared = generated.shared_arrays(rows)

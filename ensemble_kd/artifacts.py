@@ -98,12 +98,19 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
     }
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What the result in a folder is: the stage that made it, its settings, its inputs, its fingerprint."""
+
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+
 def finish(
     folder: Path,
-    stage: str,
-    fingerprint: str,
-    config: dict[str, Any],
-    inputs: dict[str, str],
+    result: Identity,
     files: Iterable[str],
     summary: dict[str, Any],
     known: dict[str, dict[str, Any]] | None = None,
@@ -113,7 +120,9 @@ def finish(
     names = list(files)
     entries = {name: known[name] for name in names if name in known}
     entries |= describe_files(folder, [name for name in names if name not in known])
-    manifest = Manifest(stage, fingerprint, config, inputs, entries, summary, time.time())
+    manifest = Manifest(
+        result.stage, result.fingerprint, result.config, result.inputs, entries, summary, time.time()
+    )
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 from typing import Any
 
+from ensemble_kd import own_code
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.errors import ConfigError
 
@@ -16,6 +17,8 @@ def load(name: str, where: str) -> Any:
 
     The module is the user's: whatever its import raises is told, `SystemExit` included.
     """
+    if (own := own_code.find(name)) is not None:
+        return own.made_by
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -25,8 +28,7 @@ def load(name: str, where: str) -> Any:
         if absent != module_name and not module_name.startswith(f"{absent}."):
             missing = f"it imports {absent!r}, which is not installed"
         raise ConfigError(
-            f"{where}: {name!r} cannot be imported: {missing}; the module must be on PYTHONPATH of every "
-            "process"
+            f"{where}: {name!r} cannot be imported: {missing}; {own_code.advice(absent)}"
         ) from error
     except (Exception, SystemExit) as error:
         raise ConfigError(

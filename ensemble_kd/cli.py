@@ -48,6 +48,7 @@ def _stage_command(name: str, until: str, text: str) -> None:
     @app.command(name, help=text)
     def command(
         config: ConfigPath,
+        *,
         set_: Set = None,
         run_dir: RunDir = None,
         address: Address = None,
@@ -75,6 +76,7 @@ def run(
             autocompletion=cli_recipes.completed,
         ),
     ] = None,
+    *,
     data: cli_data.Data = None,
     label: cli_data.Label = None,
     input_: cli_data.Input = None,
@@ -138,6 +140,7 @@ for entry in ENTRIES:
 @app.command()
 def sweep(
     config: ConfigPath,
+    *,
     space: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="Search space: a shipped one (see spaces) or a YAML file."),
@@ -167,6 +170,7 @@ def export(
             help="A model folder, a run folder, or a configuration, which is run first.",
         ),
     ],
+    *,
     form: Annotated[
         list[str] | None,
         typer.Option(
@@ -229,10 +233,13 @@ def check(config: ConfigPath, set_: Set = None, run_dir: RunDir = None) -> None:
             first = early.first_plan(settings, Path(folder), warn)
             stages = [(name, state, 0, None, "") for name, state in first]
         else:
-            from ensemble_kd import pipeline  # torch loads only where there is something for it to tell
+            from ensemble_kd import (
+                pipeline,  # torch loads only where there is something for it to tell
+                run_folder,
+            )
             from ensemble_kd.stages.context import Console
 
-            folder = pipeline.copied(settings, folder)
+            folder = run_folder.copied(settings, folder)
             planned = pipeline.check(settings, folder, Console(warning=warn))
             stages = [(line.name, line.state, line.size, line.expected, line.work) for line in planned]
         table = Table(

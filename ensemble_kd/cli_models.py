@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -17,6 +17,9 @@ from ensemble_kd.cli_screens import err, out
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError
 from ensemble_kd.mirror import Mirror, is_remote
 
+if TYPE_CHECKING:  # what takes time to import comes with the command that needs it
+    from ensemble_kd.predict_files import Options
+
 SECONDS_FOR_A_STORE = 10.0
 """How long a store that does not answer is asked for a model."""
 
@@ -26,6 +29,7 @@ def predict(
     input_: Annotated[
         str, typer.Argument(metavar="INPUT", help="Parquet, CSV, JSON lines or Arrow file; or images.")
     ],
+    *,
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write (.parquet, .csv, .jsonl); JSON lines on the screen without it."),
@@ -59,6 +63,8 @@ def predict(
         from ensemble_kd.predict import predict_file
 
         if workers is not None or address is not None:
+            from ensemble_kd.predict_files import Options
+
             if is_remote(model):
                 raise InputError(f"{model}: with --workers or --address, give a folder that every node sees")
             problems = _predict_files(
@@ -67,8 +73,7 @@ def predict(
                 output,
                 workers or 1,
                 address,
-                (batch_size, form, on_bad_row, truncate, strict),
-                tuple(trust or ()),
+                Options(batch_size, form, on_bad_row, truncate, strict, trust=tuple(trust or ())),
             )
         else:
             problems = predict_file(
@@ -96,6 +101,7 @@ def predict(
 
 def serve(
     model: Model,
+    *,
     form: Annotated[
         str, typer.Option(help="auto, pytorch, onnx or int8; auto takes ONNX where it was exported.")
     ] = "auto",
@@ -180,10 +186,9 @@ def _predict_files(
     output: Path | None,
     workers: int,
     address: str | None,
-    choices: tuple[int, str, str, bool, bool],
-    trust: tuple[str, ...],
+    options: Options,
 ) -> list[str]:
-    from ensemble_kd.predict_files import Options, predict_files
+    from ensemble_kd.predict_files import predict_files
 
     if output is None or output.suffix:
         raise ConfigError("--output: with --workers or --address, name the folder for the predictions")
@@ -192,7 +197,7 @@ def _predict_files(
         source,
         output,
         workers,
-        Options(*choices, trust=trust),
+        options,
         address=address,
         done=lambda text: out.print(escape(text)),
     )

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd.attached import attached
 from ensemble_kd.board import Board, Event
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import StoppedError, TrainingError
 from ensemble_kd.failures import first_words, keep
 from ensemble_kd.member_loop import LoadData, Work, after, train_next
-from ensemble_kd.mirror import attached
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.process import borrowed

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ensemble_kd import own_code
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, parsed_manifest
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.model_description import described
@@ -130,8 +131,10 @@ def check_trust(folder: Path, model: dict[str, Any], trust: Collection[str] = ()
     if model["name"] == "custom":
         module = str(model["callable"]).partition(":")[0]
         allowed = {*trust, *(name.strip() for name in os.environ.get(TRUST, "").split(","))}
-        if module not in allowed:
+        # What this process was given by its user is there already: nothing is imported for the folder's sake.
+        if module not in allowed and own_code.find(model["callable"]) is None:
+            own = f"; {own_code.advice(module)}" if own_code.MODULE.fullmatch(module) else ""
             raise ArtifactError(
                 f"{where}: the network is made by {shown(model['callable'])}, code from outside the folder; "
-                f"if you trust it: --trust {shown(module)} (or {TRUST}={shown(module)})"
+                f"if you trust it: --trust {shown(module)} (or {TRUST}={shown(module)}){own}"
             )

@@ -11,13 +11,8 @@ objects.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,20 +21,18 @@ from ensemble_kd import __version__, home
 from ensemble_kd.artifacts import Manifest, read_manifest, size_on_disk, write_json
 from ensemble_kd.config import Config
 from ensemble_kd.data.first_pass import inspect_source
-from ensemble_kd.disk import told
 from ensemble_kd.early import check_early, class_problems, too_large
 from ensemble_kd.errors import ConfigError, InputError
-from ensemble_kd.failures import plain
-from ensemble_kd.lease import leased, locked
-from ensemble_kd.mirror import Mirror, attach, attached, is_remote
 from ensemble_kd.model_folder import EXPORT
+from ensemble_kd.pipeline_step import tracked
 from ensemble_kd.redact import redacted
+from ensemble_kd.run_folder import opened
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stage_list import STAGES, entry_of, stages_of
 from ensemble_kd.stages import report as report_stage
 from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
-from ensemble_kd.stages.members import pace, prefixed
+from ensemble_kd.stages.members import pace
 from ensemble_kd.stages.mlflow_models import with_models
 from ensemble_kd.targets import target_in
 from ensemble_kd.termination import Termination
@@ -113,44 +106,6 @@ def run(
         finally:
             tracker.end("", good)
             tracker.close()
-
-
-def copied(config: Config, folder: Path | str) -> Path:
-    """A folder to look into: of a run in a store, this node's copy, brought up to date."""
-    if not is_remote(folder):
-        return Path(folder)
-    mirror = Mirror.of(str(folder), config.compute.scratch)
-    mirror.pull()
-    return mirror.root
-
-
-@contextmanager
-def opened(config: Config, folder: Path | str, console: Console, termination: Termination) -> Iterator[Path]:
-    """The run folder, locked against a second run; for one in a store, this node's copy of it."""
-    if not is_remote(folder):
-        folder = Path(folder).absolute()  # workers run in folders of their own
-        prepare_folder(folder)
-        attach(None)
-        with locked(folder):
-            yield folder
-        return
-    mirror = Mirror.of(str(folder), config.compute.scratch)
-    mirror.warn = console.warning
-    prepare_folder(mirror.root)
-
-    def lost() -> None:
-        termination.reason = f"another run, which took over {mirror.shown}"
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with locked(mirror.root), leased(mirror, lost):
-        attach(mirror)
-        try:
-            mirror.pull()
-            console.line(f"{mirror.shown}: copied to and from {mirror.root}")
-            with mirror.kept_sent():
-                yield mirror.root
-        finally:
-            attach(None)
 
 
 def walk(
@@ -231,91 +186,6 @@ def _track_outcome(context: Context, done: Done) -> None:
     model = context.folder / report_stage.MODEL / EXPORT / "mlflow"
     if export is not None and export.register_as and (made := read_manifest(model)) is not None:
         tracker.register("", model, export.register_as, {**flat, "fingerprint": made.fingerprint})
-
-
-# ---------------------------------------------------------------------------------------- around a stage
-
-
-@dataclass
-class Step:
-    """One stage on its way: skipped or run."""
-
-    fresh: bool
-    context: Context
-    plan: StagePlan
-    name: str
-    began: float = field(default_factory=time.perf_counter)
-    skipped: bool = False
-    manifest: Manifest | None = None
-
-    def kept(self, manifest: Manifest | None) -> Manifest | None:
-        """The finished result, or None where the stage has to run; says which and why."""
-        if manifest is not None and not self.fresh:
-            self.skipped = True
-            return manifest
-        reason = "--fresh" if self.fresh else self.plan.why()
-        self.context.console.line(f"{self.name}: running ({reason})")
-        return None
-
-    @property
-    def result(self) -> Manifest:
-        assert self.manifest is not None
-        return self.manifest
-
-
-@contextmanager
-def tracked(context: Context, current: Stage, plan: StagePlan, fresh: Collection[str]) -> Iterator[Step]:
-    """Track a stage, time it, and say in one line how it ended."""
-    step = Step(current.name in fresh, context, plan, current.name)
-    key = current.name.replace("-", "_")
-    context.tracker.start(key, plan.config, {"fingerprint": plan.fingerprint, **prefixed(plan.inputs)})
-    good = False
-    try:
-        with told(current.name, context.folder), plain(current.name, plan.folder):
-            if step.fresh:
-                discard(plan, current.has_members)
-            yield step
-        if (mirror := attached()) is not None and not step.skipped:
-            mirror.push(context.folder, check=True)  # the next stage's workers read it from there
-        good = True
-    finally:
-        context.tracker.end(key, good)
-    how = "kept" if step.skipped else f"{time.perf_counter() - step.began:.1f} s"
-    said = _described(current, step.result)
-    context.console.line(f"{current.name}: {said} [{plan.fingerprint}] ({how})")
-
-
-def _described(current: Stage, manifest: Manifest) -> str:
-    size = sum(entry["bytes"] for entry in manifest.files.values())
-    return current.describe(manifest.summary, size)
-
-
-def discard(plan: StagePlan, has_members: bool) -> None:
-    """`--fresh`: put this stage's result, and the members behind it, aside.
-
-    Nothing a user made is lost: the folder is renamed, and the newest such copy is kept.
-    """
-    for part in [plan.folder, *([plan.folder.parent / "members"] if has_members else [])]:
-        if part.exists():
-            aside = part.with_name(f".before-fresh-{part.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            part.rename(aside)
-
-
-def prepare_folder(folder: Path) -> None:
-    """Raises InputError where the run folder cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"--run-dir: {folder} cannot be written ({error.strerror}); choose another"
-        ) from error
-
-
-# -------------------------------------------------------------------------------------------------- check
 
 
 def check_objective(config: Config) -> None:

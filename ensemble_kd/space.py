@@ -10,20 +10,16 @@ with this module, so nothing here imports the configuration, torch, Ray or Optun
 
 from __future__ import annotations
 
-import copy
 import difflib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from ensemble_kd.config_yaml import one_line
 from ensemble_kd.config_yaml import parse as parse_yaml
@@ -46,8 +42,6 @@ NOT_SEARCHED = {
     "model.name": "each architecture has fields of its own; run one sweep for each",
 }
 """Fields of the student that no space may name, and why."""
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ Dimension = Range | Choice
 # ------------------------------------------------------------------------------------- text to dimension
 
 
-def _show(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value much as a user would write it: 0 for 0.0, null for None."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
@@ -144,7 +138,7 @@ def _choice(values: list[Any]) -> Choice:
         raise ValueError("empty choice; name at least one value, for example choice(4, 8)")
     values = [_numbers(value) for value in values]
     keys = [_key(value) for value in values]
-    twice = [_show(v) for i, v in enumerate(values) if keys[i] in keys[:i]]
+    twice = [value_text(v) for i, v in enumerate(values) if keys[i] in keys[:i]]
     if twice:
         raise ValueError(f"duplicate choices: {', '.join(twice)}; name each value once")
     return Choice(tuple(values))
@@ -173,16 +167,16 @@ def _range(kind: Kind, arguments: list[str], text: str) -> Range:
     low, high = ends
     if low > high:
         raise ValueError(
-            f"inverted: {_show(low)} is above {_show(high)} in {text}; "
-            f"write {kind}({_show(high)}, {_show(low)})"
+            f"inverted: {value_text(low)} is above {value_text(high)} in {text}; "
+            f"write {kind}({value_text(high)}, {value_text(low)})"
         )
     if low == high:
         raise ValueError(
-            f"empty range {text}; write the value in the configuration itself or choice({_show(low)})"
+            f"empty range {text}; write the value in the configuration itself or choice({value_text(low)})"
         )
     if kind.startswith("log") and low <= 0:
         raise ValueError(
-            f"{kind} needs a low end above 0, got {_show(low)} in {text}; raise it or use {kind[3:]}"
+            f"{kind} needs a low end above 0, got {value_text(low)} in {text}; raise it or use {kind[3:]}"
         )
     return Range(kind, low, high)
 
@@ -216,14 +210,14 @@ def parse(value: str | list[Any]) -> Dimension:
 def to_text(dimension: Dimension) -> str:
     """The text that `parse` reads back as the same dimension."""
     if isinstance(dimension, Range):
-        return f"{dimension.kind}({_show(dimension.low)}, {_show(dimension.high)})"
+        return f"{dimension.kind}({value_text(dimension.low)}, {value_text(dimension.high)})"
     flow = yaml.safe_dump(
         list(dimension.values), default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False
     )
     return f"choice({flow.strip()[1:-1]})"
 
 
-def _parsed(space: dict[str, str | list[Any]]) -> tuple[dict[str, Dimension], list[str]]:
+def dimensions_of(space: dict[str, str | list[Any]]) -> tuple[dict[str, Dimension], list[str]]:
     """The dimensions by path without `student.`, and what could not be read."""
     if not space:
         return {}, ["sweep.space: empty; name a field of student, such as temperature: loguniform(0.5, 20)"]
@@ -253,7 +247,7 @@ def parse_space(space: dict[str, str | list[Any]]) -> dict[str, Dimension]:
 
     Raises ConfigError with every dimension that cannot be read.
     """
-    dimensions, problems = _parsed(space)
+    dimensions, problems = dimensions_of(space)
     if problems:
         raise ConfigError(problems)
     return dimensions
@@ -263,138 +257,6 @@ def grid(dimensions: dict[str, Dimension], points_per_range: int) -> list[dict[s
     """Every combination of values; the last dimension changes fastest."""
     values = [dimension.points(points_per_range) for dimension in dimensions.values()]
     return [dict(zip(dimensions, combination, strict=True)) for combination in itertools.product(*values)]
-
-
-# --------------------------------------------------------------------------------- dimensions to students
-
-
-def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every path inside a block, with what stands there: blocks, lists and plain values."""
-    inner: Any = ()
-    if isinstance(value, BaseModel):
-        inner = ((name, getattr(value, name)) for name in type(value).model_fields)
-    elif isinstance(value, dict):
-        inner = value.items()
-    elif isinstance(value, list):
-        inner = enumerate(value)
-    for name, item in inner:
-        here = f"{path}.{name}" if path else str(name)
-        yield here, item
-        yield from _fields(item, here)
-
-
-def _likeness(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
-
-
-def _unknown(path: str, fields: dict[str, Any]) -> str | None:
-    """What is wrong with a path that names nothing; None where it names something."""
-    parent, _, last = path.rpartition(".")
-    # Keys of a free block, such as a custom model's options, cannot be checked here; nor can an objective's.
-    if path in fields or (last and (parent == "objective" or isinstance(fields.get(parent), dict))):
-        return None
-    candidates = [p for p, v in fields.items() if not isinstance(v, BaseModel) and p not in NOT_SEARCHED]
-    ranked = [(_likeness(last, c.rpartition(".")[2]), _likeness(path, c), c) for c in candidates]
-    best = max(ranked, default=(0.0, 0.0, ""))
-    if best[0] >= 0.7 and not last.isdigit() and not path.startswith("objective."):
-        return f"unknown setting; did you mean {best[2]!r}?"
-    while parent and parent not in fields:
-        parent = parent.rpartition(".")[0]
-    here = fields.get(parent)
-    if isinstance(here, list):
-        return f"unknown setting; {parent} has {len(here)} element(s), counted from 0"
-    if parent and not isinstance(here, BaseModel | dict):
-        return f"unknown setting; {parent} is {_show(here)}, which has no parts"
-    known = [p.rpartition(".")[2] for p in fields if p.rpartition(".")[0] == parent and p not in NOT_SEARCHED]
-    return f"unknown setting; known {f'in {parent}' if parent else 'here'}: {', '.join(known)}"
-
-
-def apply(student: Model, parameters: dict[str, Any]) -> Model:
-    """A new student with the fields at the dotted paths replaced, such as `model.hidden.0`.
-
-    Raises ConfigError for paths that name nothing, and pydantic's ValidationError for wrong values.
-    """
-    fields, data = dict(_fields(student)), student.model_dump()
-    problems = []
-    # Outer paths first, so that `objective` does not undo `objective.FIELD`.
-    for path in sorted(parameters, key=lambda p: p.count(".")):
-        *parents, last = path.split(".")
-        if parents[:1] == ["objective"] and isinstance(data.get("objective"), str):
-            data["objective"] = {"name": data["objective"]}
-        problem, here = _unknown(path, fields), data
-        if problem is None:
-            try:
-                for part in parents:
-                    here = here[int(part)] if isinstance(here, list) else here[part]
-                # A copy: `objective.FIELD` is written into what `objective` was set to.
-                here[int(last) if isinstance(here, list) else last] = copy.deepcopy(parameters[path])
-            except (KeyError, IndexError, TypeError):  # a replaced outer block without this part
-                problem = "unknown setting once the other parameters are in place"
-        if problem is not None:
-            problems.append(f"sweep.space.{path}: {problem}")
-    if problems:
-        raise ConfigError(problems)
-    return type(student).model_validate(data)
-
-
-def _refused(student: BaseModel, path: str, value: Any) -> list[ErrorDetails]:
-    """What pydantic has against one value of a field."""
-    try:
-        apply(student, {path: value})
-    except ValidationError as error:
-        return error.errors(include_url=False)
-    return []
-
-
-def _value_problems(student: BaseModel, path: str, dimension: Dimension) -> list[str]:
-    """What the field at `path` does not take of a dimension: one line for each value."""
-    text = to_text(dimension)
-    if isinstance(dimension, Range):
-        # The ends of uniform(1, 9) are whole; this share of the way in, a value never is.
-        inside = dimension.at((3 - math.sqrt(5)) / 2)
-        if any(item["type"] == "int_from_float" for item in _refused(student, path, inside)):
-            whole = dimension.kind.replace("uniform", "integers")
-            return [f"takes whole numbers, got {text}; use {whole}(low, high)"]
-        tried = [("low end of", dimension.low), ("high end of", dimension.high)]
-    else:
-        tried = [("in", value) for value in dimension.values]
-    lines = []
-    for place, value in tried:
-        if items := _refused(student, path, value):
-            items = [item for item in items if item["type"] != "literal_error"] or items  # `auto`
-            # A union reports each branch.
-            said = "; or ".join(dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in items))
-            part = items[0]["input"]
-            got = _show(value) if part == value else f"{_show(part)} in {_show(value)}"
-            lines.append(f"{said}, got {got} ({place} {text})")
-    return lines
-
-
-def problems(student: BaseModel, space: dict[str, str | list[Any]]) -> list[str]:
-    """Everything wrong with a space for this student, one line each; empty where it can be searched.
-
-    The fields of an objective are known in the torch rooms only and are not checked here.
-    """
-    dimensions, found = _parsed(space)
-    fields = dict(_fields(student))
-    for path, dimension in dimensions.items():
-        outers = [
-            p for p in dimensions if path.startswith(f"{p}.") and not isinstance(fields.get(p), BaseModel)
-        ]
-        outer = outers[0] if outers else None
-        if why := NOT_SEARCHED.get(path) or NOT_SEARCHED.get(path.split(".")[0]):
-            lines = [f"cannot be searched; {why}"]
-        elif (unknown := _unknown(path, fields)) is not None:
-            lines = [unknown]
-        elif isinstance(fields.get(path), BaseModel):
-            example = next(p for p in fields if p.startswith(f"{path}.") and p not in NOT_SEARCHED)
-            lines = [f"a block, not a field; name a field of it, such as {example}"]
-        elif outer is not None and (outer, path.count(".")) != ("objective", 1):
-            lines = [f"part of {outer}, which is searched too; keep one of them"]
-        else:
-            lines = _value_problems(student, path, dimension)
-        found += [f"sweep.space.{path}: {line}" for line in lines]
-    return found
 
 
 def read_space(source: str | Path, spaces: Path) -> dict[str, Any]:

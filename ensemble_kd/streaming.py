@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from ensemble_kd.attached import attach, attached_spec
 from ensemble_kd.data.records import DataInfo, read_shard
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.data.store import read_shard as read_targets
 from ensemble_kd.errors import ArtifactError
-from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.train.blocks import Block, mix
 from ensemble_kd.train.stored import StoredPart
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ensemble_kd.attached import attached
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import ConfigError, StoppedError
 from ensemble_kd.local_training import loaded
-from ensemble_kd.mirror import attached
 from ensemble_kd.proposals import FINISHED, Proposals
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.train.process import borrowed

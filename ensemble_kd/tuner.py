@@ -27,14 +27,14 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from ensemble_kd import disk, local_group
+from ensemble_kd.attached import attach, attached, attached_spec
+from ensemble_kd.carried import held, hold
 from ensemble_kd.disk import DiskError, told
 from ensemble_kd.errors import EnsembleKDError, TrainingError
 from ensemble_kd.failures import keep, last_words
-from ensemble_kd.mirror import attach, attached, attached_spec
 from ensemble_kd.proposals import Proposals
 from ensemble_kd.redact import VARIABLES
 from ensemble_kd.runtime import Runtime
-from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.process import prepare
 from ensemble_kd.train.task import MemberTask
 from ensemble_kd.train.trials import Entry, Epochs
@@ -58,7 +58,7 @@ class Students(tune.Trainable):
         prepare(shared["cpus_per_worker"])
         self.shared = shared
         self.mirror = attach(shared["mirror"])
-        hold(shared["secrets"])
+        hold(shared["carried"])
         self.replicas: list[Any] = []
         self.options: dict[str, Any] = {"data": None, "start": self._together}
         if shared["replicas"] == 1:
@@ -127,7 +127,7 @@ class _Replica:
 
         prepare(shared["cpus_per_worker"])
         self.mirror = attach(shared["mirror"])
-        hold(shared["secrets"])
+        hold(shared["carried"])
         self.rank, self.size, self.shared = rank, size, shared
         self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self.data = _load(shared)
@@ -291,7 +291,7 @@ def run_trials(runtime: Runtime, work: TrialWork) -> None:
         "sign": work.sign,
         "rungs": rungs(work.asha, work.epochs),
         "mirror": attached_spec(),
-        "secrets": held(),
+        "carried": held(),
         "meeting": tempfile.mkdtemp(prefix="ensemble-kd-") if runtime.on_one_machine() else None,
     }
     (work.folder / "fused").mkdir(parents=True, exist_ok=True)

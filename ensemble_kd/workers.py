@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import disk
+from ensemble_kd.attached import attach, attached_spec
 from ensemble_kd.board import Board, Event
+from ensemble_kd.carried import held, hold
 from ensemble_kd.disk import DiskError
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.failures import keep, last_words
 from ensemble_kd.local_training import train_here
 from ensemble_kd.member_loop import LoadData, Work, after, left_of, train_next
-from ensemble_kd.mirror import attach, attached_spec
 from ensemble_kd.runtime import Runtime
-from ensemble_kd.secret_options import held, hold
 from ensemble_kd.train.loop import Replicas
 from ensemble_kd.train.process import WORKER, prepare
 from ensemble_kd.train.task import MemberTask
@@ -70,7 +70,7 @@ def _worker(config: dict[str, Any]) -> None:
         )
         replicas = Replicas(mesh["replica"].get_local_rank(), per_member, mesh["replica"].get_group())
     mirror = attach(config["mirror"])
-    hold(config["secrets"])
+    hold(config["carried"])
     stop = threading.Event()
     threading.Thread(target=_look, args=(board, stop), name="stop", daemon=True).start()
     arrays = {name: ray.get(reference) for name, reference in config["references"].items()}
@@ -191,7 +191,7 @@ def train_members(
             "board": board,
             "cpus_per_worker": runtime.compute.cpus_per_worker,
             "mirror": attached_spec(),
-            "secrets": held(),
+            "carried": held(),
         },
         torch_config=None if meeting is None else LocalTorchConfig(folder=meeting),
         scaling_config=ScalingConfig(
@@ -220,7 +220,15 @@ def train_members(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     try:
-        full = _attend(runtime, thread, board, work.tasks, elastic[0] if elastic else size, path, on_event)
+        full = _attend(
+            runtime,
+            thread,
+            board,
+            work.tasks,
+            least=elastic[0] if elastic else size,
+            path=path,
+            on_event=on_event,
+        )
     finally:
         _end(thread, board)
         if meeting is not None:
@@ -245,6 +253,7 @@ def _attend(
     thread: threading.Thread,
     board: Any,
     tasks: list[MemberTask],
+    *,
     least: int,
     path: str,
     on_event: Callable[[MemberTask, Event], None],

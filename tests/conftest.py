@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["durations"]
+
 # Before torch is imported anywhere: two threads each on two busy cores are far slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -25,6 +27,16 @@ def pytest_configure() -> None:
 
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         torch._C._set_mkldnn_enabled(False)
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: with one of them last, the other process would have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,16 @@ def package(
     if kind == "pieces":
         tokenizer = to_json(write_tokenizer(folder / "tokenizer")) / "tokenizer.json"
         _plain(tokenizer)
-    save_package(folder / "model", network, model, info, "# card", tokenizer, {"student": "s"}, calibration)
+    save_package(
+        folder / "model",
+        network,
+        model,
+        info,
+        "# card",
+        tokenizer,
+        lineage={"student": "s"},
+        calibration=calibration,
+    )
     return folder / "model", network
 
 

@@ -9,6 +9,7 @@ import pytest
 from ensemble_kd import artifacts
 from ensemble_kd.artifacts import (
     MANIFEST,
+    Identity,
     damage,
     differences,
     fingerprint,
@@ -24,7 +25,7 @@ from ensemble_kd.errors import ArtifactError
 def make(folder: Path, content: bytes = b"0123456789") -> Path:
     folder.mkdir(parents=True)
     (folder / "part.bin").write_bytes(content)
-    finish(folder, "stage", folder.name, {"a": 1}, {"data": "d"}, ["part.bin"], {})
+    finish(folder, Identity("stage", folder.name, {"a": 1}, {"data": "d"}), ["part.bin"], {})
     return folder
 
 

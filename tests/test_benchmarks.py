@@ -25,7 +25,7 @@ def test_every_figure_of_the_readme_has_a_benchmark() -> None:
     expected |= {"clusters", "specialists", "combine", "fused", "sweep", "sweep-memory"}
     expected |= {"cached", "online", "buckets", "finetune", "latency", "int8", "relations", "mutual", "one"}
     assert expected <= set(BENCHMARKS)
-    expected |= {"serve", "scaling", "members", "scale", "faults", "fuzz", "peers"}
+    expected |= {"serve", "scaling", "members", "scale", "faults", "fuzz", "peers", "peers-texts"}
     for name, entry in BENCHMARKS.items():
         assert entry.name == name and entry.bound >= 0 and entry.unit
         assert entry.text and "\n" not in entry.text

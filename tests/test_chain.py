@@ -21,7 +21,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.member_loop import after
 from ensemble_kd.stages.chain import link_problems
 from ensemble_kd.stages.members import _failed as failed
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.stages.student_tasks import tasks
 from ensemble_kd.train.finishing import FAILED, load_logits
 from ensemble_kd.train.rows import pick_rows
@@ -53,7 +53,7 @@ def config_of(**student: Any) -> Config:
 
 def planned(**student: Any) -> dict[str, MemberTask]:
     config = config_of(**student)
-    found = tasks(config, "data", "store", COUNTS, Basis.alone(config))
+    found = tasks(config, Sources("data", "store", COUNTS, Basis.alone(config)))
     assert len({task.name for task in found}) == len(found)
     return {task.name: task for task in found}
 
@@ -202,6 +202,7 @@ def test_links_whose_maps_cannot_be_paired_are_named_before_anything_trains() ->
 # ------------------------------------------------------------------------------------------------ a whole run
 
 
+@pytest.mark.slow
 def test_a_run_of_assistants_and_generations_and_what_it_reports(tmp_path: Path) -> None:
     config = load_config("digits", TINY)
     pipeline.run(config, tmp_path / "run")

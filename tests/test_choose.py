@@ -16,7 +16,7 @@ from ensemble_kd.stages import choose, student_tasks, sweep
 from ensemble_kd.stages.base import Artifact, DataFound
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.stacking import stackable, stacks_of
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.train.stackable import random_inputs
 from ensemble_kd.train.task import MemberTask
 
@@ -68,7 +68,7 @@ def test_numbers_that_are_given_stay_and_what_makes_no_difference_is_tried_once(
 
 def task(**settings: Any) -> tuple[MemberTask, Config]:
     config = config_of({**dict.fromkeys(ALL, 0.5), **settings})
-    return student_tasks.task(config, "distilled", 0, "d", "s", COUNTS, Basis.alone(config)), config
+    return student_tasks.task(config, "distilled", 0, Sources("d", "s", COUNTS, Basis.alone(config))), config
 
 
 def test_values_have_no_temperature_to_tell() -> None:
@@ -90,7 +90,7 @@ def test_an_assistant_is_stacked_by_its_own_network() -> None:
     for model, alone in ((small, False), (large, True), ({"name": "resnet", "width": 4}, True)):
         config = config_of({**dict.fromkeys(ALL, 0.5), "pseudo": 0, "seeds": 2, "assistants": [model]})
         basis = Basis.alone(config)
-        tasks = student_tasks.tasks(config, "d", "s", {**COUNTS, "labelled": 1000}, basis)
+        tasks = student_tasks.tasks(config, Sources("d", "s", {**COUNTS, "labelled": 1000}, basis))
         stacked = {group[0].role for group in stacks_of(tasks, config, INFO)}
         assert "hard" in stacked and ("assistant-1" not in stacked) == alone
 
@@ -172,13 +172,13 @@ TINY = [
     "teachers={num_members: 2, model: {name: mlp, hidden: [32]}, training: {epochs: 8}}",
     "student={model: {name: mlp, hidden: [16]}, training: {epochs: 4}, seeds: 2, temperature: auto, "
     "alpha: auto, pseudo: auto}",
-    "compute.num_workers=2",
+    "compute.executor=local",
     "tracking.enabled=false",
 ]
 
 
 @pytest.mark.slow
-def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path, ray_session: None) -> None:
+def test_a_stack_is_tried_and_the_choice_is_the_students(tmp_path: Path) -> None:
     config, said = load_config("digits", TINY), list[str]()
     manifests = pipeline.run(config, tmp_path / "run", console=Console(line=said.append))
     summary = manifests["choose"].summary

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from ensemble_kd.artifacts import finish
+from ensemble_kd.artifacts import Identity, finish
 from ensemble_kd.cli import app
 from ensemble_kd.compare import compared
 from ensemble_kd.errors import InputError
@@ -27,7 +27,7 @@ def write_run(folder: Path, wrong: list[int], labels: np.ndarray = LABELS) -> Pa
     data = folder / "data" / "d"
     data.mkdir(parents=True)
     pq.write_table(pa.table({"id": np.arange(ROWS), "label": labels}), data / "test-00000.parquet")
-    finish(data, "data", "d", {}, {}, ["test-00000.parquet"], {})
+    finish(data, Identity("data", "d", {}, {}), ["test-00000.parquet"], {})
     members, systems = [], []
     for seed, count in enumerate(wrong):
         said = np.where(np.arange(ROWS) < count, 1 - labels, labels)
@@ -39,7 +39,7 @@ def write_run(folder: Path, wrong: list[int], labels: np.ndarray = LABELS) -> Pa
         systems.append({**entry, "count": ROWS, "parameters": 9, "latency_ms_batch_1": 0.1})
     stage = folder / "student" / "s"
     stage.mkdir()
-    finish(stage, "student", "s", {}, {}, [], {"members": members})
+    finish(stage, Identity("student", "s", {}, {}), [], {"members": members})
     mean = 1 - np.mean(wrong) / ROWS
     report = {
         "systems": systems,

@@ -46,6 +46,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(inner, (*path, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

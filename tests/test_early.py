@@ -226,38 +226,40 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets", "sklearn", "scipy
 COLD = ("ensemble_kd.config", "pyarrow", "numpy", "pandas")
 
 
-def loaded(*arguments: str, also: tuple[str, ...] = ()) -> set[str]:
-    """Which of the heavy libraries a command has loaded when it is done."""
+def loaded(*commands: list[str], also: tuple[str, ...] = ()) -> dict[str, set[str]]:
+    """Which of the heavy libraries are loaded after each command, of those that one process runs in turn."""
     code = (
         "import sys\nfrom ensemble_kd.cli import main\n"
-        f"try:\n    main({list(arguments)!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        f"print('LOADED', *(m for m in {(*HEAVY, *also)!r} if m in sys.modules))"
+        f"for command in {list(commands)!r}:\n"
+        "    try:\n        main(command)\n"
+        "    except SystemExit as end:\n        assert not end.code, (command, end.code)\n"
+        f"    there = [name for name in {(*HEAVY, *also)!r} if name in sys.modules]\n"
+        "    print('LOADED', ' '.join(command), '|', *there)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split()[1:])
+    lines = [line for line in done.stdout.splitlines() if line.startswith("LOADED ")]
+    parts = (line.removeprefix("LOADED ").split(" |") for line in lines)
+    found = {command: set(names.split()) for command, names in parts}
+    assert len(found) == len(commands)
+    return found
 
 
 def test_help_loads_nothing() -> None:
-    assert loaded("--help", also=COLD) == set()
+    commands = [["--help"], *([name, "--help"] for name in ("run", "check", "predict", "serve"))]
+    assert not {command: names for command, names in loaded(*commands, also=COLD).items() if names}
 
 
-@pytest.mark.parametrize("command", ["run", "check", "predict", "serve"])
-def test_help_of_a_command_loads_nothing(command: str) -> None:
-    assert loaded(command, "--help", also=COLD) == set()
-
-
-def test_check_of_embedded_data_loads_nothing_heavy(tmp_path: Path) -> None:
-    assert loaded("check", "digits", "--run-dir", str(tmp_path / "run")) == set()
-
-
-def test_check_of_a_table_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_check_of_embedded_data_and_of_a_table_loads_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("x,y,label\n" + "".join(f"{i},{-i},{i % 2}\n" for i in range(200)))
     (tmp_path / "x.yaml").write_text(
         f"name: x\ndata: {{path: {tmp_path / 'train.csv'}, kind: numeric, columns: {{input: [x, y]}}}}\n"
         "teachers: {training: {batch_size: 16}}\nstudent: {training: {batch_size: 16}}\n"
     )
-    assert loaded("check", str(tmp_path / "x.yaml"), "--run-dir", str(tmp_path / "run")) == set()
+    commands = [
+        ["check", what, "--run-dir", str(tmp_path / "run")] for what in ("digits", str(tmp_path / "x.yaml"))
+    ]
+    assert not {command: names for command, names in loaded(*commands).items() if names}
 
 
 @pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.5), (["check", "digits"], 2.0)])

@@ -16,7 +16,7 @@ from ensemble_kd.cli import app
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.data.records import load_split
 from ensemble_kd.errors import ConfigError, ExportError
-from ensemble_kd.export import forms
+from ensemble_kd.export import form_checks
 from ensemble_kd.export.mlflow_form import behind
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.model_folder import EXPORT
@@ -45,7 +45,7 @@ def tiny(*overrides: str) -> Config:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forms, "SECONDS", 0.01)
+        patch.setattr(form_checks, "SECONDS", 0.01)
         pipeline.run(tiny(), folder)
     return folder
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ray.exceptions import OutOfDiskError, RayTaskError
 
 from ensemble_kd import disk, lease
+from ensemble_kd.carried import held
 from ensemble_kd.config import load_config
 from ensemble_kd.errors import ArtifactError, EnsembleKDError, InputError, TrainingError
 from ensemble_kd.failures import FILE, last_words, packed, plain, raise_packed
@@ -35,7 +36,7 @@ class Broken:
 
 def through_ray_data(error: Exception, folder: Path, at_once: bool) -> None:
     """What the driver raises of an actor's failure; both ends, without Ray between them."""
-    pool = _Pool(Broken, {"error": error, "at_once": at_once}, None, [])
+    pool = _Pool(Broken, {"error": error, "at_once": at_once}, None, held())
     target = folder / "soft_targets" / "x" / "part-00000.parquet"
     found = pool({"item": [json.dumps({"target": str(target), "source": "", "beside": []})]})
     assert list(found["entry"]) == [""]

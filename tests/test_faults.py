@@ -18,7 +18,7 @@ import pytest
 from processes import descendants, kill, wait_for
 from safetensors import safe_open
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 OVERRIDES = [
     "teachers.num_members=2",
@@ -62,12 +62,13 @@ def unfinished(folder: Path, stage: str, pattern: str) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of the same run with or without specialists, made when it is first asked for."""
+    """The folder of the same run with or without specialists, made without Ray when it is first asked for."""
 
     @cache
     def run(specialists: str) -> Path:
         folder = tmp_path_factory.mktemp("undisturbed") / "run"
-        subprocess.run(command(folder, specialists), check=True, capture_output=True, timeout=400)
+        settings = [*command(folder, specialists), "--set", "compute.executor=local"]
+        subprocess.run(settings, check=True, capture_output=True, timeout=400)
         return folder
 
     return run

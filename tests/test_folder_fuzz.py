@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from model_cases import case, inputs_of
 
 from ensemble_kd.config import ExportConfig
-from ensemble_kd.export.forms import Rows, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import export_forms
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.package import load_package
 from ensemble_kd.predict import result

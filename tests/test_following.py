@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ensemble_kd.artifacts import write_json
+from ensemble_kd.attached import attach
 from ensemble_kd.config import Config
 from ensemble_kd.errors import TrainingError
-from ensemble_kd.mirror import Mirror, attach
+from ensemble_kd.mirror import Mirror
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import members as stage
 from ensemble_kd.stages.context import Context

@@ -11,7 +11,7 @@ import pytest
 from processes import descendants, wait_for
 from small_disk import SmallDisk, small_disk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SETTINGS = [
     "teachers.num_members=2",
@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_under_teachers_and_then_under_soft_targets(run: Ru
     }
     assert made  # those with a receipt
     run.disk.make_room()
-    last = run.begin("soft-targets")
+    last = run.begin("soft-targets", "compute.executor=local")  # the rest is the same without Ray
     assert last.wait(180) == 0, run.log.read_text()
     assert made.items() <= shards(run).items(), "shards that were finished are not made again"
 

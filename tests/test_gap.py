@@ -16,7 +16,7 @@ from ensemble_kd.stages import gap, student_tasks
 from ensemble_kd.stages.base import Artifact, Done
 from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.members import members_folder
-from ensemble_kd.stages.start import basis_of
+from ensemble_kd.stages.start import Sources, basis_of
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.member import train_member
 from ensemble_kd.train.task import MemberTask, finished
@@ -84,7 +84,9 @@ def test_an_ensemble_that_knows_more(walk: Walk, tmp_path: Path) -> None:
     # The student stage, with the store that comes later, plans the same members.
     config = config_of()
     basis = basis_of(config, tmp_path, done["data"].folder, done["teachers"].manifest)
-    planned = student_tasks.tasks(config, done["data"].fingerprint, "a store", done.info["counts"], basis)
+    planned = student_tasks.tasks(
+        config, Sources(done["data"].fingerprint, "a store", done.info["counts"], basis)
+    )
     folder = members_folder(tmp_path, "student")
     assert {task.role for task in planned if finished(task, folder)} == {"hard"}
     assert sum(finished(task, folder) is not None for task in planned) == 2

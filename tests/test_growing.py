@@ -12,7 +12,7 @@ from ensemble_kd import pipeline
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.config import Config, load_config, validate
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.stages.student_tasks import task
 from ensemble_kd.train.initial import load_network
 
@@ -33,14 +33,16 @@ def config_of(phases: list[dict[str, Any]], **model: Any) -> Config:
 def test_a_phase_of_the_students_own_size_is_what_it_was() -> None:
     """No noise, no other fingerprint: phases of before stay valid."""
     config = config_of([phase("first"), phase("second")])
-    found = task(config, "distilled", 0, "d", "s", COUNTS, Basis.alone(config))
+    found = task(config, "distilled", 0, Sources("d", "s", COUNTS, Basis.alone(config)))
     assert found.initial is not None and set(found.initial) == {"stage", "member"}
     grown = config_of([phase("first", hidden=[10]), phase("second")])
-    other = task(grown, "distilled", 0, "d", "s", COUNTS, Basis.alone(grown))
+    other = task(grown, "distilled", 0, Sources("d", "s", COUNTS, Basis.alone(grown)))
     assert other.initial is not None and "noise" not in other.initial  # the second phase has grown already
     assert other.initial["member"] != found.initial["member"]
     last = config_of([phase("first", hidden=[10])])
-    assert (task(last, "distilled", 0, "d", "s", COUNTS, Basis.alone(last)).initial or {})["noise"] > 0
+    assert (task(last, "distilled", 0, Sources("d", "s", COUNTS, Basis.alone(last))).initial or {})[
+        "noise"
+    ] > 0
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,7 @@ def test_growth_to_a_smaller_network_is_told_before_anything_trains(
     assert any(line.startswith(says) for line in caught.value.problems), caught.value.problems
 
 
+@pytest.mark.slow
 def test_each_phase_begins_with_what_the_one_before_had_learned(tmp_path: Path) -> None:
     overrides = [
         "compute.executor=local",

@@ -106,6 +106,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_one_clients_rows_never_touch_anothers(hostile: Hostile) -> None:
     before = hostile.written()
     with hostile.beset(hostile.broken_pictures):
@@ -115,6 +116,7 @@ def test_one_clients_rows_never_touch_anothers(hostile: Hostile) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_idle_connections_lock_nobody_out(hostile: Hostile) -> None:
     import resource
 
@@ -142,11 +144,13 @@ def storm(hostile: Hostile, seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_sixteen_clients_beside_a_hostile_one(hostile: Hostile) -> None:
     storm(hostile, 10)
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.long
 def test_sixteen_clients_beside_a_hostile_one_for_a_minute(hostile: Hostile) -> None:
     storm(hostile, 60)
@@ -156,6 +160,7 @@ def test_sixteen_clients_beside_a_hostile_one_for_a_minute(hostile: Hostile) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("phase", "signals"),
     [

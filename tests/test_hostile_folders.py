@@ -440,7 +440,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from model_cases import inputs_of
 
     from ensemble_kd.config import ExportConfig
-    from ensemble_kd.export.forms import Rows, export_forms
+    from ensemble_kd.export.form_checks import Rows
+    from ensemble_kd.export.forms import export_forms
 
     model, _ = case(tmp_path_factory.mktemp("exported"), "numbers")
     source = load_package(model)

@@ -171,7 +171,8 @@ def test_ids_of_any_type_are_json(tmp_path: Path) -> None:
 def test_a_huge_row_does_not_flatten_the_others_of_an_int8_batch(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from ensemble_kd.config import ExportConfig
-    from ensemble_kd.export.forms import Rows, export_forms
+    from ensemble_kd.export.form_checks import Rows
+    from ensemble_kd.export.forms import export_forms
     from ensemble_kd.models.package import load_package
 
     model, _ = package(tmp_path, "numeric")

@@ -85,17 +85,21 @@ def cluster(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def alone(recipe: str, folder: Path, *settings: str) -> Path:
-    """The same run on this machine alone, undisturbed: its folder."""
+    """The same run in one process of this machine, without Ray, undisturbed: its folder."""
     command = [sys.executable, "-m", "ensemble_kd", "run", recipe, "--run-dir", str(folder)]
     done = subprocess.run(
-        [*command, *sets(*settings, "tracking.enabled=false")], capture_output=True, text=True, timeout=600
+        [*command, *sets(*settings, "tracking.enabled=false", "compute.executor=local")],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(mlflow: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made while MLflow's server starts."""
     return alone("digits", tmp_path_factory.mktemp("digits") / "run", *DIGITS)
 
 

@@ -168,6 +168,7 @@ def test_a_student_of_a_teacher_s_layers_takes_a_transformer_s() -> None:
 
 def report_of(folder: Path, data: Path, weights: str = "equal", **blocks: Any) -> dict[str, dict[str, Any]]:
     """Runs it; the report's systems by name."""
+    blocks = {"compute": {"executor": "local"}, **blocks}
     found = config(str(data), teachers={"kinds": [TREES], "weights": weights}, **blocks)
     pipeline.run(found, folder, console=Console())
     systems = json.loads((folder / "report.json").read_text())["systems"]
@@ -179,9 +180,7 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_trees_and_networks_teach_together_and_the_mean_may_follow_the_better_kind(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_trees_and_networks_teach_together_and_the_mean_may_follow_the_better_kind(tmp_path: Path) -> None:
     write(tmp_path / "data")
     folder = tmp_path / "run"
     equal = report_of(folder, tmp_path / "data")

@@ -81,6 +81,7 @@ def test_a_run_of_one_executor_goes_on_with_the_other_in_the_same_bits(
     streamed: bool, tmp_path: Path, ray_session: None
 ) -> None:
     overrides = [*(ALONE if streamed else TINY), f"compute.memory_budget={1e-6 if streamed else 4}"]
+    overrides.append("student.temperature=auto")
     local, ray = (load_config("digits", [*overrides, which]) for which in (LOCAL, RAY))
     run(local, tmp_path / "local")
     expected = outcome(tmp_path / "local")

@@ -145,6 +145,7 @@ with Runtime(ComputeConfig(), warn=lambda text: print("warned:", text)) as runti
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_nothing_of_a_failed_start_is_left(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FAILS_ONCE], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
@@ -163,6 +164,7 @@ tracking: {enabled: false}
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="sockets are read from /proc")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a member of two workers needs two CPUs")
 def test_a_run_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
@@ -186,6 +188,7 @@ def test_a_run_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="sockets are read from /proc")
 def test_serve_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")

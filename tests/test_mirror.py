@@ -14,9 +14,11 @@ import pyarrow as pa
 import pytest
 from stores import BUCKET, Store, running_store
 
+from ensemble_kd.artifacts import MANIFEST
+from ensemble_kd.attached import attach, ensure, forget
 from ensemble_kd.errors import EnsembleKDError, InputError
 from ensemble_kd.lease import leased
-from ensemble_kd.mirror import MANIFEST, Mirror, attach, ensure, forget, is_kept, is_remote
+from ensemble_kd.mirror import Mirror, is_kept, is_remote
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def resizing(folder: Path) -> Path:
     info["preprocess"]["image"]["resize"] = [5, 4]
     kind, model = MODELS["mlp"]
     network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()
-    save_package(folder / "resizing", network, model, info, "card", None, {"student": "x"})
+    save_package(folder / "resizing", network, model, info, "card", None, lineage={"student": "x"})
     return folder / "resizing"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ensemble_kd import pipeline
+from ensemble_kd import lease, pipeline
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.errors import ConfigError, EnsembleKDError, InputError, NoGapError
 from ensemble_kd.models.package import load_package
@@ -295,7 +295,7 @@ def test_replicas_train_a_member_together(tmp_path: Path, ray_session: None) -> 
 
 
 def test_a_second_run_in_one_folder_is_refused(tmp_path: Path) -> None:
-    with pipeline.locked(tmp_path), pytest.raises(EnsembleKDError, match="another run is at work"):
+    with lease.locked(tmp_path), pytest.raises(EnsembleKDError, match="another run is at work"):
         pipeline.run(tiny(), tmp_path)
 
 

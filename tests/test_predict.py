@@ -15,6 +15,7 @@ import pytest
 import torch
 from model_cases import NAMES, package
 
+from ensemble_kd.artifacts import Identity
 from ensemble_kd.data.preprocess import Preprocessor
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.errors import InputError
@@ -442,7 +443,12 @@ def _with_csv(model: Path, csv: dict[str, Any]) -> None:
     write_json(model / "config.json", config)
     kept = read_manifest(model)
     assert kept is not None
-    finish(model, kept.stage, kept.fingerprint, kept.config, kept.inputs, list(kept.files), kept.summary)
+    finish(
+        model,
+        Identity(kept.stage, kept.fingerprint, kept.config, kept.inputs),
+        list(kept.files),
+        kept.summary,
+    )
 
 
 def test_files_are_read_as_the_training_data_were(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ensemble_kd.config import Config, validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student, student_tasks
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.train.task import MemberTask
 
 COUNTS = {"transfer": 100, "labelled": 10, "validation": 20, "test": 20}
@@ -21,7 +21,9 @@ def config_of(sweep: dict[str, Any] | None = None, **settings: Any) -> Config:
 
 
 def distilled(config: Config, role: str = "distilled", **counts: int) -> MemberTask:
-    return student_tasks.task(config, role, 0, "data", "store", {**COUNTS, **counts}, Basis.alone(config))
+    return student_tasks.task(
+        config, role, 0, Sources("data", "store", {**COUNTS, **counts}, Basis.alone(config))
+    )
 
 
 def test_the_weight_reaches_the_distilled_student_alone() -> None:

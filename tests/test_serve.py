@@ -486,6 +486,7 @@ def metric(server: Any, name: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_it_serves_what_the_predictor_says(server: Any) -> None:
     texts = ["cat", "dogs", "eel"] * 30
     status, body = ask(server, "POST", "/predict", {"rows": [{"text": text} for text in texts]})
@@ -497,6 +498,7 @@ def test_it_serves_what_the_predictor_says(server: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_concurrent_requests_share_forward_passes(server: Any) -> None:
     before = [metric(server, name) for name in ("batch_rows_count", "batch_requests_sum", "batch_rows_sum")]
     texts = [f"cat {i}" for i in range(64)]
@@ -510,6 +512,7 @@ def test_concurrent_requests_share_forward_passes(server: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_real_server_refuses_readably(server: Any) -> None:
     big = json.dumps({"rows": [{"text": "x" * 5_000_000}]}).encode()
     pieces = (big[i : i + 65_536] for i in range(0, len(big), 65_536))
@@ -525,6 +528,7 @@ def test_a_real_server_refuses_readably(server: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_generated_requests_never_end_in_a_server_error(server: Any, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     done = subprocess.run(
@@ -540,6 +544,7 @@ def test_generated_requests_never_end_in_a_server_error(server: Any, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_page_in_a_browser(server: Any, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
@@ -560,6 +565,7 @@ def test_the_page_in_a_browser(server: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_two_replicas_a_token_and_an_interrupt(tmp_path: Path) -> None:
     if (os.cpu_count() or 1) < 2:
         pytest.skip("two replicas need two cores")

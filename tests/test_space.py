@@ -14,19 +14,8 @@ from pydantic import ValidationError
 
 from ensemble_kd.config import StudentConfig
 from ensemble_kd.errors import ConfigError
-from ensemble_kd.space import (
-    Choice,
-    Dimension,
-    Kind,
-    Range,
-    apply,
-    grid,
-    parse,
-    parse_space,
-    problems,
-    read_space,
-    to_text,
-)
+from ensemble_kd.space import Choice, Dimension, Kind, Range, grid, parse, parse_space, read_space, to_text
+from ensemble_kd.space_problems import apply, problems
 
 STUDENT = StudentConfig()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,30 @@ from ensemble_kd.stages import gap, student
 from ensemble_kd.stages.context import Console
 from ensemble_kd.train import fused
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = load_config("digits", [*ALONE, LOCAL, "student.seeds=3", "teachers.num_members=2"])
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with everything up to the soft targets; tests copy it."""
+    folder = tmp_path_factory.mktemp("stacked") / "taught"
+    run(SETTINGS, folder, until="soft-targets")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(taught: Path) -> Path:
+    """The same run to its end, undisturbed; tests that change it copy it."""
+    folder = Path(shutil.copytree(taught, taught.with_name("whole")))
+    run(SETTINGS, folder)
+    return folder
+
+
 @pytest.fixture
-def began(tmp_path: Path) -> Path:
-    """A run folder with everything up to the soft targets."""
-    run(SETTINGS, tmp_path / "run", until="soft-targets")
-    return tmp_path / "run"
+def began(taught: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taught, tmp_path / "run"))
 
 
 def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -71,7 +88,7 @@ def test_a_stack_gives_each_what_it_would_have_got_alone(
             torch.testing.assert_close(stacked[name][key], tensor, rtol=0, atol=0.03)
 
 
-def test_a_stack_that_was_stopped_goes_on_in_the_same_bits(began: Path, tmp_path: Path) -> None:
+def test_a_stack_that_was_stopped_goes_on_in_the_same_bits(began: Path, whole: Path) -> None:
     def progress(task: str, done: float, total: float, note: str) -> None:
         if note.startswith("distilled-seed-2") and task == "student" and "1" not in stopped:
             stopped.append("1")
@@ -83,8 +100,7 @@ def test_a_stack_that_was_stopped_goes_on_in_the_same_bits(began: Path, tmp_path
     assert len(_checkpoints(began)) == 1
     run(SETTINGS, began)
     assert not _checkpoints(began)
-    run(SETTINGS, tmp_path / "whole")
-    assert files(began) == files(tmp_path / "whole")
+    assert files(began) == files(whole)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -93,7 +109,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def test_a_process_that_dies_while_it_writes_the_members_loses_none(
-    began: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    began: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, written = fused.finish_member, list[str]()
 
@@ -107,9 +123,7 @@ def test_a_process_that_dies_while_it_writes_the_members_loses_none(
     with pytest.raises(StoppedError):
         run(SETTINGS, began)
     run(SETTINGS, began)
-    monkeypatch.undo()
-    run(SETTINGS, tmp_path / "whole")
-    assert files(began) == files(tmp_path / "whole")
+    assert files(began) == files(whole)
 
 
 def test_a_stack_that_diverges_is_told_by_its_members(tmp_path: Path) -> None:
@@ -128,8 +142,10 @@ def test_a_stack_is_shown_as_its_members(began: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["hard", "distilled"])
-def test_one_that_is_damaged_is_made_anew_to_the_bit_and_the_others_are_left(began: Path, role: str) -> None:
-    run(SETTINGS, began)
+def test_one_that_is_damaged_is_made_anew_to_the_bit_and_the_others_are_left(
+    whole: Path, tmp_path: Path, role: str
+) -> None:
+    began = Path(shutil.copytree(whole, tmp_path / "run"))
     expected = files(began)
     members = {
         manifest.summary["name"]: path.parent

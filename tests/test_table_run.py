@@ -50,7 +50,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "training": {"epochs": 30, "learning_rate": 0.01},
         },
         "export": {"forms": ["onnx", "int8", "mlflow", "program"]},
-        "compute": {"num_workers": 1},
+        "compute": {"executor": "local"},
+        "tracking": {"enabled": False},
     }
     pipeline.run(validate(raw), folder / "run")
     return folder

@@ -12,7 +12,7 @@ from ensemble_kd.config import Config, validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.fit import student_problems
 from ensemble_kd.stages.phases import phase_tasks
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.stages.student_checks import objective_problems
 from ensemble_kd.stages.student_tasks import task
 from ensemble_kd.stages.trial_book import _role
@@ -105,8 +105,8 @@ def test_phases_start_where_the_baseline_starts_and_see_the_students_rows(tmp_pa
             without_classes=[1],
         )
     )
-    phases = phase_tasks(config, of(config), "data", "store", COUNTS, None, 0)
-    hard = task(config, "hard", 0, "data", "store", COUNTS, of(config))
+    phases = phase_tasks(config, Sources("data", "store", COUNTS, of(config)), 0)
+    hard = task(config, "hard", 0, Sources("data", "store", COUNTS, of(config)))
     assert {phase.seed for phase in phases} == {hard.seed}
     assert phases[0].rows["fraction"] == 1.0 and "without" not in phases[0].rows  # of a corpus
     assert phases[1].rows["fraction"] == 0.5 and phases[1].rows["without"] == [1]
@@ -116,8 +116,8 @@ def test_phases_start_where_the_baseline_starts_and_see_the_students_rows(tmp_pa
 def test_pretraining_does_not_depend_on_the_transfer_set(tmp_path: Path) -> None:
     config = validate(raw(tmp_path, phases=[phase(tmp_path, online={"source": None})]))
     larger = {**COUNTS, "transfer": 200}
-    (first,) = phase_tasks(config, of(config), "data", "store", COUNTS, None, 0)
-    (again,) = phase_tasks(config, of(config), "data", "store", larger, None, 0)
+    (first,) = phase_tasks(config, Sources("data", "store", COUNTS, of(config)), 0)
+    (again,) = phase_tasks(config, Sources("data", "store", larger, of(config)), 0)
     assert first.fingerprint == again.fingerprint
 
 

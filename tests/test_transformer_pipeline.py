@@ -29,6 +29,7 @@ from ensemble_kd.models.package import load_package
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages.context import Context
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.tracking import Tracker
 from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
@@ -360,11 +361,12 @@ def test_states_in_the_store_take_the_place_of_teachers_beside(
         found = student_stage.run(
             context,
             plan,
-            data,
-            manifests["data"].summary["info"],
-            run / "soft_targets" / store.fingerprint,
-            store,
-            manifests["teachers"],
+            Upstream(
+                data,
+                manifests["data"].summary["info"],
+                (run / "soft_targets" / store.fingerprint, store),
+                manifests["teachers"],
+            ),
         )
     shipped = read_manifest(run / "student" / "members" / found.summary["members"][0]["fingerprint"])
     assert shipped is not None and shipped.summary["name"] == "distilled-seed-0"

@@ -51,7 +51,8 @@ class Given:
     teacher_hidden, members."""
     arrays: dict[str, Any]
     """Tensors: `train_inputs` (N, F) float32, `train_labels` (N,), `train_logits` (N, C) of the teacher;
-    the same of `validation` and `test`."""
+    the same of `validation` and `test`. On texts `inputs` are a list, and `train_vectors`
+    (N, 384) the teacher's."""
     cpu_seconds: float = 0.0
 
     @property
@@ -97,5 +98,8 @@ def read() -> Given:
     np.random.seed(seed)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     with np.load(folder / "rows.npz") as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        arrays = {
+            name: file[name].tolist() if file[name].dtype.kind == "U" else torch.from_numpy(file[name])
+            for name in file.files
+        }
     return Given(folder, seed, result, settings, arrays)

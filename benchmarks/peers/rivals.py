@@ -24,6 +24,8 @@ class Rival:
     """What pip installs into an environment of its own; () for the running one."""
     package: str | None = None
     """Whose version is told."""
+    alone: bool = False
+    """Whether its environment sees none of the running one's packages: it wants older ones."""
 
 
 LIMIT, OURS = "bare loop", "ensemble_kd"
@@ -61,5 +63,55 @@ RIVALS = (
         "Keras models alone; one teacher model; nothing is stored; no sweep, no specialists",
         ("keras==3.15.1",),
         "keras",
+    ),
+    Rival(
+        "ModelOpt",
+        HERE / "with_modelopt.py",
+        "runs",
+        "one teacher module; nothing is stored; no sweep, no specialists; the loop is yours to write",
+        ("nvidia-modelopt==0.47.0",),
+        "nvidia-modelopt",
+    ),
+    Rival(
+        "AutoGluon distill()",
+        HERE / "with_autogluon.py",
+        "its own, stored in the process",
+        "teachers of yours; T; specialists; its students alone; resume",
+        ("autogluon.tabular==1.6.3", "lightgbm==4.7.0"),
+        "autogluon.tabular",
+        alone=True,
+    ),
+)
+
+OURS_TEXTS = "ensemble_kd, table"
+TEXT_RIVALS = (
+    Rival(
+        OURS_TEXTS,
+        HERE / "texts_with_ensemble_kd.py",
+        "logits, stored",
+        "language models",
+        package="ensemble_kd",
+    ),
+    Rival(
+        "Model2Vec",
+        HERE / "texts_with_model2vec.py",
+        "vectors of word pieces",
+        "a teacher of yours; soft targets: its classifier learns from labels; no sweep, no specialists",
+        ("model2vec[distill]==0.10.0",),
+        "model2vec",
+    ),
+    Rival(
+        "ensemble_kd, two blocks",
+        HERE / "texts_with_our_transformer.py",
+        "logits, stored",
+        "language models",
+        package="ensemble_kd",
+    ),
+    Rival(
+        "sentence-transformers",
+        HERE / "texts_with_sentence_transformers.py",
+        "vectors of texts, in memory",
+        "soft targets: its classifier learns from labels; one teacher; no sweep, no specialists",
+        package="sentence-transformers",
     ),
 )

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 PLACE = ROOT / "runs" / "peers"
 """Where environments, rows and results lie; ignored by git."""
 DATA = ROOT.parent / "shared" / "data"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 SECONDS = 1800
 """What one script, or one installation, may take."""
 
@@ -50,11 +51,15 @@ def environment(rival: Rival, place: Path) -> Path:
         return python
     _call([sys.executable, "-m", "venv", "--clear", str(folder)], {})
     lib = Path(_call([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], {}))
-    (lib / "running.pth").write_text("\n".join(_packages()), encoding="utf-8")
+    if not rival.alone:
+        (lib / "running.pth").write_text("\n".join(_packages()), encoding="utf-8")
     held = folder / "held.txt"
     held.write_text(f"torch=={version('torch')}\n", encoding="utf-8")
     say(f"{rival.name}: installs {' '.join(rival.requires)}")
-    _call([str(python), "-m", "pip", "install", "--quiet", "--constraint", str(held), *rival.requires], {})
+    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(held)]
+    if rival.alone:
+        _call([*install, "--index-url", CPU_WHEELS, "torch"], {})
+    _call([*install, *rival.requires], {})
     done.write_text("\n".join(rival.requires), encoding="utf-8")
     return python
 

@@ -15,7 +15,7 @@ from ensemble_kd.api.problems import InputValueError, as_value_errors
 from ensemble_kd.api.run import Run, Voice, execute
 from ensemble_kd.api.settings import assignments, check_names
 from ensemble_kd.api.students import student_settings
-from ensemble_kd.api.tables import SPLITS, Rows, check_label, rows_of, splits_of
+from ensemble_kd.api.tables import SPLITS, Rows, check_classes, check_label, rows_of, splits_of
 from ensemble_kd.api.teachers import answers_of, as_list, settings_of
 from ensemble_kd.config import apply_override
 from ensemble_kd.config.base import RUN_NAME
@@ -188,6 +188,7 @@ def _written(folder: Path, splits: dict[str, Rows], label: str | None, wanted: l
     for name, rows in splits.items():
         if name != "unlabelled":
             check_label(rows, label, name)
+            check_classes(train, rows, label, name)
     if train.shape is not None:
         wanted.insert(0, f"data.image.shape={list(train.shape)}")
     return write_rows(folder, splits)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.api.orders import Task, assumed_order, own_order
+from ensemble_kd.api.orders import Task, assumed_order, check_said, own_order
 from ensemble_kd.api.problems import InputValueError
 from ensemble_kd.api.tables import Rows
 from ensemble_kd.data.preprocess import no_column
@@ -24,11 +24,13 @@ def is_estimator(teacher: Any) -> bool:
     )
 
 
-def as_estimator(teacher: Any, where: str, task: Task, known: bool) -> tuple[Ask, list[int] | None]:
+def as_estimator(
+    teacher: Any, where: str, task: Task, said: list[int] | None
+) -> tuple[Ask, list[int] | None]:
     """What to ask, and the data's class of each output; None in the data's order.
 
-    `known`: the user says in which order its classes stand. Raises ValueError for one that is not fitted,
-    that says classes only, or whose classes are not the data's.
+    `said`: the order that the user says its classes stand in. Raises ValueError for one that is not fitted,
+    that says classes only, whose classes are not the data's, or stand in another order than the user says.
     """
     _check_fitted(teacher, where)
     rows_of = _seen(teacher, where, task)
@@ -43,11 +45,13 @@ def as_estimator(teacher: Any, where: str, task: Task, known: bool) -> tuple[Ask
             f"{where}: {fix}; give a classifier with predict_proba, for example CalibratedClassifierCV of it"
         )
     order = None
-    if not known:
+    if said is not None:
         if hasattr(teacher, "classes_"):
-            order = own_order(teacher.classes_, where, task)
-        else:
-            assumed_order(where, task)
+            check_said(said, teacher.classes_, where, task)
+    elif hasattr(teacher, "classes_"):
+        order = own_order(teacher.classes_, where, task)
+    else:
+        assumed_order(where, task)
     if hasattr(teacher, "predict_proba"):
         return lambda rows, part: _one(teacher.predict_proba(rows_of(rows, part)), where), order
     return lambda rows, part: _margins(teacher.decision_function(rows_of(rows, part))), order
@@ -92,7 +96,8 @@ def _seen(teacher: Any, where: str, task: Task) -> Ask:
             missing = [name for name in wanted if name not in rows.table.column_names]
             if missing:
                 raise InputValueError(
-                    f"{where}: {no_column(missing[0], 'the data', rows.table.column_names)}"
+                    f"{where}: {no_column(missing[0], 'the data', rows.table.column_names)}; give the "
+                    "columns that it was fitted on, or its predictions"
                 )
             return rows.columns(wanted).iloc[part]
         if rows.inputs is not None:

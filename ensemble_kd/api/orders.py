@@ -99,6 +99,17 @@ def own_order(classes: Any, where: str, task: Task) -> list[int]:
     )
 
 
+def check_said(said: list[int], classes: Any, where: str, task: Task) -> None:
+    """Raises ValueError where an estimator's `classes_` are the data's in another order than `said`."""
+    names = [spelt(each) for each in np.asarray(classes).tolist()]
+    told = [task.classes[i] for i in said]
+    if sorted(names) == sorted(task.classes) and names != told:
+        raise InputValueError(
+            f"{where}: classes says that its outputs are {some(told)}, its classes_ {some(names)}; leave it "
+            "out of classes: a dict {number of a teacher: [...]} for those without classes_"
+        )
+
+
 def assumed_order(where: str, task: Task) -> None:
     """Raises ValueError where nothing tells in which order the outputs stand."""
     if task.natural or not task.classes or all(re.fullmatch(r"-?\d+", name) for name in task.classes):

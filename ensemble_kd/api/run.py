@@ -10,12 +10,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console as Rich
 
-from ensemble_kd import pipeline
+from ensemble_kd import own_code, pipeline, run_folder
+from ensemble_kd.api.own_models import check_sendable, keep_sources
 from ensemble_kd.api.problems import as_value_errors
 from ensemble_kd.api.results import Results
 from ensemble_kd.api.settings import Settings, check_names, configuration
 from ensemble_kd.config import Config
 from ensemble_kd.errors import InputError
+from ensemble_kd.mirror import is_remote
 from ensemble_kd.redact import MASK
 from ensemble_kd.screen import Screen
 from ensemble_kd.stage_list import STAGES
@@ -99,6 +101,11 @@ def execute(
     redo = set(STAGES) if fresh is True else set() if fresh is False else set(fresh)
     if unknown := sorted((redo | {until}) - set(STAGES)):
         raise InputError(f"stage: {unknown[0]!r} is none; there are {', '.join(STAGES)}")
+    known = own_code.used(config.model_dump())
+    if config.compute.executor != "local":
+        check_sendable(known)
+    if not is_remote(folder):
+        keep_sources(known, Path(folder))
     pipeline.run(
         config,
         folder,
@@ -110,7 +117,7 @@ def execute(
         console=voice.console,
         recipe=recipe,
     )
-    return Run(pipeline.copied(config, folder), config, recipe)
+    return Run(run_folder.copied(config, folder), config, recipe)
 
 
 def run(
@@ -165,7 +172,7 @@ def check(config: Settings, *, output: str | Path | None = None, **overrides: An
     with as_value_errors():
         check_names(overrides, check)
         settings = configuration(config, overrides)
-        folder = pipeline.copied(settings, _folder(output, settings))
+        folder = run_folder.copied(settings, _folder(output, settings))
         lines = pipeline.check(settings, folder, Voice(True).console)
     rows = [(line.name, line.state, line.size, line.expected, line.work) for line in lines]
     return pd.DataFrame(rows, columns=["stage", "state", "bytes", "expected_bytes", "work"]).set_index(

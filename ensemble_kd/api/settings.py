@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_kd.api.own_models import callable_name, is_maker
 from ensemble_kd.api.problems import ConfigValueError
 from ensemble_kd.config import Config, apply_override, load_config, validate
 from ensemble_kd.config.recipes import read_space
@@ -46,11 +47,25 @@ def _is_field(key: Any) -> bool:
 
 def _json(path: str, value: Any) -> str:
     try:
-        return json.dumps(value, default=_plain, allow_nan=False)
+        return json.dumps(_with_names(path, value), default=_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigValueError(
             f"{path}: {type(value).__name__} is no setting ({error}); give numbers, texts, lists or dicts"
         ) from None
+
+
+def _with_names(path: str, value: Any) -> Any:
+    """A class or function that is given as a model's `callable` becomes its name."""
+    if isinstance(value, Mapping):
+        return {
+            key: callable_name(each, f"{path}.{key}")
+            if key == "callable" and is_maker(each)
+            else _with_names(f"{path}.{key}", each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_with_names(f"{path}.{i}", each) for i, each in enumerate(value)]
+    return value
 
 
 def _plain(value: Any) -> Any:

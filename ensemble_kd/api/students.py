@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ensemble_kd.api.own_models import callable_name
 from ensemble_kd.api.problems import ConfigValueError
 from ensemble_kd.api.teachers import NETWORKS
 from ensemble_kd.config.base import CALLABLE
 
 TAKEN = (
     f"a network's name ({', '.join(NETWORKS)}), a dict of settings, 'module:callable', or a torch module's "
-    "class that a file defines"
+    "class"
 )
 
 
@@ -31,7 +32,7 @@ def student_settings(student: Any) -> dict[str, Any]:
     if isinstance(student, Mapping):
         return {"model": dict(student)} if "name" in student else dict(student)
     if isinstance(student, type) or callable(student) and not _is_module(student):
-        return {"model": {"name": "custom", "callable": _importable(student)}}
+        return {"model": {"name": "custom", "callable": callable_name(student, "student")}}
     if _is_module(student):
         raise ConfigValueError(
             f"student: a {type(student).__name__} that is made already; each student of a run starts from "
@@ -44,18 +45,3 @@ def student_settings(student: Any) -> dict[str, Any]:
 def _is_module(student: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(student, torch.nn.Module)
-
-
-def _importable(made_by: Any) -> str:
-    """`module:name`."""
-    module, name = getattr(made_by, "__module__", None), getattr(made_by, "__qualname__", "")
-    if module in (None, "__main__", "builtins") or "." in name or "<" in name:
-        raise ConfigValueError(
-            f"student: {name or made_by!r} is defined in "
-            f"{'this notebook or script' if module == '__main__' else module}"
-            ", which the workers that train it cannot import; write it into a file beside this one (in a "
-            "notebook: "
-            "%%writefile my_net.py above the cell) at the top level of it, and give its name: "
-            "student='my_net:Net'"
-        )
-    return f"{module}:{name}"

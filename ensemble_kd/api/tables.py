@@ -191,9 +191,9 @@ def check_label(rows: Rows, label: str | None, where: str) -> None:
     if label is None:
         return
     if label not in rows.table.column_names:
-        raise InputValueError(
-            f"label: {no_column(label, where, rows.table.column_names)}; name the column of the classes"
-        )
+        said = no_column(label, where, rows.table.column_names)
+        fix = "" if said.endswith("?") else "; name the column of the classes"
+        raise InputValueError(f"label: {said}{fix}")
     if where == "train":
         return  # rows without a label are unlabelled ones
     column = rows.table[label]
@@ -201,6 +201,24 @@ def check_label(rows: Rows, label: str | None, where: str) -> None:
         raise InputValueError(
             f"{where}: {missing:,} of {len(rows):,} rows have no label in {label!r}; only rows of train and "
             "of unlabelled may have none"
+        )
+
+
+def check_classes(train: Rows, rows: Rows, label: str | None, where: str) -> None:
+    """Raises ValueError where texts are labels that no row of train has."""
+    if label is None or label not in train.table.column_names or label not in rows.table.column_names:
+        return
+    known, found = train.table[label], rows.table[label]
+    if not all(
+        pa.types.is_string(each.type) or pa.types.is_large_string(each.type) for each in (known, found)
+    ):
+        return
+    classes = set(known.unique().to_pylist()) - {None}
+    odd = [i for i, each in enumerate(found.to_pylist()) if each is not None and each not in classes]
+    if odd:
+        raise InputValueError(
+            f"{where}: label {found[odd[0]].as_py()!r} in row {odd[0]} is no class of train "
+            f"({len(odd):,} of {len(rows):,} rows have such labels); add rows of it to train, or drop these"
         )
 
 

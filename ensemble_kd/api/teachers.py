@@ -17,6 +17,7 @@ import pyarrow as pa
 from ensemble_kd.api.arrays import as_array, check_finite
 from ensemble_kd.api.estimators import as_estimator, is_estimator
 from ensemble_kd.api.orders import Task, assumed_order, said_order, some
+from ensemble_kd.api.own_models import callable_name
 from ensemble_kd.api.problems import InputValueError
 from ensemble_kd.api.tables import SPLITS, Rows
 from ensemble_kd.config import ColumnsConfig
@@ -57,7 +58,8 @@ class Teacher:
 def settings_of(teachers: Any) -> dict[str, Any] | None:
     """The block `teachers` where these are trained by the run; None where they are asked in this process.
 
-    None, a number of members, a dict of settings, and names of networks (or dicts with a `name`) are trained.
+    None, a number of members, a dict of settings, names of networks (or dicts with a `name`) and classes of
+    torch modules are trained.
     Raises ValueError for a list that mixes both.
     """
     if teachers is None:
@@ -68,7 +70,7 @@ def settings_of(teachers: Any) -> dict[str, Any] | None:
         return {"num_members": teachers}
     if isinstance(teachers, Mapping) and not _by_split(teachers):
         return {"num_members": 1, "model": dict(teachers)} if "name" in teachers else dict(teachers)
-    models = [_network(each) for each in as_list(teachers)]
+    models = [_network(each, i) for i, each in enumerate(as_list(teachers))]
     if not any(models):
         return None
     if not all(models):
@@ -83,10 +85,17 @@ def settings_of(teachers: Any) -> dict[str, Any] | None:
     return {"num_members": len(models), "overrides": [{"model": model} for model in models]}
 
 
-def _network(teacher: Any) -> dict[str, Any] | None:
+def _network(teacher: Any, index: int) -> dict[str, Any] | None:
     if isinstance(teacher, str) and teacher in NETWORKS:
         return {"name": teacher}
+    if isinstance(teacher, type) and _makes_modules(teacher):
+        return {"name": "custom", "callable": callable_name(teacher, f"teachers[{index}]")}
     return dict(teacher) if isinstance(teacher, Mapping) and "name" in teacher else None
+
+
+def _makes_modules(kind: type) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and issubclass(kind, torch.nn.Module)
 
 
 def _by_split(teacher: Any) -> bool:
@@ -133,7 +142,7 @@ def _teacher(teacher: Any, index: int, count: int, classes: Any, task: Task) -> 
 
         teacher = load(folder)
     if is_estimator(teacher):
-        ask, own = as_estimator(teacher, where, task, known=order is not None)
+        ask, own = as_estimator(teacher, where, task, order)
         return Teacher(where, ask, own if order is None else order)
     inputs = _inputs(task, where)
     if isinstance(teacher, str | Path):

@@ -8,6 +8,7 @@ imports torch or Ray, so that `check` and `schema` answer at once.
 from __future__ import annotations
 
 from ensemble_kd.config.auto import Point, points, settled
+from ensemble_kd.config.between_blocks import cross_field_problems
 from ensemble_kd.config.class_weights import (
     balanced_weights,
     class_name_problems,
@@ -19,36 +20,20 @@ from ensemble_kd.config.data import AugmentConfig, DataConfig, TextAugmentConfig
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig
 from ensemble_kd.config.epochs import specialist_training, unresolved, with_epochs
 from ensemble_kd.config.export import ExportConfig, ExportForm
+from ensemble_kd.config.image_models import CNNConfig, MLPConfig, NetworkConfig, WideShallowConfig
 from ensemble_kd.config.load import json_schema, load_config, read_config, validate
-from ensemble_kd.config.models import (
-    BagConfig,
-    BiLSTMConfig,
-    CNNConfig,
-    CustomModelConfig,
-    MLPConfig,
-    ModelConfig,
-    NetworkConfig,
-    ResNetConfig,
-    TextCNNConfig,
-    TransformerConfig,
-    TreesConfig,
-    WideShallowConfig,
-)
+from ensemble_kd.config.models import CustomModelConfig, ModelConfig, TransformerConfig, TreesConfig
 from ensemble_kd.config.overrides import apply_override
 from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
 from ensemble_kd.config.recipes import recipe_paths, space_paths
-from ensemble_kd.config.run import Config, cross_field_problems, text_source
+from ensemble_kd.config.resnet import ResNetConfig
+from ensemble_kd.config.run import Config, text_source
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig
 from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks, student_models
 from ensemble_kd.config.sweep import SweepConfig, corner_problems
-from ensemble_kd.config.teachers import (
-    PredictionsConfig,
-    member_settings,
-    num_teachers,
-    numbers_only_problems,
-    variant_of,
-    variants,
-)
+from ensemble_kd.config.teacher_checks import numbers_only_problems
+from ensemble_kd.config.teachers import PredictionsConfig, member_settings, num_teachers, variant_of, variants
+from ensemble_kd.config.text_models import BagConfig, BiLSTMConfig, TextCNNConfig
 from ensemble_kd.config.training import TrainingConfig
 
 __all__ = [

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
-from ensemble_kd.config.image_models import MOST_BRANCHES, ResNetConfig
+from ensemble_kd.config.image_models import MOST_BRANCHES
 from ensemble_kd.config.peers import learner_problems
+from ensemble_kd.config.resnet import ResNetConfig
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config

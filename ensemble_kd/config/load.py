@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ensemble_kd.config.between_blocks import cross_field_problems
 from ensemble_kd.config.overrides import apply_override, block_of, drop, set_defaults_of_values
 from ensemble_kd.config.readable import SHOWN_PROBLEMS, UNTYPED, readable
 from ensemble_kd.config.recipes import file_of, read_space
-from ensemble_kd.config.run import Config, cross_field_problems
+from ensemble_kd.config.run import Config
 from ensemble_kd.config_checks import read_otherwise, shown
 from ensemble_kd.config_yaml import nothing_unforeseen, one_line, parse, read, with_booleans
 from ensemble_kd.errors import ConfigError

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.branches import BranchesConfig
-from ensemble_kd.config.models import MLPConfig, ModelConfig
+from ensemble_kd.config.image_models import MLPConfig
+from ensemble_kd.config.models import ModelConfig
 from ensemble_kd.config.peers import PeersConfig
 from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
 from ensemble_kd.config.teachers import num_teachers

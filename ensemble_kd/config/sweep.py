@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ensemble_kd import space
+from ensemble_kd import space, space_problems
 from ensemble_kd.config.base import Block
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def corners(config: Config) -> list[tuple[str, Config]]:
     found = []
     for path, dimension in space.parse_space(config.sweep.space).items():
         for value in dimension.points(2):
-            student = space.apply(config.student, {path: value})
+            student = space_problems.apply(config.student, {path: value})
             found.append(
                 (
                     f"sweep.space.{path}: {value!r}",
@@ -109,7 +109,7 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
     sweep = config.sweep
     if sweep is None:
         return []
-    if problems := space.problems(config.student, sweep.space):
+    if problems := space_problems.problems(config.student, sweep.space):
         return problems
     problems = corner_problems(config, problems_of)
     dimensions = space.parse_space(sweep.space)

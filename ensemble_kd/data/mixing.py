@@ -50,6 +50,7 @@ def mixed_view(
     views: Tensor | int,
     seed: int,
     config: AugmentConfig,
+    *,
     pool: Pool,
 ) -> tuple[Tensor, Tensor | None]:
     """Version `views` of the inputs (B, ...) whose row numbers are `rows` (B,), mixed; and their labels (B,).

@@ -86,6 +86,7 @@ def munged_view(
     views: Tensor | int,
     seed: int,
     probability: float,
+    *,
     near: Neighbourhood,
 ) -> tuple[Tensor, Tensor | None]:
     """Version `views` of the inputs (B, D) whose row numbers are `rows` (B,), and their labels (B,).

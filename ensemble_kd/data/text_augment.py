@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,6 +52,18 @@ def uniforms(seed: int, row: int, field: int, copies: int, count: int) -> np.nda
     for key in (*keys, np.arange(copies, dtype=np.uint64)[:, None]):
         state = scramble(state + key + np.uint64(GOLDEN))
     return unit_interval(state)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The random numbers in [0, 1) that one copy of a text is made by."""
+
+    cut: np.ndarray
+    """Whether it is cut to a few words, to how many, and where they begin."""
+    what: np.ndarray
+    """(words,) What happens to each word."""
+    which: np.ndarray
+    """(words,) Which word takes its place."""
 
 
 class TextAugmenter:
@@ -100,7 +113,7 @@ class TextAugmenter:
             asked = (what >= self.exchanged_below) & (what < self.replaced_below)
             candidates = self.candidates.of(words, np.flatnonzero(asked.any(axis=0)).tolist())
         return [
-            self._copy(pieces, places, drawn[i, :OF_TEXT], what[i], which[i], tags, candidates)
+            self._copy(pieces, places, Drawn(drawn[i, :OF_TEXT], what[i], which[i]), tags, candidates)
             for i in range(self.settings.copies)
         ]
 
@@ -108,13 +121,11 @@ class TextAugmenter:
         self,
         pieces: list[str],
         places: list[int],
-        cut: np.ndarray,
-        what: np.ndarray,
-        which: np.ndarray,
+        drawn: Drawn,
         tags: list[str | None],
         candidates: dict[int, list[str]],
     ) -> str | None:
-        changed = list(pieces)
+        changed, cut, what, which = list(pieces), drawn.cut, drawn.what, drawn.which
         masked = what < self.masked_below  # (words,)
         for i in np.flatnonzero(what < self.replaced_below).tolist():
             if masked[i]:

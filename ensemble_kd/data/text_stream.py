@@ -94,7 +94,13 @@ def utf8(
         yield from _decoded(head, source, name, encoding)
         return
     yield from _checked(
-        head, source, name, tell, wrong, fallback if encoding is None else None, encoding is None
+        head,
+        source,
+        name,
+        tell,
+        wrong,
+        fallback=fallback if encoding is None else None,
+        sniffs=encoding is None,
     )
 
 
@@ -135,6 +141,7 @@ def _checked(
     name: str,
     tell: Tell,
     wrong: Wrong,
+    *,
     fallback: str | None,
     sniffs: bool,
 ) -> Iterator[bytes]:

@@ -28,9 +28,9 @@ def version(
     `others` is wanted with `mixup` and `munge`.
     """
     if isinstance(others, Pool):
-        return mixed_view(inputs, labels, rows, views, seed, config, others)
+        return mixed_view(inputs, labels, rows, views, seed, config, pool=others)
     if isinstance(others, Neighbourhood):
-        return munged_view(inputs, labels, rows, views, seed, config.munge, others)
+        return munged_view(inputs, labels, rows, views, seed, config.munge, near=others)
     assert not (config.mixup or config.munge), (
         "the stages ask for others' rows only where these are in memory"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,9 +77,27 @@ def nll(log_p: Tensor, labels: Tensor) -> Tensor:
     return -log_p.gather(1, labels[:, None])[:, 0]
 
 
+class Calibrated(NamedTuple):
+    """What a system says at the temperature of least negative log-likelihood."""
+
+    temperature: float
+    log_p: Tensor
+    """(N, C) log-probabilities at it."""
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How members are averaged, and how many of their classes ask a specialist."""
+
+    mean: str
+    weights: Sequence[float] | None
+    """Of the members; None for one each."""
+    top_n: int
+
+
 def calibrated(
     member_logits: Tensor, labels: Tensor, mean: str = "arithmetic", weights: Sequence[float] | None = None
-) -> tuple[float, Tensor]:
+) -> Calibrated:
     """The temperature of least negative log-likelihood, and the log-probabilities (N, C) at it.
 
     `member_logits` (N, M, C) are softened member by member and then averaged; the temperature is one of a
@@ -90,7 +108,7 @@ def calibrated(
         return mean_logits(member_logits, temperature, mean, weights) / temperature
 
     best = min(TEMPERATURES, key=lambda temperature: float(nll(at(temperature), labels).mean()))
-    return best, at(best)
+    return Calibrated(best, at(best))
 
 
 def choose(
@@ -119,17 +137,16 @@ def choose(
         )[1]
 
     number = len(clusters)
-    temperature, before = calibrated(member_logits, labels, mean, weights)
+    alone = calibrated(member_logits, labels, mean, weights)
+    temperature, before = alone
+    averaging = Averaging(mean, weights, top_n)
     if weight != "auto":
         chosen = [float(weight)] * number
         text = f"all {number} specialists at weight {float(weight):g}, as configured"
         return Choice(chosen, text, _measured(before, system(chosen), labels, temperature))
     tried = {w: system([w] * number) for w in WEIGHTS}
     best = min(tried, key=lambda w: float(nll(tried[w], labels).mean()))
-    chosen = [
-        best * _keeps(member_logits, cluster, before, labels, temperature, best, mean, weights, top_n)
-        for cluster in clusters
-    ]
+    chosen = [best * _keeps(member_logits, cluster, labels, alone, best, averaging) for cluster in clusters]
     after = tried[best]
     if any(chosen) and not all(chosen):  # the clusters that are off may have kept the others down
         kept = {w: system([w if c else 0.0 for c in chosen]) for w in WEIGHTS}
@@ -152,15 +169,16 @@ def choose(
 def _keeps(
     member_logits: Tensor,
     cluster: Cluster,
-    before: Tensor,
     labels: Tensor,
-    temperature: float,
+    before: Calibrated,
     weight: float,
-    mean: str,
-    weights: Sequence[float] | None,
-    top_n: int,
+    averaging: Averaging,
 ) -> bool:
-    """Whether a cluster alone does no harm on the rows on which some member asks it."""
+    """Whether a cluster alone does no harm on the rows on which some member asks it.
+
+    `before` is the ensemble without specialists.
+    """
+    temperature, top_n = before.temperature, averaging.top_n
     classes, logits = cluster
     rows = torch.zeros(len(labels), dtype=torch.bool)
     for i in logits:
@@ -169,8 +187,8 @@ def _keeps(
         return False  # nothing speaks for it
     part = (classes, {i: own[rows] for i, own in logits.items()})
     q = with_specialists(member_logits[rows], [part], [weight], top_n)
-    log_q = mean_logits(q, temperature, mean, weights) / temperature
-    rise, error = _mean_and_error(nll(log_q, labels[rows]) - nll(before[rows], labels[rows]))
+    log_q = mean_logits(q, temperature, averaging.mean, averaging.weights) / temperature
+    rise, error = _mean_and_error(nll(log_q, labels[rows]) - nll(before.log_p[rows], labels[rows]))
     return rise <= 0 if len(log_q) < FEW else not rise > error
 
 

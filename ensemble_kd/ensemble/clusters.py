@@ -115,7 +115,7 @@ def cluster_columns(
     if num_clusters == "auto":
         tried = _candidates(len(chosen))
         points = _points(matrix, chosen, method, normalise, seed, max(tried))
-        local = _auto(matrix, chosen, points, tried, method, seed, masses.sum())
+        local = _auto(matrix, chosen, points, tried, masses.sum(), method=method, seed=seed)
         asked = int(local.max()) + 1
     else:
         asked = int(num_clusters)
@@ -263,9 +263,10 @@ def _auto(
     chosen: np.ndarray,
     points: np.ndarray,
     candidates: list[int],
+    total: float,
+    *,
     method: str,
     seed: int,
-    total: float,
 ) -> np.ndarray:
     found: dict[int, tuple[float, np.ndarray]] = {}
     pairs = max(len(chosen) * (len(chosen) - 1), 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -120,6 +121,14 @@ def active_specialists(
     return active
 
 
+@dataclass(frozen=True)
+class End:
+    """When the iteration ends: as `tolerance` and `max_iterations` of `combine`."""
+
+    tolerance: float
+    iterations: int
+
+
 @torch.no_grad()
 def combine(
     generalist_log_p: Tensor,
@@ -171,8 +180,7 @@ def combine(
             [(index[m].to(result.device), specialists[m][1]) for m in used],
             gates,
             num_classes,
-            tolerance,
-            max_iterations,
+            End(tolerance, max_iterations),
         )
     return result
 
@@ -214,8 +222,7 @@ def _solve(
     specialists: list[tuple[Tensor, Tensor]],
     gates: Tensor,
     num_classes: int,
-    tolerance: float,
-    max_iterations: int,
+    end: End,
 ) -> None:
     """Write log q of some rows into `result` (B, C), which holds log p_g there.
 
@@ -251,8 +258,7 @@ def _solve(
         dustbins / total,
         kinds,
         total[:, 0],
-        tolerance,
-        max_iterations,
+        end,
     )  # (b, k)
     q = fixed * (sums / fixed_sums.clamp(min=1e-300))[:, kind]  # (b, u + 1)
 
@@ -271,8 +277,7 @@ def _iterate(
     dustbins: Tensor,
     outside: Tensor,
     total: Tensor,
-    tolerance: float,
-    max_iterations: int,
+    end: End,
 ) -> Tensor:
     """q <- fixed + q * (dustbins / (q outside^T)) outside; (b, k) from `fixed` and `q` of that shape.
 
@@ -281,11 +286,11 @@ def _iterate(
     answer = q.clone()
     places = torch.arange(len(q), device=q.device)
     before = torch.full_like(total, math.inf)  # (b,) L1 norm of the step at the last test
-    for iteration in range(1, max_iterations + 1):
+    for iteration in range(1, end.iterations + 1):
         mass = (q @ outside.T).clamp_(min=1e-300)  # (b, m)
         growth = (dustbins / mass) @ outside  # (b, k), at most 1 at the minimum
         new = torch.addcmul(fixed, q, growth)
-        if iteration % CHECK and iteration < max_iterations:
+        if iteration % CHECK and iteration < end.iterations:
             q = new
             continue
         step = (new - q).abs_().sum(1)
@@ -293,12 +298,12 @@ def _iterate(
         rate = (step / before).pow_(1 / CHECK).nan_to_num_(0.0).clamp_(max=1 - 1e-9)
         # A step bounds the distance only with the rate; the first test has none and supposes the one that
         # holds where the dustbins agree with the generalist, 1 - 1 / total.
-        done = step * torch.maximum(total, 1 / (1 - rate)) < tolerance
+        done = step * torch.maximum(total, 1 / (1 - rate)) < end.tolerance
         # Steps are short near a saddle too: a class that p_g all but excludes may end with much, and grow to
         # it by a few percent a step from 1e-17. As it grows, a little more of it lowers the objective.
         growing = growth > 1 + 1e-6
         done &= ~growing.any(1)
-        if iteration < max_iterations:  # the next step brings the sum back to 1
+        if iteration < end.iterations:  # the next step brings the sum back to 1
             q = torch.where(growing & (q > 0) & (q < LEAST), LEAST, q)
         before = step
         if bool(done.all()):

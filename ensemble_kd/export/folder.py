@@ -16,7 +16,8 @@ from ensemble_kd.data.files import list_files
 from ensemble_kd.data.preprocess import Preprocessor
 from ensemble_kd.data.records import DataInfo, load_split
 from ensemble_kd.errors import ArtifactError, InputError
-from ensemble_kd.export.forms import Rows, available, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.model_folder import CONFIG, EXPORT, form_folder
 from ensemble_kd.models.package import Package, load_package
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 import ensemble_kd
-from ensemble_kd.artifacts import finish
+from ensemble_kd.artifacts import Identity, finish
 from ensemble_kd.data.preprocess import table_encoder
 from ensemble_kd.data.records import DataInfo
 from ensemble_kd.errors import ExportError
@@ -44,7 +44,7 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
         from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     files = [path.name for path in graph.iterdir()]
-    finish(graph, "export", "", {"form": "onnx"}, {}, files, {})
+    finish(graph, Identity("export", "", {"form": "onnx"}, {}), files, {})
     example = example_rows(source.info, inputs)
     kinds = {
         "integer": DataType.long,

@@ -100,8 +100,8 @@ def _request(asked: Asked, wanted: dict[str, Any]) -> Request:
     names = list(asked.input) or columns.get("input") or None
     if isinstance(columns.get("label"), list):
         raise ConfigError(
-            "--set data.columns.label: a list of columns, and --data looks for one label; name one, or write a "
-            "configuration (ensemble-kd init) and list them there"
+            "--set data.columns.label: a list of columns, and --data looks for one label; name one, or write "
+            "a configuration (ensemble-kd init) and list them there"
         )
     return Request(
         asked.path,

@@ -129,7 +129,7 @@ def _train(
     for epoch in range(STEPS[1]):
         last = time.perf_counter()
         for batch in batches.epoch(epoch):
-            train_step(network, network, optimizer, batch, loss, training, device)
+            train_step(network, network, optimizer, batch, loss, training, device=device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             now = time.perf_counter()

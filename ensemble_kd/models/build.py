@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ensemble_kd import own_code
 from ensemble_kd.config import CustomModelConfig, ModelConfig, TransformerConfig
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
@@ -207,11 +208,11 @@ def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Mo
     module_name, name = model.callable.split(":")
     options = revealed(model.callable, model.options)
     try:
-        made_by = getattr(importlib.import_module(module_name), name)
+        own = own_code.find(model.callable)
+        made_by = getattr(importlib.import_module(module_name), name) if own is None else own.made_by
     except ImportError as error:
         raise ConfigError(
-            f"custom model {model.callable!r} cannot be imported ({error}); "
-            "the module must be on PYTHONPATH of every process"
+            f"custom model {model.callable!r} cannot be imported ({error}); {own_code.advice(module_name)}"
         ) from error
     except AttributeError as error:
         raise ConfigError(f"custom model {model.callable!r}: {error}") from error

@@ -1,8 +1,9 @@
-"""The folder that people deploy: weights, config, tokenizer, model card, and nothing that executes.
+"""The folder that people deploy: weights, config, tokenizer, model card, and nothing that executes by itself.
 
 weights.safetensors   the student
 config.json           format version, architecture, data description, lineage
 tokenizer.json        learned vocabulary, where there is one
+main_1f2e3d4c.py      source of a network that a notebook or script had: to read, never run from here
 README.md             the model card; the user's to edit, so it is not under a checksum
 manifest.json         size and SHA-256 of the files above; written last
 """
@@ -18,7 +19,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ensemble_kd.artifacts import Manifest, checksum, fingerprint, finish, read_json, write_atomic, write_json
+from ensemble_kd import own_code
+from ensemble_kd.artifacts import (
+    Identity,
+    Manifest,
+    checksum,
+    fingerprint,
+    finish,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, InputError
 from ensemble_kd.model_folder import (
@@ -84,6 +95,7 @@ def save_package(
     info: dict[str, Any],
     card: str,
     tokenizer: Path | None,
+    *,
     lineage: dict[str, Any],
     calibration: dict[str, Any] | None = None,
     forms: Path | None = None,
@@ -113,10 +125,16 @@ def save_package(
         if tokenizer is not None:
             write_atomic(new / TOKENIZER, tokenizer.read_bytes())
             files.append(TOKENIZER)
+        for name, own in own_code.used(model_config).items():
+            write_atomic(new / own_code.file_of(name), own.source)
+            files.append(own_code.file_of(name))
         write_atomic(new / CARD, card)
         # Lineage covers the student's own fingerprint, so equal packages have equal fingerprints.
         manifest = finish(
-            new, "model", fingerprint("model", config), model_config, {}, files, {"lineage": lineage}
+            new,
+            Identity("model", fingerprint("model", config), model_config, {}),
+            files,
+            {"lineage": lineage},
         )
         kept = folder / EXPORT if _same_answers(folder, new) else None
         for source in (forms, kept):

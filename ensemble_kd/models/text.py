@@ -113,6 +113,7 @@ class BiLSTM(nn.Module):
         embedding: int = 100,
         hidden: int = 150,
         layers: int = 1,
+        *,
         classifier_hidden: int = 200,
         dropout: float = 0.0,
     ) -> None:
@@ -149,6 +150,6 @@ def build_bilstm(model: BiLSTMConfig, info: dict[str, Any], num_outputs: int) ->
         model.embedding,
         model.hidden,
         model.layers,
-        model.classifier_hidden,
-        model.dropout,
+        classifier_hidden=model.classifier_hidden,
+        dropout=model.dropout,
     )

@@ -27,11 +27,11 @@ from ensemble_kd.artifacts import (
     checksum,
     describe_files,
     fingerprint,
-    finish,
     read_json,
     write_atomic,
     write_json,
 )
+from ensemble_kd.attached import attach, attached, attached_spec, ensure
 from ensemble_kd.config import Config, CsvConfig, TextAugmentConfig
 from ensemble_kd.data.prepared import train_texts
 from ensemble_kd.data.sources import HASHED_BYTES, source_fingerprint
@@ -39,7 +39,6 @@ from ensemble_kd.data.text_augment import TextAugmenter, Unseen, words_of
 from ensemble_kd.data.word_candidates import Candidates, MaskedWords, WordVectors
 from ensemble_kd.data.word_classes import WordClasses, learn_word_classes
 from ensemble_kd.errors import ArtifactError, ConfigError
-from ensemble_kd.mirror import attach, attached, attached_spec, ensure
 from ensemble_kd.stages.base import Artifact, Done, Stage
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 
@@ -136,9 +135,7 @@ def run(context: Context, plan: StagePlan) -> Manifest:
     files = [f"{TEXTS}/{name}" for name in parts] + ([WORDS] if settings.pos_probability else [])
     summary = {"texts": texts, "rows": rows, "seconds": time.perf_counter() - began}
     known = {f"{TEXTS}/{name}": receipt for name, receipt in done.items()}
-    manifest = finish(
-        plan.folder, "augment", plan.fingerprint, plan.config, plan.inputs, files, summary, known=known
-    )
+    manifest = plan.finish(files, summary, known=known)
     for name in parts:
         _receipt_path(plan.folder, name).unlink(missing_ok=True)
     (plan.folder / DAMAGED).unlink(missing_ok=True)

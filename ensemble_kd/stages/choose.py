@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config, Point, balanced_weights, points, settled
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import TrainingError
@@ -32,7 +32,8 @@ from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import members_folder
 from ensemble_kd.stages.stacking import stackable
 from ensemble_kd.stages.start import basis_of
-from ensemble_kd.stages.training_data import Store, arrays_and_loader, states_layout
+from ensemble_kd.stages.training_data import arrays_and_loader, states_layout
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.targets import target_in
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
@@ -83,32 +84,22 @@ def softened(config: Config) -> bool:
     return "temperature" in {field.name for field in fields(OBJECTIVES[objective["name"]])}
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    store: Path,
-    receipt: Manifest,
-    teachers: Manifest,
-    combination: Store | None = None,
-) -> Manifest:
+def run(context: Context, plan: StagePlan, above: Upstream) -> Manifest:
     """Train the candidates and choose. Raises TrainingError where none of them finished."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     asked, context = context.config, replace(context, config=settled(context.config))
-    config, counts = context.config, info["counts"]
-    weights, combination = student_stage.usable(context, receipt, combination, info)
-    budget = config.compute.memory_budget
-    layout = states_layout(info, budget, receipt, combination)
-    basis = basis_of(config, context.folder, data, teachers, layout)
-    sources = (plan.inputs["data"], plan.inputs["soft_targets"])
-    combined = plan.inputs["combined_targets"] if combination else None
+    weights, above = student_stage.usable(context, above)
+    config, data, info = context.config, above.data, above.info
+    counts, budget = info["counts"], config.compute.memory_budget
+    layout = states_layout(info, budget, above.store[1], above.combination)
+    basis = basis_of(config, context.folder, data, above.teachers, layout)
+    sources = above.sources(plan, basis, weights)
 
     def task(point: Point, seed: int) -> MemberTask:
         alone = with_point(config, point)
         role = "distilled" if alone.student.distils else "hard"
-        return student_tasks.task(alone, role, seed, *sources, counts, basis, weights, combined)
+        return student_tasks.task(alone, role, seed, sources)
 
     unlabelled = counts["transfer"] > counts["labelled"] and config.data.predicts.classified
     together = stackable(task(Point(1, 1, 0), 0), config, info)
@@ -116,10 +107,10 @@ def run(
     grid = points(asked.student, unlabelled, not together, softened(config), made_up)
     seeds, share = plan.config["seeds"] if together else 1, 1.0
     if not together:
-        trained = len(student_tasks.roles(config, counts, bool(combined)))
+        trained = len(student_tasks.roles(config, counts, bool(sources.combined)))
         share = min(SHARE, WITHIN * trained / len(grid))
     make_vectors(basis.vectors, context.folder, data, context.console)
-    phase_training.train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
+    phase_training.train_phases(context, above, sources, seeds)
     trials = []
     for number, point in enumerate(grid):
         name, made = f"candidate-{number:02d}", [task(point, seed) for seed in range(seeds)]
@@ -128,17 +119,17 @@ def run(
         trials.append(Trial(name, "searched", point._asdict(), made))
     states = any(student_tasks.reads_states(trial.tasks[0]) for trial in trials)
     arrays, load, _ = arrays_and_loader(
-        data, info, budget, (store, receipt), combination, run=context.folder, states=states
+        data, info, budget, above.store, above.combination, run=context.folder, states=states
     )
     members = members_folder(context.folder, "choose")
     if len(grid) > 1:
-        _train(context, plan.folder, members, trials, together, arrays, load)
+        _train(context, plan.folder, members, trials, together, arrays=arrays, load=load)
     even = config.student.training.class_weights is not None
     summary = _decided(data, info, grid, trials, members, even) if len(grid) > 1 else _only(grid[0], info)
     summary |= {"fields": list(asked.choosing or ()), "seeds": seeds, "stacked": together, "steps": share}
     summary["seconds"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
-    return finish(plan.folder, "choose", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _train(
@@ -147,6 +138,7 @@ def _train(
     members: Path,
     trials: list[Trial],
     together: bool,
+    *,
     arrays: Callable[[], dict[str, Any]],
     load: Any,
 ) -> None:
@@ -325,10 +317,7 @@ class Choose(Stage):
         return plan(config, run, *student_stage.inputs_of(config, done))
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        store = done["soft-targets"]
-        beside = student_stage.combination_of(done)
-        above = (store.folder, store.manifest, done["teachers"].manifest, beside)
-        return run(context, plan, done["data"].folder, done.info, *above)
+        return run(context, plan, Upstream.of(done))
 
     def rewrite(self, config: Config, artifact: Artifact) -> Config:
         chosen = {name: artifact.summary["chosen"][name] for name in artifact.summary["fields"]}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ensemble_kd.artifacts import Manifest, finish, write_json
+from ensemble_kd.artifacts import Manifest, write_json
 from ensemble_kd.config import ClustersConfig, Config
 from ensemble_kd.data.records import load_split
 from ensemble_kd.data.store import StoreLayout, read_shard
@@ -35,6 +35,7 @@ from ensemble_kd.stages.calibrated import calibrates, calibration_of
 from ensemble_kd.stages.context import MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import teachers_predictions
 from ensemble_kd.stages.training_data import shards_of
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.targets.metrics import confusion_matrix
 from ensemble_kd.train.blocks import as_tensor, mix
 
@@ -82,27 +83,19 @@ def problems(config: Config, num_classes: int) -> list[str]:
     return found
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    store: Path,
-    receipt: Manifest,
-    teachers: Manifest,
-) -> Manifest:
-    """Find the clusters in what the `teachers` say.
+def run(context: Context, plan: StagePlan, above: Upstream) -> Manifest:
+    """Find the clusters in what the teachers say.
 
     Raises InputError where the clustering collapses or nothing is confused, with the remedy.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    settings = context.config.clusters
+    settings, data, info, teachers = context.config.clusters, above.data, above.info, above.teachers
     calibration = calibration_of(context.config, context.folder, data, teachers)
     if settings.source == "confusion":
         matrix = _confusion(data, info, teachers_predictions(context.folder, teachers), calibration)
     else:
-        matrix = predictions_matrix(context, store, receipt, settings, calibration)
+        matrix = predictions_matrix(context, *above.store, settings, calibration)
     seconds = time.perf_counter() - began
     context.console.progress("clusters", 0, 1, "clustering")
     try:
@@ -150,7 +143,7 @@ def run(
         "matrix_seconds": seconds,
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "clusters", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 def _captured(matrix: np.ndarray, sets: list[tuple[int, ...]], total: float) -> float:
@@ -291,9 +284,7 @@ class Clusters(Stage):
         return plan(config, run, done["data"].fingerprint, done["soft-targets"].fingerprint)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        store = done["soft-targets"]
-        above = (store.folder, store.manifest, done["teachers"].manifest)
-        return run(context, plan, done["data"].folder, done.info, *above)
+        return run(context, plan, Upstream.of(done))
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         sizes = sorted(len(cluster["classes"]) for cluster in summary["clusters"])

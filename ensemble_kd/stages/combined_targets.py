@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, read_json, read_manifest, write_json
+from ensemble_kd.artifacts import Manifest, fingerprint, read_json, read_manifest, write_json
 from ensemble_kd.config import AugmentConfig, Config
 from ensemble_kd.data.augment import view
 from ensemble_kd.data.records import Arrays, DataInfo, load_labels, read_shard
@@ -34,6 +34,7 @@ from ensemble_kd.stages.context import COMBINED, Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import best, kept_weights, members_folder
 from ensemble_kd.stages.shards import Item, encode, fill, in_actors, work_items
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.train.batches import VIEW_SEED
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.device import autocast
@@ -96,21 +97,13 @@ def groups_of(specialists: Manifest, teachers: list[str]) -> list[Group]:
     return [found[k] for k in sorted(found)]
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    teachers: Manifest,
-    store: Path,
-    receipt: Manifest,
-    specialists: Manifest,
-) -> Manifest:
+def run(context: Context, plan: StagePlan, above: Upstream, specialists: Manifest) -> Manifest:
     """Choose the weights, and fill the store where any specialist is on.
 
     Raises ArtifactError for specialists whose classes are in another order than the store's.
     """
-    check_classes(specialists, receipt, info["class_names"])
+    data, info, teachers = above.data, above.info, above.teachers
+    check_classes(specialists, above.store[1], info["class_names"])
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     config = context.config
@@ -124,12 +117,12 @@ def run(
     groups = groups_of(specialists, names)
     calibration = calibration_of(config, context.folder, data, teachers) or [1.0] * len(names)
     own_scale = list(zip(folders, calibration, strict=True))
-    ensemble, choice = _combined(context, plan, "ensemble", own_scale, weights, groups, labels)
+    ensemble, choice = _combined(context, plan, System("ensemble", own_scale, groups, weights), labels)
     # One generalist with its own specialists, for the report: the paper's system.
     there = {entry["generalist"] for entry in specialists.summary["members"]}
     single = best([entry for entry in entries if entry["name"] in there])["name"]
     own, own_groups = [own_scale[names.index(single)]], groups_of(specialists, [single])
-    alone, alone_choice = _combined(context, plan, "generalist", own, None, own_groups, labels)
+    alone, alone_choice = _combined(context, plan, System("generalist", own, own_groups), labels)
     results = {f"ensemble/{split}": log_q for split, log_q in ensemble.items()}
     results |= {f"generalist/{split}": log_q for split, log_q in alone.items()}
     save_file({name: tensor.contiguous() for name, tensor in results.items()}, plan.folder / COMBINED)
@@ -143,10 +136,8 @@ def run(
     }
     if not choice.on:  # the combination is the ensemble: nothing to compute
         summary["seconds"] = time.perf_counter() - began
-        return finish(
-            plan.folder, plan.stage, plan.fingerprint, plan.config, plan.inputs, [COMBINED], summary
-        )
-    layout = StoreLayout(**receipt.summary["layout"]).logits_alone
+        return plan.finish([COMBINED], summary)
+    layout = StoreLayout(**above.store[1].summary["layout"]).logits_alone
     summary["layout"] = layout.to_dict()
     arguments = {
         "info": info,
@@ -161,31 +152,37 @@ def run(
     def make(todo: list[Item]) -> Iterator[tuple[Path, dict[str, Any]]]:
         return in_actors(context, todo, Combiner, arguments)
 
-    work = work_items(plan.folder, data, store)
+    work = work_items(plan.folder, data, above.store[0])
     rows = info["counts"]["transfer"]
-    return fill(context, plan, "combined targets", work, make, rows, summary, [COMBINED])
+    return fill(context, plan, "combined targets", work, make, rows=rows, summary=summary, others=[COMBINED])
+
+
+@dataclass(frozen=True)
+class System:
+    """Teachers with their specialists, to be combined."""
+
+    name: str
+    teachers: list[tuple[Path, float]]
+    """Folder and temperature of each. Specialists, which start from a teacher's weights and stay near its
+    scale, are divided by the same: else calibrating would shift the balance between them."""
+    groups: list[Group]
+    weights: list[float] | None = None
+    """Of the teachers; None for one each."""
 
 
 def _combined(
-    context: Context,
-    plan: StagePlan,
-    system: str,
-    teachers: list[tuple[Path, float]],
-    weights: list[float] | None,
-    groups: list[Group],
-    labels: Tensor,
+    context: Context, plan: StagePlan, system: System, labels: Tensor
 ) -> tuple[dict[str, Tensor], Choice]:
     """Mean log q (N, C) of validation and test rows, and the choice that validation rows led to.
 
-    `teachers` are folders with each one's temperature; specialists, which start from a teacher's weights and
-    stay near its scale, are divided by the same. Else calibrating would shift the balance between them.
     The choice is written down before anything is made with it, so that a resumed run goes on with the same.
     """
     config = context.config
     assert config.specialists is not None
     folder = members_folder(context.folder, "specialists")
     mean, top_n = config.student.mean, config.specialists.top_n
-    written = plan.folder / f"choice-{system}.json"
+    teachers, groups, weights = system.teachers, system.groups, system.weights
+    written = plan.folder / f"choice-{system.name}.json"
     choice = Choice(**read_json(written)) if written.exists() else None
     found = {}
     for split in ("validation", "test"):  # one after the other: together they may be large
@@ -243,6 +240,7 @@ class Combiner:
         info: dict[str, Any],
         layout: StoreLayout,
         clusters: list[dict[str, Any]],
+        *,
         top_n: int,
         augment: dict[str, Any],
         batch_size: int,
@@ -372,9 +370,7 @@ class CombinedTargets(Stage):
         return plan(config, run, *above, done["specialists"].manifest)
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        data, store = done["data"].folder, done["soft-targets"]
-        above = (done["teachers"].manifest, store.folder, store.manifest, done["specialists"].manifest)
-        return run(context, plan, data, done.info, *above)
+        return run(context, plan, Upstream.of(done), done["specialists"].manifest)
 
     def expected(self, config: Config, done: Done) -> int:
         """As much as the teachers' logits."""

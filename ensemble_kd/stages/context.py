@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import (
     MANIFEST,
+    Identity,
     Manifest,
     damage,
     differences,
     fingerprint,
+    finish,
     latest_other,
     read_manifest,
 )
+from ensemble_kd.attached import forget
 from ensemble_kd.config import Config
 from ensemble_kd.errors import ArtifactError
-from ensemble_kd.mirror import forget
 from ensemble_kd.redact import redacted
 from ensemble_kd.runtime import Runtime
 from ensemble_kd.tracking import Tracker
@@ -82,6 +84,16 @@ class StagePlan:
         """The manifest, where the stage is complete (files are looked at, not read)."""
         manifest = read_manifest(self.folder)
         return manifest if manifest is not None and not damage(self.folder, manifest, deep=False) else None
+
+    def finish(
+        self,
+        files: Iterable[str],
+        summary: dict[str, Any],
+        known: dict[str, dict[str, Any]] | None = None,
+    ) -> Manifest:
+        """Write the manifest, which declares the stage complete; `known` as in `artifacts.finish`."""
+        result = Identity(self.stage, self.fingerprint, self.config, self.inputs)
+        return finish(self.folder, result, files, summary, known)
 
     def checked(self, console: Console) -> Manifest | None:
         """Like `done`, but checksums are compared, and what is damaged is named and removed to be redone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd.artifacts import fingerprint, finish, read_manifest
+from ensemble_kd.artifacts import Identity, fingerprint, finish, read_manifest
 from ensemble_kd.config import (
     Config,
     CorpusConfig,
@@ -41,10 +41,9 @@ def corpora(config: Config, run: Path, data: Path) -> dict[str, Any]:
             files = sorted(path.name for path in folder.glob("corpus-*.parquet"))
             manifest = finish(
                 folder,
-                "corpus",
-                folder.name,
-                redacted(phase.corpus.model_dump(mode="json")),
-                {"data": data.name},
+                Identity(
+                    "corpus", folder.name, redacted(phase.corpus.model_dump(mode="json")), {"data": data.name}
+                ),
                 files,
                 summary,
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import (
     Config,
     CsvConfig,
@@ -67,7 +67,7 @@ def run(context: Context, plan: StagePlan) -> Manifest:
         for line in warnings:
             context.console.warning(line)
     summary = {"info": info.to_dict(), "seconds": time.perf_counter() - began, "warnings": redacted(warnings)}
-    return finish(plan.folder, "data", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 class Data(Stage):

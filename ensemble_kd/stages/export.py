@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.config import Config
 from ensemble_kd.data.records import Arrays, load_split
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError, ExportError
-from ensemble_kd.export.forms import Rows, available, export_forms, measured
+from ensemble_kd.export.form_checks import Rows, measured
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.inference.latency import SIZES
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.package import Package, shipped_info
@@ -45,21 +46,15 @@ def plan(config: Config, run: Path, data: str, teachers: str, student: str) -> S
     return StagePlan.of(run, "export", settings, {"data": data, "teachers": teachers, "student": student})
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    teachers: Manifest,
-    student: Manifest,
-    lineage: dict[str, Any],
-) -> Manifest:
+def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
     """Calibrate on validation rows, make the forms, measure them and what they come from on test rows.
 
     Raises ExportError for forms that cannot be made or give something else; the others stay.
     """
     options = context.config.export
     assert options is not None
+    data, info = done["data"].folder, done.info
+    teachers, student = done["teachers"].manifest, done["student"].manifest
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     entry = next(e for e in student.summary["members"] if e["name"] == student.summary["shipped"])
@@ -80,7 +75,7 @@ def run(
         network,
         shipped_info(network, info),
         settings["model"],
-        {**lineage, "member": entry["fingerprint"]},
+        {**done.lineage(), "member": entry["fingerprint"]},
         folder,
         tokenizer if tokenizer.exists() else None,
         calibration,
@@ -109,7 +104,7 @@ def run(
     }
     files = [str(p.relative_to(plan.folder)) for form in made for p in (plan.folder / form).rglob("*")]
     files = [name for name in files if (plan.folder / name).is_file()]
-    return finish(plan.folder, "export", plan.fingerprint, plan.config, plan.inputs, files, summary)
+    return plan.finish(files, summary)
 
 
 def _member(
@@ -198,8 +193,7 @@ class Export(Stage):
         return plan(config, run, *(done[name].fingerprint for name in ("data", "teachers", "student")))
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        above = (done["teachers"].manifest, done["student"].manifest, done.lineage())
-        return run(context, plan, done["data"].folder, done.info, *above)
+        return run(context, plan, done)
 
     def describe(self, summary: dict[str, Any], size: int) -> str:
         return ", ".join(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import Manifest, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, read_manifest
 from ensemble_kd.config import Config, num_teachers
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.records import DataInfo, load_labels, read_shard, shard_paths
@@ -37,7 +37,7 @@ from ensemble_kd.stages.members import (
 )
 from ensemble_kd.stages.phases import phase_tasks
 from ensemble_kd.stages.stacking import stacks_of
-from ensemble_kd.stages.start import basis_of
+from ensemble_kd.stages.start import Sources, basis_of
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.targets import target_in
@@ -77,17 +77,16 @@ def hard_students(
     Raises TrainingError where a loss was not finite.
     """
     config = context.config
-    student, counts, name = config.student, info["counts"], data.name
+    student, counts = config.student, info["counts"]
     basis = basis_of(config, context.folder, data, teachers)
     seeds = range(seeds_of(config))
     # They read no soft targets, so the store that is not there yet has no part in them.
-    hard = [student_tasks.task(config, "hard", seed, name, "", counts, basis, weights) for seed in seeds]
+    sources = Sources(data.name, "", counts, basis, weights)
+    hard = [student_tasks.task(config, "hard", seed, sources) for seed in seeds]
     phases = [
         task
         for seed in seeds
-        for task, phase in zip(
-            phase_tasks(config, basis, name, "", counts, weights, seed), student.phases, strict=True
-        )
+        for task, phase in zip(phase_tasks(config, sources, seed), student.phases, strict=True)
         if phase.shared
     ]
     make_vectors(basis.vectors, context.folder, data, context.console)
@@ -147,7 +146,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
         if context.config.sweep is not None:
             found["settings"] = "the student block as it stands; the sweep may choose another"
     summary = {**found, "seconds": time.perf_counter() - began}
-    return finish(plan.folder, "gap", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def require(summary: dict[str, Any]) -> None:

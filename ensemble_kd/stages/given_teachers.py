@@ -186,7 +186,7 @@ class Early:
             return
         self.wanted = False
         seen = answers if self.order is None else answers[:, np.argsort(self.order)]
-        self.panel.look(self.index, self.where, seen, labels, "transfer", self.order)
+        self.panel.look(self.index, self.where, seen, labels, "transfer", applied=self.order)
         self.panel.tell(given=True)
 
 

@@ -42,6 +42,7 @@ class Panel:
         logits: np.ndarray,
         labels: np.ndarray,
         split: str,
+        *,
         applied: Sequence[int] | None = None,
         called: Sequence[str] = (),
     ) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, read_manifest
+from ensemble_kd.attached import attached, forget
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.member_loop import members_before
-from ensemble_kd.mirror import attached, forget
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.train.finishing import FAILED, PREDICTIONS, load_logits
 from ensemble_kd.train.task import MemberTask, finished

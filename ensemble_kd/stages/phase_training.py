@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.corpora import corpora
@@ -12,24 +9,15 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.phases import phase_tasks
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Sources
 from ensemble_kd.stages.student_tasks import reads_states
 from ensemble_kd.stages.training_data import (
-    Store,
     arrays_and_loader,
 )
+from ensemble_kd.stages.upstream import Upstream
 
 
-def train_phases(
-    context: Context,
-    data: Path,
-    info: dict[str, Any],
-    ensemble: Store,
-    fingerprints: tuple[str, str],
-    basis: Basis,
-    weights: list[float] | None,
-    seeds: int,
-) -> None:
+def train_phases(context: Context, above: Upstream, sources: Sources, seeds: int) -> None:
     """What students learn before their last phase, in one worker group; nothing where there are no phases.
 
     Raises TrainingError where a loss was not finite.
@@ -37,18 +25,14 @@ def train_phases(
     config = context.config
     if not config.student.phases:
         return
-    wanted = [
-        task
-        for seed in range(seeds)
-        for task in phase_tasks(config, basis, *fingerprints, info["counts"], weights, seed)
-    ]
+    wanted = [task for seed in range(seeds) for task in phase_tasks(config, sources, seed)]
     arrays, load, _ = arrays_and_loader(
-        data,
-        info,
+        above.data,
+        above.info,
         config.compute.memory_budget,
-        ensemble,
+        above.store,
         run=context.folder,
-        corpora=lambda: corpora(config, context.folder, data),
+        corpora=lambda: corpora(config, context.folder, above.data),
         states=any(map(reads_states, wanted)),
     )
     good = train_and_follow(context, "student", wanted, load, arrays, config.student.replicas_per_member)

@@ -7,12 +7,11 @@ from typing import Any
 
 from ensemble_kd.config import (
     Config,
-    PhaseConfig,
 )
 from ensemble_kd.config.growth import NOISE
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.stages.teachers_beside import online_of
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.task import MemberTask
@@ -21,24 +20,16 @@ PHASE = "phase"
 """Role of a task that others start from."""
 
 
-def phase_tasks(
-    config: Config,
-    basis: Basis,
-    data: str,
-    store: str,
-    counts: dict[str, int],
-    weights: list[float] | None,
-    seed: int,
-) -> list[MemberTask]:
+def phase_tasks(config: Config, sources: Sources, seed: int) -> list[MemberTask]:
     """The phases of one seed, each starting from the one before."""
     found: list[MemberTask] = []
     for number, phase in enumerate(config.student.phases):
-        own = basis
+        own = basis = sources.basis
         if phase.model is not None:
             settings, _ = resolve(phase.model, path=f"student.phases.{number}.model")
             own = replace(basis, model=settings)
         initial = _after(found[-1], own.model) if found else basis.initial
-        found.append(_phase(config, phase, number, own, initial, data, store, counts, weights, seed))
+        found.append(_phase(config, number, replace(sources, basis=own), initial, seed))
     return found
 
 
@@ -57,17 +48,10 @@ def _after(task: MemberTask, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _phase(
-    config: Config,
-    phase: PhaseConfig,
-    number: int,
-    basis: Basis,
-    initial: dict[str, Any] | None,
-    data: str,
-    store: str,
-    counts: dict[str, int],
-    weights: list[float] | None,
-    seed: int,
+    config: Config, number: int, sources: Sources, initial: dict[str, Any] | None, seed: int
 ) -> MemberTask:
+    """The task of the phase of that number; `sources` have the basis of its own model."""
+    phase, basis, weights = config.student.phases[number], sources.basis, sources.weights
     path = f"student.phases.{number}"
     soft = phase.objective is not None and phase.alpha > 0
     beside = bool(phase.terms) or (soft and (phase.corpus is not None or phase.online.logits))
@@ -78,7 +62,7 @@ def _phase(
         online["logits"] = True
     reads = soft and not (online is not None and online["logits"])
     states = online is not None and bool(online.get("stored"))
-    inputs = {"data": data, **({"soft_targets": store} if reads or states else {})}
+    inputs = {"data": sources.data, **({"soft_targets": sources.store} if reads or states else {})}
     corpus = None
     if phase.corpus is not None:
         corpus = {"fingerprint": basis.corpora[phase.name]}
@@ -97,7 +81,7 @@ def _phase(
         training=phase.training.model_dump(mode="json"),
         inputs=inputs,
         rows=rows,
-        examples_per_epoch=0 if corpus else counts["transfer"],
+        examples_per_epoch=0 if corpus else sources.counts["transfer"],
         views=1,
         alpha=phase.alpha,
         objective=phase.objective_fields if soft else None,

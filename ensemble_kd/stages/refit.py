@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from ensemble_kd.stages.members import (
 )
 from ensemble_kd.stages.shards import encode
 from ensemble_kd.stages.training_data import (
-    Store,
     arrays_and_loader,
 )
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.task import MemberTask
 
@@ -32,13 +31,7 @@ def _running(online: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def refit(
-    context: Context,
-    wanted: list[MemberTask],
-    seed: int,
-    best_epoch: int,
-    data: Path,
-    info: dict[str, Any],
-    ensemble: Store,
+    context: Context, wanted: list[MemberTask], seed: int, best_epoch: int, above: Upstream
 ) -> dict[str, Any]:
     """The shipped student anew, with the validation rows among its own; returns its entry.
 
@@ -46,7 +39,7 @@ def refit(
     teachers' logits on validation rows are those that their training ended with.
     """
     chosen = [task for task in wanted if task.role == "distilled"][seed]
-    counts = info["counts"]
+    counts, (_, receipt) = above.info["counts"], above.store
     training = {**chosen.training}
     if training["early_stopping"] is not None:
         training |= {"early_stopping": None, "epochs": best_epoch}
@@ -60,16 +53,16 @@ def refit(
         examples_per_epoch=counts["transfer"] + counts["validation"],
     )
     teachers = members_folder(context.folder, "teachers")
-    names = sorted(name for name in ensemble[1].inputs if name.startswith("teacher-"))
-    layout = StoreLayout(**ensemble[1].summary["layout"])
+    names = sorted(name for name in receipt.inputs if name.startswith("teacher-"))
+    layout = StoreLayout(**receipt.summary["layout"])
     plain, load, streams = arrays_and_loader(
-        data, info, context.config.compute.memory_budget, ensemble, run=context.folder
+        above.data, above.info, context.config.compute.memory_budget, above.store, run=context.folder
     )
     assert not streams, "checked before anything is trained"
 
     def arrays() -> dict[str, Any]:
         shared = plain()
-        folders = [teachers / ensemble[1].inputs[name] for name in names]
+        folders = [teachers / receipt.inputs[name] for name in names]
         logits = torch.stack([load_logits(folder, "validation") for folder in folders], 1)  # (N, M, C)
         more = {f"ensemble/{name}": column for name, column in encode(logits[:, None], layout)[0].items()}
         more |= {f"transfer/{name}": shared[f"validation/{name}"] for name in ("inputs", "labels")}

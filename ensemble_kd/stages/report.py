@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ensemble_kd.artifacts import Manifest, checksum, damage, finish, read_manifest
+from ensemble_kd.artifacts import Manifest, checksum, damage, read_manifest
 from ensemble_kd.config import Config, StudentConfig
 from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.records import load_labels, load_split
@@ -153,7 +153,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
         "gap_recovered": report["gap_recovered"]["value"],
         "shipped": student.summary["shipped"],
     }
-    return finish(plan.folder, "report", plan.fingerprint, plan.config, plan.inputs, [JSON, PAGE], summary)
+    return plan.finish([JSON, PAGE], summary)
 
 
 def _specialised(config: Config, teachers: list[System], done: Done) -> Specialised:
@@ -319,9 +319,9 @@ def _pack(context: Context, report: dict[str, Any], done: Done) -> None:
         info,
         model_card(report, info, redacted(context.config.model_dump(mode="json"))),
         tokenizer if tokenizer.exists() else None,
-        {**done.lineage(), "member": entry["fingerprint"]},
-        forms.summary["calibration"] if forms else None,
-        forms.folder if forms else None,
+        lineage={**done.lineage(), "member": entry["fingerprint"]},
+        calibration=forms.summary["calibration"] if forms else None,
+        forms=forms.folder if forms else None,
     )
 
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import Manifest, checksum, finish, read_json, write_json
+from ensemble_kd.artifacts import Manifest, checksum, read_json, write_json
+from ensemble_kd.attached import attach, attached, attached_spec
+from ensemble_kd.carried import Carried, held, hold
 from ensemble_kd.data.records import shard_paths
 from ensemble_kd.data.store import StoreLayout, shard_name
 from ensemble_kd.ensemble.top_k import compress, error_bound
@@ -30,8 +32,6 @@ from ensemble_kd.errors import (
     TrainingError,
 )
 from ensemble_kd.failures import KEPT, keep, last_words, packed, raise_packed
-from ensemble_kd.mirror import attach, attached, attached_spec
-from ensemble_kd.secret_options import Held, held, hold
 from ensemble_kd.stages.context import DAMAGED, Context, StagePlan
 from ensemble_kd.train.process import borrowed, prepare
 
@@ -62,6 +62,7 @@ def fill(
     title: str,
     work: list[Item],
     make: Callable[[list[Item]], Iterator[tuple[Path, dict[str, Any]]]],
+    *,
     rows: int,
     summary: dict[str, Any],
     others: list[str] | None = None,
@@ -101,16 +102,7 @@ def fill(
         "error_bound_at_temperature_1": max((e.get("bound", 0.0) for e in entries.values()), default=0.0),
         "seconds": time.perf_counter() - began,
     }
-    manifest = finish(
-        plan.folder,
-        plan.stage,
-        plan.fingerprint,
-        plan.config,
-        plan.inputs,
-        [*entries, *(others or [])],
-        summary,
-        known=entries,
-    )
+    manifest = plan.finish([*entries, *(others or [])], summary, known=entries)
     for item in work:
         receipt_path(Path(item["target"])).unlink(missing_ok=True)
     (plan.folder / DAMAGED).unlink(missing_ok=True)
@@ -142,7 +134,7 @@ def in_actors(
         "actor": actor,
         "arguments": {**arguments, "use_gpu": gpus > 0},
         "mirror": attached_spec(),
-        "secrets": held(),
+        "carried": held(),
     }
     if runtime.local:
         rows = _here(items, pool)
@@ -194,9 +186,9 @@ class _Pool:
     """What Ray Data keeps one of per actor."""
 
     def __init__(
-        self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None, secrets: Held
+        self, actor: type, arguments: dict[str, Any], mirror: dict[str, Any] | None, carried: Carried
     ) -> None:
-        hold(secrets)
+        hold(carried)
         prepare(1)
         self.mirror = attach(mirror)
         self.failure, self.actor = "", None

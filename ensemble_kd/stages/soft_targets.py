@@ -84,6 +84,7 @@ class Labeller:
         layout: StoreLayout,
         teachers: list[tuple[dict[str, Any], str]],
         augment: dict[str, Any],
+        *,
         batch_size: int,
         use_gpu: bool = False,
         data: str | None = None,
@@ -242,7 +243,7 @@ def run(
 
     summary = {"layout": layout.to_dict(), "class_names": info["class_names"]}
     work = work_items(plan.folder, data)
-    return fill(context, plan, "soft targets", work, make, info["counts"]["transfer"], summary)
+    return fill(context, plan, "soft targets", work, make, rows=info["counts"]["transfer"], summary=summary)
 
 
 def _from_files(

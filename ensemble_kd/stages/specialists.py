@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import (
     Config,
     ModelConfig,
@@ -38,6 +38,7 @@ from ensemble_kd.stages.members import (
     train_and_follow,
 )
 from ensemble_kd.stages.training_data import arrays_and_loader, with_generalists
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.task import MemberTask
 
@@ -210,16 +211,7 @@ def check_labels(clusters: list[dict[str, Any]], labels: np.ndarray, names: list
         raise InputError(problems)
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    clusters: Manifest,
-    teachers: Manifest,
-    store: Path,
-    receipt: Manifest,
-) -> Manifest:
+def run(context: Context, plan: StagePlan, above: Upstream, clusters: Manifest) -> Manifest:
     """Train what is missing.
 
     A specialist whose loss was not finite is left out, as a member is with teachers.on_failure=exclude.
@@ -229,7 +221,8 @@ def run(
     began = time.perf_counter()
     config = context.config
     assert config.specialists is not None
-    found, entries = clusters.summary["clusters"], teachers.summary["members"]
+    data, info = above.data, above.info
+    found, entries = clusters.summary["clusters"], above.teachers.summary["members"]
     labels = load_labels(data, "transfer")
     labels = labels[labels >= 0]
     check_labels(found, labels, info["class_names"])
@@ -243,7 +236,7 @@ def run(
         )
     full = config.specialists.output == "full"
     arrays, load, _ = arrays_and_loader(
-        data, info, config.compute.memory_budget, (store, receipt) if full else None
+        data, info, config.compute.memory_budget, above.store if full else None
     )
     load = partial(with_generalists, load=load, generalists=str(teachers_members.resolve()))
     good = train_and_follow(
@@ -274,7 +267,7 @@ def run(
         "class_names": info["class_names"],
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "specialists", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 class Specialists(Stage):
@@ -289,9 +282,7 @@ class Specialists(Stage):
         return plan(config, run, data, clusters, store, done["teachers"].summary["members"])
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        data, store = done["data"].folder, done["soft-targets"]
-        above = (done["clusters"].manifest, done["teachers"].manifest)
-        return run(context, plan, data, done.info, *above, store.folder, store.manifest)
+        return run(context, plan, Upstream.of(done), done["clusters"].manifest)
 
     def work(self, config: Config, done: Done) -> Work | None:
         """Each sees as many rows of its own classes as of all others."""

@@ -59,6 +59,24 @@ class Basis:
         return cls([], resolve(config.student.model, path="student.model")[0], None, {})
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What the tasks of students are made of, beside the settings."""
+
+    data: str
+    """Fingerprint of the data."""
+    store: str
+    """Fingerprint of the soft targets; empty where there are none yet."""
+    counts: dict[str, int]
+    """Rows by split: transfer, labelled, validation, test."""
+    basis: Basis
+    weights: list[float] | None = None
+    """Of the teachers in the store; None for one each."""
+    combined: str | None = None
+    """Fingerprint of the combination with specialists; then students of both kinds of targets are
+    trained."""
+
+
 def basis_of(
     config: Config, run: Path, data: Path, teachers: Manifest, store: StoreLayout | None = None
 ) -> Basis:

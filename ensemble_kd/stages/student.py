@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd.artifacts import Manifest, finish
+from ensemble_kd.artifacts import Manifest
 from ensemble_kd.config import Config, num_teachers, settled
 from ensemble_kd.errors import ArtifactError, TrainingError
 from ensemble_kd.stages.base import DataFound, Done, Stage, Work
@@ -31,12 +32,12 @@ from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.student_checks import data_problems, label_problems, objective_problems
 from ensemble_kd.stages.student_tasks import reads_states, roles, tasks
 from ensemble_kd.stages.training_data import (
-    Store,
     arrays_and_loader,
     bytes_in_memory,
     states_fit,
     states_layout,
 )
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.task import finished
 from ensemble_kd.train.validation import preference
@@ -63,42 +64,33 @@ def plan(config: Config, run: Path, data: str, store: str, combined: str | None 
     )
 
 
-def usable(
-    context: Context, receipt: Manifest, combination: Store | None, info: dict[str, Any]
-) -> tuple[list[float] | None, Store | None]:
-    """Weights of the teachers in the store, and the combination if there is anything to read in it.
+def usable(context: Context, above: Upstream) -> tuple[list[float] | None, Upstream]:
+    """Weights of the teachers in the store, and what is left to learn from.
 
-    A `combination` in which every specialist is off is the ensemble, and nothing is read of it.
+    A combination in which every specialist is off is the ensemble, and nothing is read of it.
     """
-    weights = kept_weights(context.config.student.weights, receipt.inputs.keys() - {"data"})
-    if combination is not None and not combination[1].summary["on"]:
+    weights = kept_weights(context.config.student.weights, above.store[1].inputs.keys() - {"data"})
+    if above.combination is None:
+        return weights, above
+    folder, combined = above.combination
+    if not combined.summary["on"]:
         asked = context.config.student.targets
         if asked in ("specialists", "both"):
             context.console.warning(
                 f"student.targets: {asked!r}, but no specialist helped on the validation rows; students "
                 "learn from the ensemble (specialists.weight=1 uses them all the same)"
             )
-        combination = None
-    if combination is not None and combination[1].summary["class_names"] != info["class_names"]:
+        return weights, replace(above, combination=None)
+    if combined.summary["class_names"] != above.info["class_names"]:
         raise ArtifactError(
-            f"{combination[0]}: the combined targets are of the classes "
-            f"{combination[1].summary['class_names']}, the data has {info['class_names']}; run "
+            f"{folder}: the combined targets are of the classes "
+            f"{combined.summary['class_names']}, the data has {above.info['class_names']}; run "
             "combined-targets again"
         )
-    return weights, combination
+    return weights, above
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    store: Path,
-    receipt: Manifest,
-    teachers: Manifest,
-    combination: Store | None = None,
-    ready: Sequence[Path] = (),
-) -> Manifest:
+def run(context: Context, plan: StagePlan, above: Upstream, ready: Sequence[Path] = ()) -> Manifest:
     """Train what is missing and choose the student to ship, on validation rows.
 
     `ready` hold members that other stages trained already: a sweep's, those that `auto` was chosen by.
@@ -107,25 +99,18 @@ def run(
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     members = members_folder(context.folder, "student")
-    weights, combination = usable(context, receipt, combination, info)
-    budget = context.config.compute.memory_budget
-    layout = states_layout(info, budget, receipt, combination)
-    basis = basis_of(context.config, context.folder, data, teachers, layout)
+    weights, above = usable(context, above)
+    data, info, budget = above.data, above.info, context.config.compute.memory_budget
+    layout = states_layout(info, budget, above.store[1], above.combination)
+    basis = basis_of(context.config, context.folder, data, above.teachers, layout)
     make_vectors(basis.vectors, context.folder, data, context.console)
-    sources = (plan.inputs["data"], plan.inputs["soft_targets"])
-    wanted = tasks(
-        context.config,
-        *sources,
-        info["counts"],
-        basis,
-        weights,
-        plan.inputs["combined_targets"] if combination else None,
-    )
+    sources = above.sources(plan, basis, weights)
+    wanted = tasks(context.config, sources)
     seeds = context.config.student.seeds
-    train_phases(context, data, info, (store, receipt), sources, basis, weights, seeds)
+    train_phases(context, above, sources, seeds)
     states = any(map(reads_states, wanted))
     arrays, load, streams = arrays_and_loader(
-        data, info, budget, (store, receipt), combination, run=context.folder, states=states
+        data, info, budget, above.store, above.combination, run=context.folder, states=states
     )
     if context.config.soft_targets.keep and context.config.student.terms and not states:
         why = "do not fit into compute.memory_budget" if layout is None else "are not all that its terms read"
@@ -152,23 +137,16 @@ def run(
     shipped = min(distilled, key=preference)
     if context.config.sweep is not None and context.config.sweep.refit != "none":
         seed = distilled.index(shipped)
-        entries.append(refit(context, wanted, seed, shipped["best_epoch"], data, info, (store, receipt)))
+        entries.append(refit(context, wanted, seed, shipped["best_epoch"], above))
         shipped = entries[-1]
     summary = {"members": entries, "shipped": shipped["name"], "seconds": time.perf_counter() - began}
-    return finish(plan.folder, "student", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def inputs_of(config: Config, done: Done) -> tuple[str, str, str | None]:
     """Fingerprints of the data, the soft targets, and with specialists the combined targets."""
     combined = done["combined-targets"].fingerprint if config.specialists is not None else None
     return done["data"].fingerprint, done["soft-targets"].fingerprint, combined
-
-
-def combination_of(done: Done) -> Store | None:
-    if "combined-targets" not in done:
-        return None
-    combined = done["combined-targets"]
-    return combined.folder, combined.manifest
 
 
 class Student(Stage):
@@ -186,10 +164,8 @@ class Student(Stage):
         return plan(config, run, *inputs_of(config, done))
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        store = done["soft-targets"]
         ready = [members_folder(context.folder, name) for name in ("sweep", "choose") if name in done]
-        above = (store.folder, store.manifest, done["teachers"].manifest, combination_of(done), ready)
-        return run(context, plan, done["data"].folder, done.info, *above)
+        return run(context, plan, Upstream.of(done), ready)
 
     def work(self, config: Config, done: Done) -> Work | None:
         counts, student = done.info["counts"], config.student

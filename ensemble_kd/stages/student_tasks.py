@@ -11,35 +11,24 @@ from ensemble_kd.stages.members import (
     STREAM_OF_STUDENTS,
 )
 from ensemble_kd.stages.phases import phase_tasks, start_of
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Sources
 from ensemble_kd.stages.teachers_beside import online_of
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.branches import branched
 from ensemble_kd.train.task import MemberTask
 
 
-def tasks(
-    config: Config,
-    data: str,
-    store: str,
-    counts: dict[str, int],
-    basis: Basis,
-    weights: list[float] | None = None,
-    combined: str | None = None,
-) -> list[MemberTask]:
+def tasks(config: Config, sources: Sources) -> list[MemberTask]:
     """Per seed the distilled student and its baselines, all with the same budget, order and initialisation;
     phases that are not shared come on top of the distilled one's, and so do the other links of its chain.
 
     `hard` sees the labels of the same augmented views. `plain`, where there are such views, sees the rows as
-    they are: the baseline of arXiv 1503.02531. `pseudo`, where rows lack labels, sees the ensemble's.
-    `weights` are those of the teachers in the store. `combined` is the fingerprint of the combination with
-    specialists; then students of both kinds of targets are trained.
-    """
+    they are: the baseline of arXiv 1503.02531. `pseudo`, where rows lack labels, sees the ensemble's."""
     wanted: list[MemberTask] = []
     for seed in range(config.student.seeds):
-        for role in roles(config, counts, bool(combined)):
-            found = task(config, role, seed, data, store, counts, basis, weights, combined)
-            wanted += chain(config, found, basis, seed) if role == "distilled" else [found]
+        for role in roles(config, sources.counts, bool(sources.combined)):
+            found = task(config, role, seed, sources)
+            wanted += chain(config, found, sources.basis, seed) if role == "distilled" else [found]
     return wanted
 
 
@@ -57,21 +46,12 @@ def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
     return found + (["pseudo"] if unlabelled and config.data.predicts.classified else [])
 
 
-def task(
-    config: Config,
-    role: str,
-    seed: int,
-    data: str,
-    store: str,
-    counts: dict[str, int],
-    basis: Basis,
-    weights: list[float] | None = None,
-    combined: str | None = None,
-) -> MemberTask:
+def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
     """The student of one role and seed, counted from 0; the rest as in `tasks`."""
+    counts, basis, weights = sources.counts, sources.basis, sources.weights
     student, numbers = config.student, config.student.numbers
     learned = "ensemble"
-    if combined:
+    if sources.combined:
         learned = role.removeprefix("from_") if role.startswith("from_") else learned
         learned = config.targets if role in ("distilled", DIRECT) else learned
     soft = role in ("distilled", DIRECT) or role.startswith("from_")
@@ -79,18 +59,18 @@ def task(
     online = None
     if soft and (student.terms or student.online.logits):
         online = online_of(student.online, basis, weights, "student", student.terms)
-    phases = phase_tasks(config, basis, data, store, counts, weights, seed)
+    phases = phase_tasks(config, sources, seed)
     # Where every row has a label, there is nothing to guess.
     pseudo = numbers.pseudo if soft and counts["transfer"] > counts["labelled"] else 0.0
     labels_alone = role == "hard" or (soft and not numbers.alpha and not pseudo and online is None)
     bare = role == "plain" or (labels_alone and config.data.augment.munge > 0)
     views = 1 if bare else config.soft_targets.views
-    inputs = {"data": data}
+    inputs = {"data": sources.data}
     if (reads and learned != "specialists") or (online is not None and online.get("stored")):
-        inputs["soft_targets"] = store
+        inputs["soft_targets"] = sources.store
     if learned != "ensemble":
-        assert combined is not None
-        inputs["combined_targets"] = combined
+        assert sources.combined is not None
+        inputs["combined_targets"] = sources.combined
     alone = pseudo == 1 and numbers.alpha == 0 and not online  # the baseline itself: trained once
     rows: dict[str, Any] = {"labelled": not reads, "bootstrap": False, "fraction": student.fraction}
     branches = student.branches

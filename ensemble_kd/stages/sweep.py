@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd import space as spaces
-from ensemble_kd.artifacts import Manifest, finish, read_json, write_json
+from ensemble_kd.artifacts import Manifest, read_json, write_json
 from ensemble_kd.config import (
     Config,
     StudentConfig,
@@ -37,8 +37,9 @@ from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.layout import layout_of
 from ensemble_kd.stages.members import adopt, kept_weights, members_folder
 from ensemble_kd.stages.start import basis_of
-from ensemble_kd.stages.training_data import Store, arrays_and_loader, bytes_in_memory, states_layout
+from ensemble_kd.stages.training_data import arrays_and_loader, bytes_in_memory, states_layout
 from ensemble_kd.stages.trial_book import TrialBook, sign
+from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.task import MemberTask
 from ensemble_kd.trial_runs import concurrency, run_trials
@@ -98,49 +99,42 @@ def with_winner(config: Config, manifest: Manifest) -> Config:
     return config.model_copy(update={"student": student})
 
 
-def run(
-    context: Context,
-    plan: StagePlan,
-    data: Path,
-    info: dict[str, Any],
-    store: Path,
-    receipt: Manifest,
-    members: Manifest,
-    combination: Store | None = None,
-) -> Manifest:
-    """Search, and name the winner; `members` are the trained teachers. Raises TrainingError where too many
+def run(context: Context, plan: StagePlan, above: Upstream) -> Manifest:
+    """Search, and name the winner. Raises TrainingError where too many
     trials failed or none finished."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     context = replace(context, config=settled(context.config))
     config = context.config
     assert config.sweep is not None
-    own, combination = student_stage.usable(context, receipt, combination, info)
+    own, above = student_stage.usable(context, above)
+    data, info = above.data, above.info
     if (
-        combination is None
+        above.combination is None
         and config.specialists is not None
         and "targets" in spaces.parse_space(config.sweep.space)
     ):
         context.console.warning(
             "sweep.space.targets: no specialist helped on validation rows, so all choices are the ensemble"
         )
-    fingerprints = (plan.inputs["data"], plan.inputs["soft_targets"])
     terms = config.student.terms or any(path.startswith("terms") for path in config.sweep.space)
     budget = config.compute.memory_budget
-    layout = states_layout(info, budget, receipt, combination) if terms or config.student.phases else None
-    basis = basis_of(config, context.folder, data, members, layout)
-    make_vectors(basis.vectors, context.folder, data, context.console)
-    phase_training.train_phases(
-        context, data, info, (store, receipt), fingerprints, basis, own, config.sweep.num_seeds
+    layout = (
+        states_layout(info, budget, above.store[1], above.combination)
+        if terms or config.student.phases
+        else None
     )
+    basis = basis_of(config, context.folder, data, above.teachers, layout)
+    sources = above.sources(plan, basis, own)
+    make_vectors(basis.vectors, context.folder, data, context.console)
+    phase_training.train_phases(context, above, sources, config.sweep.num_seeds)
     states = layout is not None and bool(terms)
     arrays, load, streams = arrays_and_loader(
-        data, info, budget, (store, receipt), combination, run=context.folder, states=states
+        data, info, budget, above.store, above.combination, run=context.folder, states=states
     )
     if streams:
         context.console.line("sweep: the transfer set is larger than compute.memory_budget and is streamed")
-    combined = plan.inputs["combined_targets"] if combination else None
-    teachers = receipt.inputs.keys() - {"data"}
+    teachers = above.store[1].inputs.keys() - {"data"}
 
     def make(student: StudentConfig, role: str, seed: int) -> MemberTask:
         """Raises ConfigError where the student's settings do not go together."""
@@ -150,9 +144,9 @@ def run(
         weights = kept_weights(student.weights, teachers)
         found = basis
         if student.model != config.student.model:
-            found = basis_of(alone, context.folder, data, members, layout)
+            found = basis_of(alone, context.folder, data, above.teachers, layout)
             make_vectors(found.vectors, context.folder, data, context.console)
-        return student_tasks.task(alone, role, seed, *fingerprints, info["counts"], found, weights, combined)
+        return student_tasks.task(alone, role, seed, replace(sources, basis=found, weights=weights))
 
     sweep = TrialBook(context, plan.folder, make)
     for trial in sweep.waiting():  # the stage `gap` may have trained the baseline already
@@ -164,7 +158,7 @@ def run(
     summary["seconds"] = sweep.elapsed
     summary["seconds_with_start"] = time.perf_counter() - began
     shutil.rmtree(plan.folder / "fused", ignore_errors=True)
-    return finish(plan.folder, "sweep", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _train(context: Context, sweep: TrialBook, arrays: Callable[[], dict[str, Any]], load: Any) -> None:
@@ -265,10 +259,7 @@ class Sweep(Stage):
         return plan(config, run, *student_stage.inputs_of(config, done))
 
     def run(self, context: Context, plan: StagePlan, done: Done) -> Manifest:
-        store = done["soft-targets"]
-        beside = student_stage.combination_of(done)
-        above = (store.folder, store.manifest, done["teachers"].manifest, beside)
-        return run(context, plan, done["data"].folder, done.info, *above)
+        return run(context, plan, Upstream.of(done))
 
     def intact(self, context: Context, plan: StagePlan) -> Manifest | None:
         return intact(plan, context)

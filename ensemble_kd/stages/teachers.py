@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from ensemble_kd.artifacts import Manifest, fingerprint, finish
+from ensemble_kd.artifacts import Manifest, fingerprint
 from ensemble_kd.config import (
     Config,
     CustomModelConfig,
@@ -152,7 +152,7 @@ def run(context: Context, plan: StagePlan, data: Path, info: dict[str, Any]) -> 
         "excluded": lost,
         "seconds": time.perf_counter() - began,
     }
-    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, [], summary)
+    return plan.finish([], summary)
 
 
 def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -197,7 +197,9 @@ def _judge(
         if (problem := values_problem(logits, "logits", "teachers.values")) is not None:
             panel.problems.append(f"{where}: gives {problem} and teachers.source=callable")
         called = called_by(teacher_model(context.config, index)[0])
-        panel.look(index, where, logits, labels, split, (task.initial or {}).get("classes"), called)
+        panel.look(
+            index, where, logits, labels, split, applied=(task.initial or {}).get("classes"), called=called
+        )
     panel.tell(given=teachers.source == "pretrained")
 
 
@@ -226,7 +228,7 @@ def _from_predictions(
             if made
             else f"teachers.predictions: {paths[judged][i]}"
         )
-        panel.look(i, where, splits[judged], labels, judged, orders[i])
+        panel.look(i, where, splits[judged], labels, judged, applied=orders[i])
         splits.pop("transfer")
         name = f"teacher-{i:03d}.{PREDICTIONS}"
         save_file(splits, plan.folder / name)
@@ -236,7 +238,7 @@ def _from_predictions(
     panel.tell(given=True)
     summary = {"source": "predictions", "members": entries, "excluded": [], "seconds": 0.0}
     summary |= _calibrated(context, data, entries, plan.folder)
-    return finish(plan.folder, "teachers", plan.fingerprint, plan.config, plan.inputs, names, summary)
+    return plan.finish(names, summary)
 
 
 def check_custom(config: Config, info: dict[str, Any]) -> None:

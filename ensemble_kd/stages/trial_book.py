@@ -8,22 +8,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from ensemble_kd import space as spaces
+from ensemble_kd import space_problems
 from ensemble_kd.artifacts import Manifest, canonical, fingerprint, read_json, write_json
-from ensemble_kd.config import StudentConfig, SweepConfig, balanced_weights
-from ensemble_kd.data.records import load_info, load_labels
+from ensemble_kd.config import StudentConfig, SweepConfig
 from ensemble_kd.errors import ArtifactError, ConfigError, TrainingError
 from ensemble_kd.search import Search, importances
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.members import all_intact, members_folder, prefixed
-from ensemble_kd.targets import target_of
-from ensemble_kd.targets.metrics import log_softmax
+from ensemble_kd.stages.sweep_verdict import sweep_verdict
 from ensemble_kd.train.blocks import mix
-from ensemble_kd.train.finishing import load_logits
-from ensemble_kd.train.statistics import combined_interval, mean_and_error
+from ensemble_kd.train.statistics import mean_and_error
 from ensemble_kd.train.task import MemberTask, finished
 from ensemble_kd.train.trials import Entry, Trial, mean_history, values_of
 
@@ -79,7 +76,7 @@ class TrialBook:
 
     def student(self, parameters: dict[str, Any]) -> StudentConfig:
         """Raises ConfigError where the parameters do not go together."""
-        student = spaces.apply(self.context.config.student, parameters)
+        student = space_problems.apply(self.context.config.student, parameters)
         assert isinstance(student, StudentConfig)
         return student
 
@@ -303,6 +300,7 @@ class TrialBook:
         assert winner is not None and baseline is not None
         student = self.student(winner.parameters).model_dump(mode="json")
         trials = sorted(self.trials.values(), key=lambda trial: (trial.kind, trial.name))
+        tried = sum(trial.over for trial in self.seen.values())
         for trial in trials:
             if trial.name not in self.opened:  # an earlier run's
                 self._track(trial, trial.history)
@@ -317,7 +315,7 @@ class TrialBook:
             "baseline": baseline.name,
             "student": student,
             "importances": importances(trials, self.space, self.settings.metric, sign(self.settings)),
-            "verdict": self._verdict(winner, baseline, data),
+            "verdict": sweep_verdict(winner, baseline, self.settings.metric, tried, self.members, data=data),
         }
 
     def _described(self, trial: Trial) -> dict[str, Any]:
@@ -343,55 +341,6 @@ class TrialBook:
             "members": members,
             "history": [{key: entry[key] for key in keys if key in entry} for entry in history],
         }
-
-    def _verdict(self, winner: Trial, baseline: Trial, data: Path) -> dict[str, Any]:
-        """Winner against baseline, paired on the validation rows and over seeds."""
-        loss = self.settings.metric.endswith("loss")
-        labels, target = load_labels(data, "validation"), target_of(load_info(data).target)
-        over_classes = self.settings.metric in ("validation_balanced_accuracy", "validation_macro_f1")
-        by_class = np.array(balanced_weights(np.bincount(labels).tolist()))[labels] if over_classes else 1.0
-
-        def scores(trial: Trial) -> list[np.ndarray]:
-            """Per seed what each row adds: right or wrong, log-likelihood, or less the squared error.
-
-            Where the metric is a mean over classes, a row counts by 1 / its class's share: their mean is the
-            balanced accuracy.
-            """
-            found = []
-            for task in trial.tasks:
-                logits = load_logits(task.folder(self.members), "validation").numpy()
-                if not target.classified:
-                    found.append(-target.losses(logits, labels))
-                    continue
-                log_probs = log_softmax(logits)[np.arange(len(labels)), labels]
-                right = (logits.argmax(1) == labels).astype(np.float64)
-                found.append(log_probs if loss else right * by_class)
-            return found
-
-        tried = sum(trial.over for trial in self.seen.values())
-        counts = target.classified and not over_classes
-        difference = combined_interval(scores(winner), scores(baseline), comparisons=tried, counts=counts)
-        scale, unit = (
-            (0.01, "nats" if counts else "of loss")
-            if loss
-            else (1.0, "points of balanced accuracy" if over_classes else "points of accuracy")
-        )
-        low, high, mean = (scale * x for x in (difference.low, difference.high, difference.points))
-        count = f"{len(labels):,} validation rows"
-        over = f"{len(winner.tasks)} seeds, {count}" if len(winner.tasks) > 1 else f"one seed, {count}"
-        change = (
-            f"{abs(mean):.3g} {unit} {'better' if mean >= 0 else 'worse'} than {baseline.name} on hard labels"
-        )
-        told = f"(95% interval {low:+.3g} to {high:+.3g}, allowing for the choice; {over})"
-        configurations = f"{tried} configuration{'s' if tried != 1 else ''}"
-        text = {
-            "helped": f"{winner.name} is the best of {configurations}: {change} {told}.",
-            "hurt": f"Distillation did not help in {configurations}: the best, {winner.name}, is {change} "
-            f"{told}.",
-            "no difference shown": f"A gain from distillation is not shown in {configurations}: the best, "
-            f"{winner.name}, is {change}, within the noise {told}.",
-        }[difference.outcome]
-        return {"outcome": difference.outcome, "text": text, "difference": mean, "low": low, "high": high}
 
 
 def _role(student: StudentConfig) -> str:

@@ -15,13 +15,13 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
 
-from ensemble_kd.artifacts import checksum, damage, fingerprint, finish, read_manifest, write_atomic
+from ensemble_kd.artifacts import Identity, checksum, damage, fingerprint, finish, read_manifest, write_atomic
+from ensemble_kd.attached import attached
 from ensemble_kd.config import Config, ModelConfig, TransformerConfig, text_source
 from ensemble_kd.config.start import StaticEmbeddingConfig
 from ensemble_kd.data.records import load_info, read_shard, shard_paths
 from ensemble_kd.data.tokenize import TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError, ConfigError
-from ensemble_kd.mirror import attached
 from ensemble_kd.models.init.static_embedding import piece_states, piece_vectors, too_wide
 from ensemble_kd.models.transformer_config import config_of
 from ensemble_kd.models.transplant import resolve
@@ -157,7 +157,7 @@ def _write(
 ) -> None:
     folder = run / VECTORS_FOLDER / name
     write_atomic(folder / file, save({file.split(".")[0]: tensor.contiguous()}))
-    finish(folder, "vectors", name, settings, inputs, [file], {"shape": list(tensor.shape)})
+    finish(folder, Identity("vectors", name, settings, inputs), [file], {"shape": list(tensor.shape)})
     if (mirror := attached()) is not None:  # workers on other nodes read it
         mirror.push(folder)
 

@@ -121,6 +121,7 @@ class TensorSource:
         seed: int,
         teacher: MemberLogits | None = None,
         num_views: int = 1,
+        *,
         special: Tensor | None = None,
         special_fraction: float = 0.5,
     ) -> None:

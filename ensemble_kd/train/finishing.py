@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ensemble_kd.artifacts import finish
-from ensemble_kd.mirror import ensure
+from ensemble_kd.artifacts import Identity, finish
+from ensemble_kd.attached import ensure
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.quantise import harden_
 from ensemble_kd.models.specialist import correct_dustbin_
@@ -49,28 +50,34 @@ def finish_phase(
         "seconds": seconds,
         "history": progress.history,
     }
-    finish(folder, "member", task.fingerprint, redacted_settings(task.settings), task.inputs, files, summary)
+    finish(
+        folder,
+        Identity("member", task.fingerprint, redacted_settings(task.settings), task.inputs),
+        files,
+        summary,
+    )
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
 
 
-def finish_member(
-    task: MemberTask,
-    data: TrainingData,
-    network: Network,
-    progress: Progress,
-    folder: Path,
-    device: torch.device,
-    seconds: float,
-    judge: Judge | None = None,
-    *,
-    left: Left | None = None,
-) -> None:
-    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done.
+@dataclass(frozen=True)
+class Trained:
+    """A network at the end of its training."""
 
-    `left` is what its learner left beside the network.
-    """
-    left = left or Left()
+    network: Network
+    progress: Progress
+    seconds: float
+    judge: Judge | None = None
+    """By which a specialist is judged."""
+    left: Left = field(default_factory=Left)
+    """What its learner left beside the network."""
+
+
+def finish_member(
+    task: MemberTask, data: TrainingData, trained: Trained, folder: Path, device: torch.device
+) -> None:
+    """Write what a trained member leaves: weights, predictions, and the manifest, which declares it done."""
+    network, progress, judge, left = trained.network, trained.progress, trained.judge, trained.left
     inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
     labels = as_tensor(data.validation.labels)
     special: dict[str, Any] = {}
@@ -108,11 +115,11 @@ def finish_member(
         **measured,
         **special,
         **left.summary,
-        "seconds": seconds,
+        "seconds": trained.seconds,
         "history": progress.history,
     }
     settings, files = redacted_settings(task.settings), [WEIGHTS, PREDICTIONS, *left.files]
-    finish(folder, "member", task.fingerprint, settings, task.inputs, files, summary)
+    finish(folder, Identity("member", task.fingerprint, settings, task.inputs), files, summary)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ from ensemble_kd.targets.metrics import class_means
 from ensemble_kd.train.blocks import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
-from ensemble_kd.train.finishing import FAILED, finish_member
+from ensemble_kd.train.finishing import FAILED, Trained, finish_member
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate
 from ensemble_kd.train.member_loss import loss_of
@@ -270,7 +270,7 @@ def fused_epochs(
             restore_tables_(network)
             share = (time.perf_counter() - began) / len(tasks)
             folder = member.task.folder(members)
-            finish_member(member.task, data, network, member.progress, folder, device, share)
+            finish_member(member.task, data, Trained(network, member.progress, share), folder, device)
         else:
             _tell_failure(member, members)  # of an earlier call's: what it wrote may have been cleared away
     if checkpoint is not None:

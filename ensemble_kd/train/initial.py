@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ensemble_kd.artifacts import read_manifest
+from ensemble_kd.attached import ensure
 from ensemble_kd.config import ModelConfig
 from ensemble_kd.errors import ArtifactError, ConfigError
-from ensemble_kd.mirror import ensure
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.init.net2net import grow_
 from ensemble_kd.models.init.static_embedding import start_table_

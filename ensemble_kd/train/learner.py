@@ -90,7 +90,9 @@ class Learner:
         `model` is `trained`, or what replicates it.
         """
         device = batch.inputs.device
-        return train_step(model, self.network, optimizer, batch, self.loss, training, device, self.online)
+        return train_step(
+            model, self.network, optimizer, batch, self.loss, training, device=device, online=self.online
+        )
 
     def judged(self, evaluate: Evaluate) -> dict[str, float]:
         """An entry of the history: what validation rows say."""
@@ -108,6 +110,7 @@ def train_step(
     batch: Batch,
     loss: DistillationLoss,
     training: TrainingConfig,
+    *,
     device: torch.device,
     online: Beside | None = None,
 ) -> Tensor:

@@ -16,7 +16,7 @@ from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.models.trees import Trees
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.train.blocks import as_tensor
-from ensemble_kd.train.finishing import CHECKPOINT, FAILED, finish_member, finish_phase
+from ensemble_kd.train.finishing import CHECKPOINT, FAILED, Trained, finish_member, finish_phase
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (
     LEARNED,
@@ -114,9 +114,9 @@ def member_epochs(
         if replicas.rank == 0:
             judged, target = (validation, validation_labels), data.info.get("target")
             rows = rows_of(batches.source, batches.weights)
-            rounds = fit_trees_(network, task.model, training, task.seed, rows, judged, target)
+            rounds = fit_trees_(network, task.model, training, task.seed, rows, judged, target=target)
             seconds = time.perf_counter() - began
-            finish_member(task, data, network, Progress(rounds), folder, device, seconds)
+            finish_member(task, data, Trained(network, Progress(rounds), seconds), folder, device)
         return True
     try:
         progress = yield from train_epochs(
@@ -145,5 +145,6 @@ def member_epochs(
             finish_phase(task, network, progress, folder, seconds)
         else:
             network, left = learner.finished(evaluate, partial(logits_of, data=data, device=device), folder)
-            finish_member(task, data, network, progress, folder, device, seconds, judge, left=left)
+            trained = Trained(network, progress, seconds, judge, left)
+            finish_member(task, data, trained, folder, device)
     return True

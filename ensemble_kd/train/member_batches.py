@@ -67,8 +67,8 @@ def make_batches(
             mix(task.seed, 13),
             _teacher(task, data),
             max(1, task.views),
-            special,
-            fraction,
+            special=special,
+            special_fraction=fraction,
         )
     else:
         assert data.stream is not None, "a transfer set is either in memory or streamed"

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from ensemble_kd.artifacts import read_manifest
+from ensemble_kd.attached import ensure
 from ensemble_kd.config import ModelConfig, TrainingConfig
 from ensemble_kd.errors import ArtifactError
-from ensemble_kd.mirror import ensure
 from ensemble_kd.models.branched import Branched
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.quantise import Quantiser, quantise_

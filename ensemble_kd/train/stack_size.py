@@ -54,7 +54,7 @@ def measure(
     fleet.stack.train()
 
     def one(batch: Batch) -> Tensor:
-        return train_step(network, network, optimizer, batch, loss, fleet.training, device)
+        return train_step(network, network, optimizer, batch, loss, fleet.training, device=device)
 
     def together(batch: Batch) -> Tensor:
         return fleet.step(batch, fleet.total_steps - 1)

@@ -65,6 +65,7 @@ def fit_trees_(
     seed: int,
     rows: Rows,
     validation: tuple[Tensor, Tensor],
+    *,
     target: dict[str, float] | None,
 ) -> int:
     """Fill `network` with trees fitted to `rows`; returns the rounds kept.

@@ -118,7 +118,7 @@ def test_images_texts_paths_and_trained_teachers(planned: list[Config], tmp_path
 
 
 @pytest.mark.slow
-def test_a_frame_a_forest_and_a_network(ray_session: None, tmp_path: Path) -> None:
+def test_a_frame_a_forest_and_a_network(tmp_path: Path) -> None:
     features = [f"pixel {i}" for i in range(64)]
     frame = pd.DataFrame(X, columns=features).assign(digit=NAMES)
     theirs, mine, test = frame[:900], frame[900:1400], frame[1400:]
@@ -139,6 +139,7 @@ def test_a_frame_a_forest_and_a_network(ray_session: None, tmp_path: Path) -> No
         "teachers": [forest, network],
         "classes": {1: sorted(set(NAMES))},
         "output": tmp_path / "run",
+        "compute__executor": "local",  # over Ray: the next test
         **QUICK,
     }
     run = ensemble_kd.distill(mine, **arguments)

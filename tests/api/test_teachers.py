@@ -77,6 +77,9 @@ def test_classes_in_another_order_are_put_into_the_datas() -> None:
     array = turned.predict_proba(NUMBERS)
     by_split = {"train": array, "validation": array[:10]}
     (three,) = answers_of(by_split, ["cat", "ant", "bee"], frames(), task())
+    numbered = LogisticRegression().fit(NUMBERS, [NAMES.index(name) for name in LABELS])
+    (four,) = answers_of(numbered, list(NAMES), frames(), task())  # whose classes_ say 0, 1, 2
+    assert np.allclose(one["train"], four["train"], atol=1e-3)
     assert np.allclose(one["train"], three["train"], atol=1e-5)
 
 
@@ -123,6 +126,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (RandomForestClassifier(), None, "not fitted; call fit"),
     (fitted(np.where(LABELS == "ant", "ape", LABELS)), None, "its classes_ are ['ape', 'bee', 'cat']"),
     (fitted(np.where(LABELS == "ant", "bee", LABELS)), None, "its classes_ are ['bee', 'cat'], the data's"),
+    (fitted(LABELS), ["cat", "ant", "bee"], "classes says that its outputs are ['cat', 'ant', 'bee'], its"),
     (PROBABILITIES, None, "nothing says which class each of its 3 outputs is"),
     (lambda X: PROBABILITIES, None, "classes=[...]"),
     (nn.Linear(2, 3), None, "classes=[...]"),

@@ -13,7 +13,7 @@ from ensemble_kd.config import Config, validate
 from ensemble_kd.data.munge import MOST_CANDIDATES, NEIGHBOURS, munged_view, neighbourhood
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages import student_tasks, teachers
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 
 INFO: dict[str, Any] = {"preprocess": {}}
 
@@ -26,7 +26,7 @@ def munged(
     inputs: np.ndarray, view: int, probability: float = 0.5, info: dict[str, Any] = INFO
 ) -> np.ndarray:
     near, rows = neighbourhood(inputs, info), torch.arange(len(inputs))
-    found, _ = munged_view(torch.from_numpy(inputs), None, rows, view, 7, probability, near)
+    found, _ = munged_view(torch.from_numpy(inputs), None, rows, view, 7, probability, near=near)
     return found.numpy()
 
 
@@ -49,22 +49,22 @@ def test_view_0_is_the_row_and_others_lose_their_label() -> None:
     inputs, near = torch.from_numpy(table()), neighbourhood(table(), INFO)
     labels, rows = torch.arange(400) % 3, torch.arange(400)
     views = rows % 4
-    seen, told = munged_view(inputs, labels, rows, views, 7, 0.5, near)
+    seen, told = munged_view(inputs, labels, rows, views, 7, 0.5, near=near)
     assert told is not None
     assert torch.equal(seen[views == 0], inputs[views == 0])
     assert torch.equal(told[views == 0], labels[views == 0]) and bool((told[views != 0] == -1).all())
-    _, values = munged_view(inputs, labels.float(), rows, views, 7, 0.5, near)
+    _, values = munged_view(inputs, labels.float(), rows, views, 7, 0.5, near=near)
     assert values is not None and torch.equal(values.isnan(), views != 0)
 
 
 def test_a_version_does_not_depend_on_batches_and_differs_from_others() -> None:
     inputs, near = torch.from_numpy(table()), neighbourhood(table(), INFO)
-    whole, _ = munged_view(inputs, None, torch.arange(400), 2, 7, 0.5, near)
+    whole, _ = munged_view(inputs, None, torch.arange(400), 2, 7, 0.5, near=near)
     order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
-    parts = [munged_view(inputs[part], None, part, 2, 7, 0.5, near)[0] for part in order.split(37)]
+    parts = [munged_view(inputs[part], None, part, 2, 7, 0.5, near=near)[0] for part in order.split(37)]
     assert torch.equal(torch.cat(parts), whole[order])
-    other, _ = munged_view(inputs, None, torch.arange(400), 3, 7, 0.5, near)
-    seeded, _ = munged_view(inputs, None, torch.arange(400), 2, 8, 0.5, near)
+    other, _ = munged_view(inputs, None, torch.arange(400), 3, 7, 0.5, near=near)
+    seeded, _ = munged_view(inputs, None, torch.arange(400), 2, 8, 0.5, near=near)
     assert not torch.equal(whole, other) and not torch.equal(whole, seeded)
 
 
@@ -75,7 +75,7 @@ def test_each_column_changes_with_that_probability_by_the_paper_s_formula(probab
     # More than a few values, so that columns are smooth.
     near = type(near)(near.inputs, near.nearest, near.groups, torch.ones(3, dtype=torch.bool))
     first = torch.from_numpy(inputs)[rows]
-    seen, _ = munged_view(first, None, rows, torch.arange(1, 20_001), 7, probability, near)
+    seen, _ = munged_view(first, None, rows, torch.arange(1, 20_001), 7, probability, near=near)
     changed = (seen != first).float().mean(0)
     assert changed.numpy() == pytest.approx(probability, abs=0.015)
     if probability == 1:
@@ -140,7 +140,7 @@ def test_who_learns_from_labels_alone_sees_the_rows_as_they_are() -> None:
     for alpha, expected in ((1.0, 4), (0.5, 4), (0.0, 1)):
         made = config(student={"alpha": alpha, "pseudo": 0.0})
         basis = Basis.alone(made)
-        tasks = {t.role: t for t in student_tasks.tasks(made, "data", "store", counts, basis)}
+        tasks = {t.role: t for t in student_tasks.tasks(made, Sources("data", "store", counts, basis))}
         assert set(tasks) == {"distilled", "hard"}
         assert tasks["hard"].views == 1 and not tasks["hard"].augment
         assert tasks["distilled"].views == expected and bool(tasks["distilled"].augment) == (expected > 1)

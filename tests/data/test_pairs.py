@@ -145,7 +145,7 @@ def test_predicting_pairs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build(TypeAdapter(ModelConfig).validate_python(model), info.to_dict()).eval()
     tokenizer = tmp_path / "out" / "tokenizer.json"
-    save_package(tmp_path / "model", network, model, info.to_dict(), "# card", tokenizer, {})
+    save_package(tmp_path / "model", network, model, info.to_dict(), "# card", tokenizer, lineage={})
     table: dict[str, Any] = {"premise": ["my card", None, "the cat"], "hypothesis": ["is lost", "a", ""]}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     shown: list[str] = []

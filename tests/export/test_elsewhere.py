@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ from model_cases import case, inputs_of
 
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ExportError
-from ensemble_kd.export import forms as forms_module
-from ensemble_kd.export import mlflow_form
+from ensemble_kd.export import form_checks, mlflow_form
 from ensemble_kd.export.elsewhere import Elsewhere
-from ensemble_kd.export.forms import Rows, available, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.models.package import load_package
 
@@ -62,7 +63,7 @@ def test_an_mlflow_model_that_lacks_a_module_is_not_handed_over(
 ) -> None:
     everything = mlflow_form.carried()
     monkeypatch.setattr(mlflow_form, "carried", lambda: [p for p in everything if str(p) != lost])
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
     module = f"ensemble_kd.{lost.removesuffix('.py').replace('/', '.')}"
     with pytest.raises(ExportError, match=f"mlflow: .* without this package: .*{module}"):
         exported(tmp_path, "numbers", ["mlflow"])
@@ -74,7 +75,7 @@ def test_a_form_that_answers_otherwise_elsewhere_is_not_handed_over(
 ) -> None:
     real = Elsewhere.logits
     monkeypatch.setattr(Elsewhere, "logits", lambda *args, **options: real(*args, **options) + 0.01)
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
     with pytest.raises(ExportError, match="onnx: gives other logits in a process without this package"):
         exported(tmp_path, "numbers", ["onnx"])
 
@@ -135,10 +136,32 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(place / "bin" / "python")
 
 
+@pytest.fixture(scope="module")
+def every_form(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A model of numbers in every form, and the processes without us that were started to make these."""
+    started: list[Any] = []
+    real = Elsewhere._start
+
+    def counted(self: Elsewhere) -> Any:
+        started.append(real(self))
+        return started[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Elsewhere, "_start", counted)
+        patch.setattr(form_checks, "SECONDS", 0.01)
+        return exported(tmp_path_factory.mktemp("forms"), "numbers"), started
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["numbers", pytest.param("bert", marks=pytest.mark.long)])
-def test_every_form_in_an_environment_of_its_own(tmp_path: Path, python: str, name: str) -> None:
-    model = exported(tmp_path, name)
+def test_every_form_in_an_environment_of_its_own(
+    tmp_path: Path, python: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    if name == "numbers":
+        made, _ = request.getfixturevalue("every_form")
+        model = Path(shutil.copytree(made, tmp_path / "model"))
+    else:
+        model = exported(tmp_path, name)
     texts = ["my card is lost", "the cat sat on the mat", "pay", "stolen, my bank?"]
     values = inputs_of(load_package(model).info, 4)
     rows: list[Any] = texts if name == "bert" else values.tolist()
@@ -168,15 +191,7 @@ print(json.dumps(found if isinstance(found, list) else found.tolist()))
 
 
 @pytest.mark.slow
-def test_one_process_serves_all_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Any] = []
-    real = Elsewhere._start
-
-    def counted(self: Elsewhere) -> Any:
-        started.append(real(self))
-        return started[-1]
-
-    monkeypatch.setattr(Elsewhere, "_start", counted)
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
-    exported(tmp_path, "numbers", ["mlflow", "onnx", "int8", "program"])
-    assert len(started) == 1
+def test_one_process_serves_all_forms(every_form: tuple[Path, list[Any]]) -> None:
+    model, started = every_form
+    made = {path.name for path in (model / "export").iterdir()}
+    assert made == {"mlflow", "onnx", "int8", "program"} and len(started) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ArtifactError, ExportError, InputError
+from ensemble_kd.export import form_checks
 from ensemble_kd.export import forms as forms_module
 from ensemble_kd.export.folder import export_folder, is_model_folder
-from ensemble_kd.export.forms import Rows, available, export_forms
+from ensemble_kd.export.form_checks import Rows
+from ensemble_kd.export.forms import available, export_forms
 from ensemble_kd.export.graph import Graph, OnnxBiLSTM, UnrolledBiLSTM
 from ensemble_kd.inference.feed import by_length, feed
 from ensemble_kd.inference.onnx_model import load_onnx
@@ -30,7 +33,7 @@ from ensemble_kd.train.loop import predict
 
 @pytest.fixture(autouse=True)
 def measured_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms_module, "SECONDS", 0.01)
+    monkeypatch.setattr(form_checks, "SECONDS", 0.01)
 
 
 def export(model: Path, *forms: str, **options: Any) -> dict[str, Any]:
@@ -53,6 +56,23 @@ def table(name: str) -> pa.Table:
         return pa.table({"input": ["my card is lost", "the cat sat on the mat", "pay", "stolen, my bank?"]})
     values = inputs_of(info_of(kind), 4)
     return pa.table({"input": [v.tobytes() if kind == "image" else v.tolist() for v in values]})
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of numbers with its graph, and the graph in int8."""
+    model, _ = case(tmp_path_factory.mktemp("exported"), "numbers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms_module, "SECONDS", 0.01)
+        export(model, "onnx", "int8")
+    return model
+
+
+@pytest.fixture
+def with_graph(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the model with its graph alone."""
+    leave = shutil.ignore_patterns("int8")
+    return Path(shutil.copytree(exported, tmp_path / "model", ignore=leave))
 
 
 OFTEN = ("resnet", "pieces")
@@ -121,9 +141,8 @@ print(json.dumps(session.run(None, {{config["inputs"][0]["name"]: rows}})[0].tol
 """
 
 
-def test_the_onnx_folder_runs_with_what_its_requirements_name(tmp_path: Path) -> None:
-    model, _ = case(tmp_path, "numbers")
-    export(model, "onnx")
+def test_the_onnx_folder_runs_with_what_its_requirements_name(with_graph: Path, tmp_path: Path) -> None:
+    model = with_graph
     folder = (model / "export" / "onnx").rename(tmp_path / "elsewhere")
     assert (folder / "requirements.txt").read_text().split() == ["numpy", "onnxruntime"]
     values = inputs_of(info_of("numeric"), 3)
@@ -281,10 +300,8 @@ def test_an_operator_that_onnx_lacks_is_named_and_other_forms_are_made(
     assert (model / "export" / "program" / "model.pt2").exists()
 
 
-def test_a_damaged_form_is_refused(tmp_path: Path) -> None:
-    model, _ = case(tmp_path, "numbers")
-    export(model, "onnx")
-    folder = model / "export" / "onnx"
+def test_a_damaged_form_is_refused(with_graph: Path) -> None:
+    folder = with_graph / "export" / "onnx"
     (folder / "model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ArtifactError, match="pickle"):
         load_onnx(folder)
@@ -306,9 +323,8 @@ def test_a_damaged_form_is_refused(tmp_path: Path) -> None:
         load_onnx(folder)
 
 
-def test_a_form_of_another_student_is_not_used(tmp_path: Path) -> None:
-    model, _ = case(tmp_path / "one", "numbers")
-    export(model, "onnx")
+def test_a_form_of_another_student_is_not_used(with_graph: Path, tmp_path: Path) -> None:
+    model = with_graph
     config = json.loads((model / "export" / "onnx" / "config.json").read_text())
     assert config["lineage"] == {"student": "s"}
     other = load_package(model)
@@ -319,9 +335,9 @@ def test_a_form_of_another_student_is_not_used(tmp_path: Path) -> None:
         other.info,
         "",
         None,
-        {"student": "t"},
-        None,
-        model / "export",
+        lineage={"student": "t"},
+        calibration=None,
+        forms=model / "export",
     )
     with pytest.raises(ArtifactError, match="exported from another student"):
         Predictor(tmp_path / "two", "onnx")
@@ -330,9 +346,8 @@ def test_a_form_of_another_student_is_not_used(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- around a folder
 
 
-def test_a_second_export_keeps_what_is_there(tmp_path: Path) -> None:
-    model, _ = case(tmp_path, "numbers")
-    export(model, "onnx")
+def test_a_second_export_keeps_what_is_there(with_graph: Path) -> None:
+    model = with_graph
     before = (model / "export" / "onnx" / "manifest.json").stat().st_mtime_ns
     export(model, "onnx", "int8")
     assert (model / "export" / "onnx" / "manifest.json").stat().st_mtime_ns == before
@@ -340,22 +355,24 @@ def test_a_second_export_keeps_what_is_there(tmp_path: Path) -> None:
     assert (model / "export" / "onnx" / "manifest.json").stat().st_mtime_ns > before
 
 
-def test_forms_of_the_same_weights_outlive_the_folder(tmp_path: Path) -> None:
-    model, network = case(tmp_path, "numbers")
-    export(model, "onnx")
+def test_forms_of_the_same_weights_outlive_the_folder(with_graph: Path) -> None:
+    model = with_graph
     source = load_package(model)
-    save_package(model, network, source.model, source.info, "# another card", None, source.lineage)
+    network = source.network
+    save_package(model, network, source.model, source.info, "# another card", None, lineage=source.lineage)
     assert (model / "export" / "onnx" / "model.onnx").exists()
     assert Predictor(model).form == "onnx"
-    folder = (model, network, source.model, source.info, "# card", None, source.lineage)
-    save_package(*folder, {"temperature": 1.0, "threshold": None})  # that is none
+    folder = (model, network, source.model, source.info, "# card", None)
+    save_package(
+        *folder, lineage=source.lineage, calibration={"temperature": 1.0, "threshold": None}
+    )  # that is none
     assert Predictor(model).form == "onnx"
-    save_package(*folder, {"temperature": 2.0})
+    save_package(*folder, lineage=source.lineage, calibration={"temperature": 2.0})
     assert not (model / "export").exists()
     export(model, "onnx")
     with torch.no_grad():
         next(network.parameters()).add_(1.0)
-    save_package(model, network, source.model, source.info, "# card", None, {"student": "t"})
+    save_package(model, network, source.model, source.info, "# card", None, lineage={"student": "t"})
     assert not (model / "export").exists() and Predictor(model).form == "pytorch"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.stand_ins import write_images, write_pooling, write_texts, write_transformer
 from ensemble_kd import pipeline
-from ensemble_kd.artifacts import Manifest, fingerprint, finish, write_json
+from ensemble_kd.artifacts import Identity, Manifest, fingerprint, finish, write_json
 from ensemble_kd.config import Config, load_config, recipe_paths
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import ConfigError, InputError
@@ -30,7 +30,7 @@ from ensemble_kd.stages import specialists, student, student_tasks, teachers
 from ensemble_kd.stages.base import Artifact, Done
 from ensemble_kd.stages.context import Console, StagePlan
 from ensemble_kd.stages.members import members_folder
-from ensemble_kd.stages.start import basis_of
+from ensemble_kd.stages.start import Sources, basis_of
 from ensemble_kd.train.task import MemberTask
 
 GOLDEN = Path(__file__).with_name("plans.json")
@@ -172,8 +172,9 @@ def made_up(
         entries = []
         for i, task in enumerate(tasks):
             folder = members_folder(run, "teachers") / task.fingerprint
-            folder.mkdir(parents=True, exist_ok=True)
-            finish(folder, "member", task.fingerprint, {"model": task.model}, {}, [], {})
+            if not (folder / "manifest.json").exists():  # another override may have had the same teachers
+                folder.mkdir(parents=True, exist_ok=True)
+                finish(folder, Identity("member", task.fingerprint, {"model": task.model}, {}), [], {})
             loss = {"validation_loss": 1 - i / 100}
             entries.append({"name": task.name, "fingerprint": task.fingerprint, **loss})
         temperatures = [1 + i / 10 for i in range(len(entries))]
@@ -190,33 +191,31 @@ def made_up(
     if name == "student":
         basis = basis_of(config, run, done["data"].folder, done["teachers"].manifest)
         data, store, combined = student.inputs_of(config, done)
-        tasks = student_tasks.tasks(config, data, store, done.info["counts"], basis, None, combined)
+        tasks = student_tasks.tasks(config, Sources(data, store, done.info["counts"], basis, None, combined))
         return tasks, {}
     return [], {}
 
 
-def all_plans() -> dict[str, dict[str, Any]]:
-    """By recipe and override: its plans; of an override only those that differ from the recipe's own.
+def plans_of_recipe(recipe: str, folder: Path) -> dict[str, Any]:
+    """By override: the plans of a recipe over the stand-ins in `folder`; but for the recipe as it is, only
+    those that differ from its own.
 
-    An override that a recipe refuses says `refused`.
+    An override that the recipe refuses says `refused`.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    found: dict[str, dict[str, Any]] = {}
-    with stand_ins() as folder, chdir(folder):  # the student's settings hold its corpus by path
-        for recipe in sorted(recipe_paths()):
-            own: dict[str, str] = {}
-            found[recipe] = {}
-            for override in OVERRIDES:
-                plans = _plans(recipe, [*settings_of(recipe, folder), *filter(None, [override])], folder)
-                if not override:
-                    own = plans
-                    found[recipe][override] = plans
-                elif "refused" in plans:
-                    found[recipe][override] = plans
-                else:
-                    changed = {k: v for k, v in plans.items() if own.get(k) != v}
-                    changed |= {k: "none" for k in own.keys() - plans.keys()}
-                    found[recipe][override] = dict(sorted(changed.items()))
+    own: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    with chdir(folder):  # the student's settings hold its corpus by path
+        for override in OVERRIDES:
+            plans = _plans(recipe, [*settings_of(recipe, folder), *filter(None, [override])], folder)
+            if not override:
+                own = plans
+                found[override] = plans
+            elif "refused" in plans:
+                found[override] = plans
+            else:
+                changed = {k: v for k, v in plans.items() if own.get(k) != v}
+                changed |= {k: "none" for k in own.keys() - plans.keys()}
+                found[override] = dict(sorted(changed.items()))
     return found
 
 
@@ -228,7 +227,9 @@ def _plans(recipe: str, settings: list[str], folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    write_json(GOLDEN, all_plans())
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with stand_ins() as folder:
+        write_json(GOLDEN, {recipe: plans_of_recipe(recipe, folder) for recipe in sorted(recipe_paths())})
     print(f"{GOLDEN} written")
 
 

@@ -331,7 +331,7 @@ def test_padding_rows_stay_zero() -> None:
 def test_a_model_folder_holds_thresholds_and_exact_weights(tmp_path: Path, activations: bool) -> None:
     made = trained("bag", activations=activations).eval()
     harden_(made)
-    save_package(tmp_path / "model", made, MODELS["bag"][0], WHOLE, "# card\n", None, {})
+    save_package(tmp_path / "model", made, MODELS["bag"][0], WHOLE, "# card\n", None, lineage={})
     package = load_package(tmp_path / "model")
     assert torch.equal(package.network(inputs("bag")).logits, made(inputs("bag")).logits)
     assert package.quantization == description(made) == description(package.network)

@@ -45,7 +45,7 @@ def fitted(
     network = build(TreesConfig(rounds=ROUNDS), info(classes, target)).eval()
     model = {"name": "trees", "rounds": ROUNDS}
     none = (x[:0], y[:0])
-    fit_trees_(network, model, TrainingConfig.model_validate(training), 3, Rows(x, y), none, target)
+    fit_trees_(network, model, TrainingConfig.model_validate(training), 3, Rows(x, y), none, target=target)
     return network
 
 
@@ -102,7 +102,7 @@ def test_rounds_after_the_best_on_validation_rows_are_dropped() -> None:
     network = build(TreesConfig(rounds=60), info(3)).eval()
     other = rows(3, 200, seed=2)
     model = {"name": "trees", "rounds": 60, "learning_rate": 0.5}
-    kept = fit_trees_(network, model, TrainingConfig(), 0, Rows(x, noisy), other, None)
+    kept = fit_trees_(network, model, TrainingConfig(), 0, Rows(x, noisy), other, target=None)
     assert isinstance(network.body, Trees)
     assert 1 <= kept < 60 and network.body.rounds == kept
     stages = dict(network.body.staged(network.normalise(x), 1))

@@ -33,7 +33,7 @@ def network(seed: int = 0) -> Network:
 
 
 def saved(folder: Path, seed: int = 0, tokenizer: Path | None = None) -> Path:
-    save_package(folder, network(seed), MODEL.model_dump(), INFO, "# card\n", tokenizer, LINEAGE)
+    save_package(folder, network(seed), MODEL.model_dump(), INFO, "# card\n", tokenizer, lineage=LINEAGE)
     return folder
 
 

@@ -16,7 +16,7 @@ from ensemble_kd.models.package import load_package, save_package
 from ensemble_kd.models.quantise import THRESHOLD, fake_quantise, quantised_weights
 from ensemble_kd.stages import student as student_stage
 from ensemble_kd.stages import student_checks, student_tasks
-from ensemble_kd.stages.start import Basis
+from ensemble_kd.stages.start import Basis, Sources
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.finishing import CHECKPOINT, PREDICTIONS, load_logits
 from ensemble_kd.train.initial import WEIGHTS, load_network
@@ -69,7 +69,7 @@ def test_what_is_judged_is_what_lies_in_the_folder(
     thresholds = [name for name in stored if name.endswith(THRESHOLD)]
     assert len(thresholds) == (0 if changes.get("activations") is False else 2)
     assert all(stored[name] > 0 for name in thresholds)
-    save_package(tmp_path / "model", network, MODEL, INFO, "# card\n", None, {})
+    save_package(tmp_path / "model", network, MODEL, INFO, "# card\n", None, lineage={})
     package = load_package(tmp_path / "model")
     assert torch.equal(package.network(inputs).logits, network(inputs).logits)
     assert package.quantization is not None and package.quantization["bits"] == bits
@@ -126,7 +126,7 @@ def test_baselines_are_quantised_as_the_student_is() -> None:
     counts = {**INFO["counts"], "labelled": 50}
 
     def tasks(**student: Any) -> list[MemberTask]:
-        return student_tasks.tasks(configuration(**student), "data", "store", counts, basis)
+        return student_tasks.tasks(configuration(**student), Sources("data", "store", counts, basis))
 
     found = tasks(quantization={"bits": 8})
     assert {one.role for one in found} == {"distilled", "hard", "pseudo"}

@@ -1,0 +1,37 @@
+"""This package on texts: two of MiniLM's blocks."""
+
+import ensemble_kd
+from benchmarks.peers import our_clock
+from benchmarks.peers.given import read
+
+given = read()
+our_clock.attach(given)
+rows = {split: [given.arrays[f"{split}_{name}"] for name in ("inputs", "labels", "logits")]
+        for split in ("train", "validation", "test")}  # fmt: skip
+run = ensemble_kd.distill(
+    *((rows[split][0], rows[split][1].numpy()) for split in ("train", "validation")),
+    test=(rows["test"][0], rows["test"][1].numpy()),
+    teachers={split: arrays[2].numpy() for split, arrays in rows.items()},
+    source=given.settings["source"],
+    student={
+        "model": {
+            "name": "transformer",
+            "source": given.settings["source"],
+            "weights": "pretrained",
+            "layers": given.settings["layers"],
+        },
+        "temperature": given.settings["temperature"],
+        "alpha": given.settings["alpha"],
+        "pseudo": 0,
+        "seeds": 1,
+        "training": {
+            "epochs": given.settings["epochs"],
+            "batch_size": given.settings["batch_size"],
+            "learning_rate": given.settings["learning_rate"],
+        },
+    },
+    seed=given.seed,
+    compute__executor="local",
+    output=given.result.parent / "run",
+)
+given.finish(ensemble_kd.load(run.folder).predict)
