@@ -220,7 +220,7 @@ def test_trees_of_each_column_are_those_fitted_alone() -> None:
     def fitted(labels: torch.Tensor, target: dict[str, Any], width: int) -> torch.Tensor:
         network = build(TreesConfig(rounds=10, leaves=4), {**INFO, "target": target, "num_classes": width})
         held = x[:0], labels[:0]
-        assert fit_trees_(network, settings, training, 0, Rows(x, labels), held, target) == 10
+        assert fit_trees_(network, settings, training, 0, Rows(x, labels), held, target=target) == 10
         return network(x).logits
 
     together = fitted(y, TARGET, 2)

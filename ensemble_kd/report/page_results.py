@@ -30,7 +30,8 @@ def results_section(report: dict[str, Any]) -> str:
     text = "<h2>Results on the test rows</h2>" + table(head, rows)
     text += (
         f"<p class=quiet>Mean ± standard error over members or seeds. {target_in(report).units}, ms "
-        "for one forward pass at batch size 1 and 32. The ensemble's parameters, size and ms are those of all members.</p>"
+        "for one forward pass at batch size 1 and 32. The ensemble's parameters, size and ms are those of "
+        "all members.</p>"
     )
     if report["excluded"]:
         text += f"<p>Left out of the ensemble: {escaped('; '.join(report['excluded']))}.</p>"

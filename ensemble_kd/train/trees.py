@@ -66,7 +66,7 @@ def fit_trees_(
     rows: Rows,
     validation: tuple[Tensor, Tensor],
     *,
-    target: dict[str, float] | None,
+    target: dict[str, Any] | None,
 ) -> int:
     """Fill `network` with trees fitted to `rows`; returns the rounds kept.
 
@@ -139,7 +139,7 @@ def _weights(training: TrainingConfig, y: np.ndarray, own: Tensor | None) -> np.
 
 
 def _best(
-    network: Network, rounds: int, inputs: Tensor, labels: Tensor, target: dict[str, float] | None
+    network: Network, rounds: int, inputs: Tensor, labels: Tensor, target: dict[str, Any] | None
 ) -> int:
     body = network.body
     assert isinstance(body, Trees)
