@@ -271,6 +271,22 @@ def test_bad_columns(label: list[str], changes: dict[str, Any], told: str, tmp_p
     assert any(told in line for line in caught.value.problems), caught.value.problems
 
 
+def test_an_input_with_other_values_is_told(tmp_path: Path) -> None:
+    rows = table()
+    again = rows.slice(0, 1).set_column(4, "age", pa.array([0.5]))
+    pq.write_table(pa.concat_tables([rows, again]), tmp_path / "rows.parquet")
+    small = {"training": {"batch_size": 16}}
+    told: list[str] = []
+    prepare(
+        validate(config_of(tmp_path / "rows.parquet", teachers=small, student=small)),
+        tmp_path / "data",
+        told.append,
+    )
+    (line,) = (line for line in told if "more than one label" in line)
+    price, age = (rows[name][0].as_py() for name in ("price", "age"))
+    assert f"is {price:g}, {age:g}" in line and f"is {price:g}, 0.5" in line
+
+
 def test_several_columns_are_for_values(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(config_of(file, data={"target": "class"}))
