@@ -19,6 +19,7 @@ from typing import Any
 
 from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.registry import LOADED, noted
 from ensemble_kd.safe_files import open_plain, problem_inside, shown
 
 FORMAT = 1
@@ -115,11 +116,16 @@ def finish(
     summary: dict[str, Any],
     known: dict[str, dict[str, Any]] | None = None,
 ) -> Manifest:
-    """Declare the folder complete. `known` saves hashing the files whose entry is at hand."""
+    """Declare the folder complete. `known` saves hashing the files whose entry is at hand.
+
+    Where plug-ins are loaded, the summary notes them.
+    """
     known = known or {}
     names = list(files)
     entries = {name: known[name] for name in names if name in known}
     entries |= describe_files(folder, [name for name in names if name not in known])
+    if LOADED:
+        summary = {**summary, "plugins": noted(LOADED)}
     manifest = Manifest(
         result.stage, result.fingerprint, result.config, result.inputs, entries, summary, time.time()
     )

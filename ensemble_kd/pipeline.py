@@ -44,7 +44,8 @@ RECIPE = "recipe.yaml"
 
 def stage(name: str) -> Stage:
     """The stage of that name."""
-    found: Stage = import_module(entry_of(name).module).STAGE
+    entry = entry_of(name)
+    found: Stage = import_module(entry.module).STAGE if entry.make is None else entry.make()
     return found
 
 

@@ -10,6 +10,7 @@ from ensemble_kd.config.compute import executor_problems
 from ensemble_kd.config.data_checks import data_problems, text_augment_problems
 from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import form_problems
+from ensemble_kd.config.methods import method_problems
 from ensemble_kd.config.models import model_problems, transformer_problems
 from ensemble_kd.config.peers import peer_problems
 from ensemble_kd.config.phases import phase_problems
@@ -76,7 +77,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
-    problems += peer_problems(config) + branch_problems(config)
+    problems += peer_problems(config) + branch_problems(config) + method_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
     problems += chain_problems(config)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ensemble_kd.config.between_blocks import cross_field_problems
 from ensemble_kd.config.overrides import apply_override, block_of, drop, set_defaults_of_values
+from ensemble_kd.config.plugins import load_all
 from ensemble_kd.config.readable import SHOWN_PROBLEMS, UNTYPED, readable
 from ensemble_kd.config.recipes import file_of, read_space
 from ensemble_kd.config.run import Config
@@ -30,6 +31,7 @@ def validate(raw: dict[str, Any]) -> Config:
     """
     problems: list[Problem] = []
     raw = json.loads(json.dumps(raw, default=str))  # a copy; YAML dates and the like become strings
+    load_all(raw.get("plugins") if isinstance(raw, dict) else None)
     set_defaults_of_values(raw)
     config = None
     for _ in range(5):  # each round drops what is wrong, so that cross-field problems come out as well
@@ -107,5 +109,5 @@ def read_config(text: str, name: str) -> Config:
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of a configuration file, for editors."""
+    """The schema of a configuration file, for editors; what plug-ins have registered is part of it."""
     return Config.model_json_schema()

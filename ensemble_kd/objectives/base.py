@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.registry import Registry
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """Configuration of every objective's dataclass: unknown fields, wrong types and NaN are errors."""
@@ -120,18 +121,17 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: dict[str, type] = {}
+OBJECTIVES = Registry("objective")
 """Objectives by name."""
 
 Class = TypeVar("Class", bound=type)
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Enter an objective's class under `name`."""
+    """Enter an objective's class under `name`. Raises RegistrationError where another has it."""
 
     def enter(objective: Class) -> Class:
-        assert OBJECTIVES.get(name, objective) is objective, f"two objectives are called {name!r}"
-        OBJECTIVES[name] = objective
+        OBJECTIVES.enter(name, objective)
         return objective
 
     return enter

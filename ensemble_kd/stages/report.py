@@ -238,6 +238,8 @@ def _objective(student: StudentConfig) -> str:
         names.append(f"{student.peers.objective_fields['name']} of {others} peer{'s' * (others != 1)}")
     if student.branches is not None:
         names.append(f"kl of {student.branches.count} gated branches")
+    if student.learner is not None:
+        names.append(student.learner.name)
     return " + ".join(names)
 
 

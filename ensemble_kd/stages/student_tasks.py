@@ -106,6 +106,8 @@ def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
         online=online,
         peers=student.peers.model_dump(mode="json") if soft and student.peers is not None else None,
         branches=together,
+        learner=student.learner.model_dump(mode="json") if soft and student.learner is not None else None,
+        compress=[each.model_dump(mode="json") for each in student.compress],  # baselines too, as above
     )
 
 
