@@ -40,7 +40,8 @@ from ensemble_kd.data.records import load_labels
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.stages.context import Console
-from ensemble_kd.train.member import MemberTask, load_logits
+from ensemble_kd.train.finishing import load_logits
+from ensemble_kd.train.task import MemberTask
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 TEACHERS = "teachers"

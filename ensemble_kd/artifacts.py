@@ -164,8 +164,25 @@ def parsed_manifest(raw: Any, path: Path) -> Manifest:
     return manifest
 
 
-def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
-    """What is wrong with a finished folder's files, one line each; `deep` compares checksums too.
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with one file of a finished folder; as text the line that users read."""
+
+    folder: Path
+    name: str
+    """As the manifest has it, which may be anything."""
+    message: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.name
+
+    def __str__(self) -> str:
+        return f"{self.folder / shown(self.name).lstrip('/')}: {self.message}"
+
+
+def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[Damage]:
+    """What is wrong with a finished folder's files, one entry each; `deep` compares checksums too.
 
     Nothing is opened that is no plain file, or not inside the folder.
     """
@@ -173,7 +190,7 @@ def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
     for name, entry in manifest.files.items():
         problem = _damage(folder, name, entry, deep)
         if problem is not None:
-            problems.append(f"{folder / shown(name).lstrip('/')}: {problem}")
+            problems.append(Damage(folder, name, problem))
     return problems
 
 

@@ -1,4 +1,4 @@
-"""What a process of a run tells those it starts: plug-ins, secret options, classes that no module has."""
+"""What a process of a run tells those that it starts: plug-ins, secret options, classes without a module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ensemble_kd.config.plugins import loaded, provide
 
 @dataclass(frozen=True)
 class Carried:
-    """Made by `held` in one process, taken by `hold` in another. Ray sends classes of `__main__` by value."""
+    """What `held` collects in one process, and `hold` takes over in another that Ray starts.
+
+    Ray sends classes of `__main__` by value.
+    """
 
     secrets: secret_options.Held
     code: own_code.Known
@@ -18,12 +21,15 @@ class Carried:
 
 
 def held() -> Carried:
-    """What this process knows."""
+    """All that this process knows, to be sent to another."""
     return Carried(secret_options.held(), own_code.held(), loaded())
 
 
 def hold(known: Carried) -> None:
-    """What another process of this run knows. Raises ConfigError for a plug-in that is not here."""
+    """Take over what another process of this run has sent.
+
+    Raises ConfigError for a plug-in that is not here.
+    """
     provide(known.plugins)
     secret_options.hold(known.secrets)
     own_code.hold(known.code)

@@ -43,10 +43,21 @@ class _Part(BaseModel):
 
 
 class Target(_Part):
-    """The label's moments, where labels are values."""
+    """The labels' moments, where labels are values; lists beside `names` where there are several columns."""
 
-    mean: Finite
-    std: Finite
+    mean: Finite | list[Finite]
+    std: Finite | list[Finite]
+    names: list[Name] = Field([], max_length=MOST_CLASSES)
+
+    @property
+    def width(self) -> int:
+        """Raises ValueError where the lists are not of one length."""
+        if not isinstance(self.mean, list) and not isinstance(self.std, list):
+            return 1
+        lengths = {len(x) if isinstance(x, list) else 1 for x in (self.mean, self.std, self.names)}
+        if len(lengths) != 1 or not self.names:
+            raise ValueError("target: mean, std and names are not lists of one length")
+        return len(self.names)
 
 
 class Image(_Part):
@@ -99,8 +110,8 @@ class Info(_Part):
             raise ValueError(f"input_shape {shape} is not that of {self.kind} inputs, or too large")
         if self.target is None and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class_names of {self.num_classes} classes")
-        if self.target is not None and self.num_classes != 1:
-            raise ValueError(f"a target of values, and num_classes {self.num_classes}; values have 1")
+        if self.target is not None and self.num_classes != self.target.width:
+            raise ValueError(f"a target of {self.target.width} values, and num_classes {self.num_classes}")
         if self.kind != "text":
             moments = {len(values) for values in (self.mean, self.std)} - {0}
             if moments - {shape[-1]}:
@@ -163,7 +174,7 @@ class Named(_Part):
 
 
 class Description(_Part):
-    """The whole file."""
+    """All of config.json of a model folder."""
 
     format: int
     form: str | None = None

@@ -50,7 +50,7 @@ def checked_folder(folder: Path, stage: str, needed: tuple[str, ...]) -> tuple[d
     problems = [f"{folder / n}: not in the manifest" for n in needed if n not in manifest.files]
     if kind_problem(folder / TOKENIZER) is None and TOKENIZER not in manifest.files:
         problems.append(f"{folder / TOKENIZER}: not in the manifest")
-    problems = damage(folder, manifest) + problems
+    problems = [*map(str, damage(folder, manifest)), *problems]
     if problems:
         more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
         told = "\n".join([*problems[:MOST_TOLD], *more])

@@ -47,6 +47,7 @@ LEVELS = [
     {"attached"},
     {"mirror", "carried"},
     {"config", "artifacts", "board"},
+    {"targets"},
     {"space_problems"},
     {"space", "config_messages", "callables"},
     {"config_checks"},
@@ -61,7 +62,7 @@ LEVELS = [
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
-PURE = ["objectives", "models", "ensemble", "train", "data", "report", "integrations"]
+PURE = ["targets", "objectives", "models", "ensemble", "train", "data", "report", "integrations"]
 SHARED_BY_STAGES = {
     "base",
     "calibrated",

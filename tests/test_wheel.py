@@ -22,8 +22,8 @@ import ensemble_kd
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Others write into caches meanwhile.
-NOT_SOURCES = (".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "shared")
-NOT_SOURCES += (".hypothesis", ".schemathesis")
+NOT_SOURCES = [".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "shared"]
+NOT_SOURCES += [".hypothesis", ".schemathesis"]
 TINY = [
     "compute.executor=local",
     "teachers.num_members=2",

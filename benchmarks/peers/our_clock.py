@@ -36,4 +36,4 @@ def attach(given: Given) -> None:
             return pieces(*args)
 
     member.train_epochs = timed
-    vectors.piece_states = timed_pieces
+    vectors.piece_states = timed_pieces  # type: ignore[assignment]

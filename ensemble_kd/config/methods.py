@@ -89,7 +89,8 @@ class StageFamily(Family):
     def register(self, block: Kind) -> Kind:
         known = [entry.name for entry in OURS]
         behind = getattr(block, "after", None)
-        fields: dict[str, Any] = getattr(block, "model_fields", {})
+        given: type[Block] = block
+        fields = given.model_fields
         names = get_args(fields["name"].annotation) if "name" in fields else ()
         where = f"registers the stage {block.__module__}.{block.__qualname__}"
         if behind not in known[:-1]:

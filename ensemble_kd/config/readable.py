@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ensemble_kd.config.families import blocks_in
 from ensemble_kd.config_checks import shown
 from ensemble_kd.config_messages import said
+from ensemble_kd.errors import Problem
 
 UNTYPED = frozenset({"architecture", "options", "objective", "terms"})
 """Blocks whose fields only those know who read them."""
@@ -58,7 +59,8 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
     return ".".join(kept)
 
 
-def readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
+def readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[Problem]:
+    """One problem for each field that pydantic has something against; `prefix` is the path of `root`."""
     lines: dict[str, str] = {}
     found = error.errors(include_url=False)
     for item in found[:SHOWN_PROBLEMS]:
@@ -77,4 +79,4 @@ def readable(error: ValidationError, root: type[BaseModel], prefix: str = "") ->
             line = said(item)
         # A union reports each branch; one line per path is enough.
         lines[path] = f"{lines[path]}; or {line}" if path in lines and line not in lines[path] else line
-    return [f"{path}: {line}" for path, line in lines.items()]
+    return [Problem(path, line) for path, line in lines.items()]

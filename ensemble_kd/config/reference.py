@@ -25,7 +25,7 @@ prints the same as a JSON schema for editors. A setting without a default has to
 
 
 def reference() -> str:
-    """The whole page."""
+    """The page docs/configuration.md as Markdown."""
     parts = [HEAD]
     for path, block in _blocks(Config, ""):
         title = f"`{path}`" if path else "The whole configuration"

@@ -80,7 +80,7 @@ class Config(Block):
     @property
     def mean(self) -> str:
         """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
-        return "value" if self.data.target == "value" else self.student.mean
+        return self.data.predicts.mean(self.student.mean)
 
     @property
     def targets(self) -> str:

@@ -42,7 +42,7 @@ class Network(nn.Module):
         input_shape: list[int],
         mean: list[float],
         std: list[float],
-        target: dict[str, float] | None = None,
+        target: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.body = body
@@ -61,13 +61,13 @@ class Network(nn.Module):
         self.register_buffer("input_scale", scale)  # (W, C), (1,) for one channel, or (F,)
         self.register_buffer("input_shift", shift)
         size, middle = (target["std"], target["mean"]) if target is not None else (None, None)
-        self.register_buffer("output_scale", None if size is None else torch.tensor([size]))  # (1,)
-        self.register_buffer("output_shift", None if middle is None else torch.tensor([middle]))
+        self.register_buffer("output_scale", None if size is None else torch.tensor(size).view(-1))  # (K,)
+        self.register_buffer("output_shift", None if middle is None else torch.tensor(middle).view(-1))
 
     def forward(
         self, inputs: Tensor, hidden: bool = False, attention: bool = False, masked: Tensor | None = None
     ) -> Outputs:
-        """Logits (B, num_outputs), or values (B, 1); with `hidden` also the body's hidden states by name.
+        """Logits or values (B, num_outputs); with `hidden` also the body's hidden states by name.
 
         Transformers only: with `attention` the scores, with `masked` (B, L) the logits of words there.
         """
@@ -119,7 +119,7 @@ class Network(nn.Module):
                 "source: its last layer has no bias, so that the labels' mean cannot be taken out of it; "
                 "call it as it is (teachers.source=callable), or start from another model"
             )
-        self.head.weight.div_(self.output_scale)
+        self.head.weight.div_(self.output_scale[:, None])
         self.head.bias.sub_(self.output_shift).div_(self.output_scale)
 
     @torch.no_grad()

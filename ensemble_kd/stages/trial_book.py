@@ -70,7 +70,7 @@ class TrialBook:
 
     @property
     def _of_values(self) -> bool:
-        return self.context.config.data.target == "value"
+        return not self.context.config.data.predicts.classified
 
     # ------------------------------------------------------------------------------------- making trials
 
