@@ -64,10 +64,8 @@ def test_stacked_students_each_follow_their_own() -> None:
 
 
 def test_a_constant_schedule_gives_the_bits_of_the_number(tmp_path: Path) -> None:
-    number, constant = (
-        student(0.5, **given)
-        for given in ({}, {"alpha_schedule": {"start": 0.5, "end": 0.5, "shape": "constant"}})
-    )
+    number = student(0.5)
+    constant = student(0.5, alpha_schedule={"start": 0.5, "end": 0.5, "shape": "constant"})
     assert "alpha_schedule" not in number.settings and number.fingerprint != constant.fingerprint
     ours, theirs = (
         load_file(one.folder(tmp_path) / WEIGHTS)
