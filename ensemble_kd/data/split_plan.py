@@ -6,10 +6,7 @@ import numpy as np
 
 from ensemble_kd.config import Config, variants
 from ensemble_kd.data.columns import teachers_know
-from ensemble_kd.data.labels import (
-    UNLABELLED,
-    labelled,
-)
+from ensemble_kd.data.labels import UNLABELLED, labelled
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.remarks import class_remarks, value_remarks
 from ensemble_kd.data.scan import Scan
