@@ -96,7 +96,7 @@ def _model(block: dict[str, Any]) -> str:
 
 
 def spaces() -> Table:
-    """The shipped search spaces."""
+    """Names of the shipped search spaces."""
     import yaml
 
     from ensemble_kd.config import space_paths

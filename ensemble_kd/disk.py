@@ -43,14 +43,14 @@ WORDS = {
 
 
 class DiskError(EnsembleKDError, OSError):
-    """Something could not be written. `within` says for whom."""
+    """A file could not be written, for example because the disk is full. See `within` for the message."""
 
     def __init__(self, text: str = "", code: int | None = None) -> None:
         super().__init__(text)
         self.errno = code
 
     def within(self, name: str) -> DiskError:
-        """The same of a stage or a member, unless the text says so already."""
+        """The same error with the name of the stage or member in front, unless it is there already."""
         text = str(self)
         return self if text.startswith(f"{name}: ") else DiskError(f"{name}: {text}", self.errno)
 
@@ -150,7 +150,7 @@ def mount_of(path: Path) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes as text that people read, for example `1.5 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -24,7 +24,7 @@ LEAST_FREE = 5 * 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check of `ensemble-kd doctor`."""
 
     what: str
     found: str

@@ -84,7 +84,7 @@ def callable_problems(config: Config) -> list[str]:
 
 
 def class_problems(config: Config, classes: int | None) -> list[str]:
-    """Whether `student.without_classes` leaves any."""
+    """A problem where `student.without_classes` leaves no class to learn from labels."""
     left_out = set(config.student.without_classes)
     if classes is None or len(left_out & set(range(classes))) < classes:
         return []
@@ -148,7 +148,7 @@ def quick(config: Config, folder: Path) -> bool:
     searched = [path.removeprefix("student.").split(".")[0] for path in (sweep.space if sweep else {})]
     return (
         not (folder / "data").exists()
-        and config.data.target == "class"
+        and config.data.predicts.classified
         and config.data.text_augment is None
         and config.soft_targets.top_k is None
         and teachers.source in ("train", "callable")

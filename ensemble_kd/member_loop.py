@@ -51,7 +51,7 @@ class Work:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """By fingerprint."""
+        """Each task's place in the list of all tasks, by its fingerprint."""
         return {task.fingerprint: place for place, task in enumerate(self.tasks)}
 
     @property

@@ -35,7 +35,7 @@ _held: Known = {}
 
 
 def hold(known: Known) -> None:
-    """What this process, or another of its run, was given."""
+    """Take over what this process, or another of its run, was given."""
     _held.update(known)
 
 

@@ -103,7 +103,7 @@ def expanded(text: str | Path, where: str) -> Path:
 
 
 def exists(text: str | Path) -> bool:
-    """Whether there is a file or folder: not for a path that is too long, or of a user who is not there."""
+    """Whether there is a file or folder; False for a path that is too long, or whose `~user` is unknown."""
     try:
         return Path(text).expanduser().exists()
     except (OSError, ValueError, RuntimeError):

@@ -310,6 +310,48 @@ def test_pieces_of_an_example() -> None:
     assert picture.count("<circle") == 3 and picture.count("<path") == 1 and "<img" not in picture
 
 
+def test_hashed_texts_are_shown_from_the_rows_that_were_given(tmp_path: Path) -> None:
+    """By their ids, also once the run has been moved; without them the page says why there are none."""
+    import ensemble_kd
+
+    topics = ["tea", "sea"]
+    texts = [f"the {topics[i % 2]} number {i}" for i in range(60)]
+    labels = [topics[i % 2] for i in range(60)]
+    ensemble_kd.distill(
+        (texts[:30], labels[:30]),
+        (texts[30:40], labels[30:40]),
+        test=(texts[40:50], labels[40:50]),
+        unlabelled=texts[50:],
+        teachers=lambda rows: np.array([[float("sea" in text), float("tea" in text)] for text in rows]),
+        classes=["sea", "tea"],
+        source="none",
+        student={
+            "model": {"name": "bag"},
+            "training": {"epochs": 1},
+            "seeds": 1,
+            "temperature": 1,
+            "alpha": 1,
+        },
+        output=tmp_path / "made" / "one",
+        compute__executor="local",
+        tracking__enabled=False,
+        progress=False,
+    )
+    (tmp_path / "made").rename(tmp_path / "moved")
+    of_transfer = "".join(
+        get(tmp_path / "moved", f"/examples?name=one&tab=random&first={first}") for first in range(0, 40, 8)
+    )
+    shown = set(re.findall(r"<p class=text>(.*?)</p>", of_transfer))
+    assert shown == set(texts[:30] + texts[50:])
+    row = re.search(r"id (\d+)</span></p><p class=text>the \w+ number (\d+)</p>", of_transfer)
+    assert row is not None and row[2] == str(int(row[1]) + 20 * (int(row[1]) >= 30))
+    of_test = get(tmp_path / "moved", "/examples?name=one&tab=differ")
+    assert set(re.findall(r"<p class=text>(.*?)</p>", of_test)) <= set(texts[40:50])
+    (rows,) = (tmp_path / "moved" / "one" / "input").glob("*/test.parquet")
+    rows.unlink()
+    assert "hashed n-grams" in get(tmp_path / "moved", "/examples?name=one&tab=differ")
+
+
 def test_clusters(runs: Path) -> None:
     page = get(runs, "/clusters?name=one")
     assert page.count("<circle") == 10 and "2 clusters hold" in page and "cannot be shown" not in page

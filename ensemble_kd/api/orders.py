@@ -121,6 +121,6 @@ def assumed_order(where: str, task: Task) -> None:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names, quoted."""
+    """The first `SHOWN` names in quotes, as a list for messages."""
     shown = ", ".join(repr(name[:60]) for name in names[:SHOWN])
     return f"[{shown}{', ...' if len(names) > SHOWN else ''}]"

@@ -12,7 +12,7 @@ from rich.console import Console as Rich
 
 from ensemble_kd import own_code, pipeline, run_folder
 from ensemble_kd.api.own_models import check_sendable, keep_sources
-from ensemble_kd.api.problems import as_value_errors
+from ensemble_kd.api.problems import as_value_errors, in_python
 from ensemble_kd.api.results import Results
 from ensemble_kd.api.settings import Settings, check_names, configuration
 from ensemble_kd.config import Config
@@ -34,9 +34,10 @@ class Voice:
         self._said: set[str] = set()
 
     def line(self, text: str) -> None:
-        self.console.line(text)
+        self.console.line(in_python(text))
 
     def warning(self, text: str) -> None:
+        text = in_python(text)
         if self._screen is not None and text not in self._said:
             self._said.add(text)
             self._screen.warning(text)

@@ -10,15 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ensemble_kd.targets.columns import ColumnError as ColumnError
+
 Bad = dict[int, str]
 
 
-class ColumnError(Exception):
-    """A column whose type cannot hold such inputs."""
-
-
 def single(column: pa.ChunkedArray) -> pa.Array:
-    """One array of the column in a plain type, as `plain_type` says."""
+    """All chunks of the column as one array, of the type that `plain_type` gives."""
     chunks = [plain(chunk) for chunk in column.chunks]  # first: dictionaries differ from chunk to chunk
     if not chunks:
         return pa.array([], plain_type(column.type))
@@ -111,7 +109,7 @@ def decode_texts(array: pa.Array) -> tuple[list[str], Bad]:
 
 
 def decode_pairs(arrays: list[pa.Array], names: list[str]) -> tuple[list[tuple[str, str]], Bad]:
-    """Two columns of texts."""
+    """Two columns of texts as pairs, row by row."""
     both, bad = [], Bad()
     for array, name in zip(arrays, names, strict=True):
         try:

@@ -20,9 +20,11 @@ from ensemble_kd.errors import InputError
 def decoded(
     reading: Reading, reader: InputReader, split: str, problems: Problems, filled: bool = False
 ) -> Iterator[tuple[int, int, Any]]:
-    """First row in the split, number of rows, inputs; rows that are bad go into `problems`.
+    """Yields for each piece: its first row's number in the split, its number of rows, and the decoded inputs.
 
-    With `filled` a text of train must not be empty.
+    Rows that cannot be decoded are added to `problems`.
+
+    With `filled` an empty text in train is a problem, too.
     """
     hopeless: set[str] = set()
     for piece, first, begin, table in reading.tables(split, reader.columns):

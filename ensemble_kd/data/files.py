@@ -92,8 +92,10 @@ class FilePiece:
             first += table.num_rows
 
     def tables(self, columns: list[str], rows: int) -> Iterator[tuple[pa.Table, Bad]]:
-        """The columns as they lie in the file, some `rows` at a time or more; with what is not UTF-8 as null,
-        and the rows in which that is."""
+        """Yields the columns as they lie in the file, some `rows` at a time or more.
+
+        Texts that are not UTF-8 are null, and come with the numbers of their rows.
+        """
         with self.readable():
             for table in self._tables(columns, rows):
                 yield checked(table)

@@ -62,7 +62,7 @@ class PictureError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture says of itself before it is decoded."""
+    """What the first bytes of a picture's file say, before the picture is decoded."""
 
     mode: str
     transparent: bool

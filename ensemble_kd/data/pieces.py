@@ -32,7 +32,7 @@ class Piece(Protocol):
     def columns(self) -> list[str]: ...
 
     def batches(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
-        """The columns, at most `rows` rows at a time."""
+        """Yields tables of the columns, each of at most `rows` rows."""
         ...
 
 

@@ -23,7 +23,7 @@ class Reading:
             self.limits["train"] = limit - (len(source.splits) - 1) * (limit // 5)
 
     def tables(self, split: str, columns: list[str]) -> Iterator[tuple[Piece, int, int, pa.Table]]:
-        """The piece, the first row in it and in the split, and the table."""
+        """Yields tables, each with its piece and its first row's number in the piece and in the split."""
         begin, limit = 0, self.limits[split]
         for piece in self.source.splits[split]:
             first = 0

@@ -42,7 +42,7 @@ class TableColumn:
 
     @property
     def width(self) -> int:
-        """Columns that it becomes."""
+        """Number of features (columns of numbers) that this column becomes."""
         return (1 if self.values is None else len(self.values) + self.rest) + self.missing
 
     def to_dict(self) -> dict[str, Any]:

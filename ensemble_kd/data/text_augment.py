@@ -41,7 +41,7 @@ def split_text(text: str) -> list[str]:
 
 
 def words_of(text: str) -> list[str]:
-    """Words and marks."""
+    """The words and punctuation marks of a text, in order."""
     return [piece for piece in split_text(text) if not piece.isspace()]
 
 

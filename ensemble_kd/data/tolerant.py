@@ -38,7 +38,7 @@ def columns_of(piece: FilePiece) -> list[str]:
 
 
 def batches(piece: FilePiece, columns: list[str], rows: int) -> Iterator[tuple[pa.Table, Bad]]:
-    """The columns, at most `rows` rows at a time, and what is wrong with rows that cannot be parsed."""
+    """Yields tables of at most `rows` rows, each with the problems of the rows that cannot be parsed."""
     if piece.format == "csv":
         yield from _csv(piece, columns, rows)
         return

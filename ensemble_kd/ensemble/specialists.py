@@ -50,8 +50,9 @@ def specialist_logits_from_generalist(logits: Tensor, classes: Sequence[int] | T
 def sampling_correction(special_fraction: float, natural_share: float) -> float:
     """log((s / (1 - s)) ((1 - pi) / pi)): add it to the dustbin logit after training at share s.
 
-    s is the share of a specialist's examples that came from its classes, pi their share in the data. The
-    paper words it as the log of the oversampling; this is its exact form, positive for rare classes.
+    s is the share of a specialist's examples that came from its classes, pi their share in the data. Hinton
+    et al. (arXiv 1503.02531) word it as the log of the oversampling; this is its exact form, positive for
+    rare classes.
     """
     for name, share in (("special_fraction", special_fraction), ("natural_share", natural_share)):
         if not 0 < share < 1:

@@ -14,7 +14,7 @@ from ensemble_kd.guess.target import Label
 
 @dataclass
 class Request:
-    """What the user said."""
+    """What the user asked for: data, columns, and settings of their own."""
 
     path: str
     label: str | None = None

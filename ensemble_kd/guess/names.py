@@ -46,7 +46,7 @@ TARGET_FILES = ("targets.txt",)
 
 
 def plain(name: str) -> str:
-    """`Label Name` and `label-name` are `label_name`."""
+    """A name in small letters with `_` between its words: `Label Name` and `label-name` give `label_name`."""
     return re.sub(r"[\s\-.]+", "_", name.strip().casefold())
 
 

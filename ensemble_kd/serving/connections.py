@@ -59,7 +59,7 @@ class Connections:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with deadlines."""
+    """uvicorn's connection, with a time limit for each part of a request."""
 
     def __init__(self, book: Connections, **given: Any) -> None:
         super().__init__(**given)
@@ -215,7 +215,7 @@ class Connection(HttpToolsProtocol):
             raise ValueError  # which the parser hands on, and uvicorn refuses
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn cannot parse."""
+        """Answer 400 to a request that uvicorn cannot parse."""
         if self.too_large:
             self._refuse(431, f"the head has more than {self.limits.max_head:,} bytes; send fewer headers")
         else:

@@ -41,7 +41,7 @@ class RefusedError(Exception):
 
 
 class RequestSchema:
-    """Bodies of POST /predict to tables with the model's columns."""
+    """Checks the bodies of POST /predict, and turns them into tables with the model's columns."""
 
     def __init__(self, info: DataInfo, columns: list[str], max_rows: int, truncate: bool = False) -> None:
         """With `truncate` a text that is far too long is cut; otherwise it is a bad row."""

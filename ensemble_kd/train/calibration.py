@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.train.metrics import expected_calibration_error, log_softmax
+from ensemble_kd.targets.metrics import expected_calibration_error, log_softmax
 
 RANGE = (0.05, 20.0)
 """Temperatures that are looked at."""
@@ -59,7 +59,7 @@ def calibrate(
 
 
 def before_and_after(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
-    """Likelihood loss and calibration error of logits as they are and divided by the temperature."""
+    """Negative log-likelihood and calibration error, before and after division by the temperature."""
     found: dict[str, Any] = {}
     for name, divisor in (("before", 1.0), ("after", temperature)):
         found[name] = nll_and_ece(log_softmax(logits / divisor), labels)
@@ -67,7 +67,7 @@ def before_and_after(logits: np.ndarray, labels: np.ndarray, temperature: float)
 
 
 def nll_and_ece(log_probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Likelihood loss and calibration error of (N, C) log-probabilities."""
+    """Negative log-likelihood and expected calibration error of (N, C) log-probabilities."""
     return {
         "nll": float(-log_probs[np.arange(len(labels)), labels].mean()),
         "ece": expected_calibration_error(log_probs, labels),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.train.metrics import expected_calibration_error, log_softmax
+from ensemble_kd.targets.metrics import expected_calibration_error, log_softmax
 
 FALLING = 0.1
 """Share of the loss by which its last quarter lies below the quarter before, where training was too short."""
@@ -34,7 +34,7 @@ FEWEST = 50
 
 @dataclass(frozen=True)
 class Cause:
-    """One likely reason."""
+    """One likely reason why the ensemble knows no more than the student."""
 
     name: str
     """undertrained, same_kind, confidence, few_labels, label_noise."""

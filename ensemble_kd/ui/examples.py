@@ -13,9 +13,11 @@ from ensemble_kd.data.tokenize import MOST_BYTES, TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.report.pieces import table
 from ensemble_kd.safe_files import parse_json, problem_inside, read_plain
+from ensemble_kd.targets import target_of
 from ensemble_kd.ui.folders import Run
 from ensemble_kd.ui.pieces import esc, page, url
 from ensemble_kd.ui.said import TEMPERATURES, Said, Setting, of_store, of_test, setting, shards
+from ensemble_kd.ui.texts import texts_of
 
 TABS = {
     "disagree": "teachers disagree most",
@@ -79,10 +81,12 @@ def _rows(run: Run, tab: str, query: Mapping[str, str]) -> str:
     if first + PER_PAGE < said.total:
         links.append(("more", given | {"first": first + PER_PAGE}))
     words = vocabulary(found) if found.info.kind == "text" else None
+    hashed = found.info.kind == "text" and words is None
+    texts = texts_of(found, said.ids, tab == "differ") if hashed else [None] * len(said.rows)
     measure = "a standard deviation" if found.values else "a Jensen-Shannon divergence at T = 1"
     text += "" if tab == "random" else f" (by {measure})"
     main = f"<p class=quiet>{text}. {esc(_averaged(found))}</p>"
-    main += "".join(_example(found, said, i, words) for i in range(len(said.rows)))
+    main += "".join(_example(found, said, i, words, texts[i]) for i in range(len(said.rows)))
     end = " ".join(
         f'<a href="{url("/examples", name=run.name, tab=tab, **each)}">{title}</a>' for title, each in links
     )
@@ -109,13 +113,14 @@ def _whole(text: str | None, most: int) -> int:
 # ------------------------------------------------------------------------------------------ one example
 
 
-def _example(found: Setting, said: Said, row: int, words: dict[int, str] | None) -> str:
+def _example(found: Setting, said: Said, row: int, words: dict[int, str] | None, text: str | None) -> str:
     label = said.labels[row]
-    known = label >= 0 if not found.values else bool(np.isfinite(label))
-    name = "no label" if not known else f"{float(label):.6g}" if found.values else _name(found, int(label))
+    known = label >= 0 if not found.values else bool(np.isfinite(label).all())
+    shown = ", ".join(f"{value:.6g}" for value in np.ravel(label).tolist()) if found.values else ""
+    name = "no label" if not known else shown or _name(found, int(label))
     where = f"row {said.rows[row]}, id {esc(said.ids[row], 60)}"
     head = f"<p><b>{esc(name, 80)}</b> <span class=quiet>{where}</span></p>"
-    given = input_html(found, said.inputs[row], words)
+    given = input_html(found, said.inputs[row], words, text)
     return (
         f"<section class=example><div class=input>{head}{given}</div>"
         f"<div class=said>{_told(found, said, row)}</div></section>"
@@ -124,8 +129,12 @@ def _example(found: Setting, said: Said, row: int, words: dict[int, str] | None)
 
 def _told(found: Setting, said: Said, row: int) -> str:
     if found.values:
-        lines = [("", [esc(who, 60), f"{said.at(row, i, 1.0)[0]:.6g}"]) for i, who in enumerate(said.names)]
-        return table(["", "value"], lines)
+        lines = [
+            ("", [esc(who, 60), *(f"{value:.6g}" for value in said.at(row, i, 1.0).tolist())])
+            for i, who in enumerate(said.names)
+        ]
+        fields = target_of(found.info.target).output_names(found.info.class_names)
+        return table(["", *(esc(name, 60) for name in fields)], lines)
     every = [[said.at(row, i, t) for t in TEMPERATURES] for i in range(len(said.names))]
     colours = _colours(np.array([each[0] for each in every]))
     legend = "".join(
@@ -174,16 +183,20 @@ def _name(found: Setting, label: int) -> str:
 # ------------------------------------------------------------------------------------------ the input
 
 
-def input_html(found: Setting, value: np.ndarray, words: dict[int, str] | None) -> str:
+def input_html(
+    found: Setting, value: np.ndarray, words: dict[int, str] | None, text: str | None = None
+) -> str:
     """An image as pixels, a text as text where the run holds its words, numbers as a table."""
     if found.info.kind == "image":
         return f'<img alt="{" x ".join(map(str, value.shape))} pixels" src="{png(value)}">'
+    if text is not None:
+        return f"<p class=text>{esc(text)}</p>"
     if found.info.kind == "text":
         tokens = [int(t) for t in value if t]
         if words is None:
             return (
                 f"<p class=quiet>{len(tokens)} hashed n-grams: the run holds their numbers, not the words. "
-                "The id leads to the row of your data.</p>"
+                "The id is the number of the row in your data.</p>"
             )
         return f"<p class=text>{esc(text_of(tokens, words))}</p>"
     columns = found.info.preprocess.get("columns", {}).get("input")

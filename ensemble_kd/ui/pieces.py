@@ -60,7 +60,7 @@ def guarded(make: Callable[[], str], what: str) -> str:
 
 
 def when(seconds: Any) -> str:
-    """Local time."""
+    """A time stamp as local date and time, for people."""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(seconds))) if seconds else "–"
     except (ValueError, OverflowError, TypeError, OSError):

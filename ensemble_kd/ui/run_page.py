@@ -29,7 +29,7 @@ _drawing = threading.Lock()
 
 
 def run_page(run: Run) -> str:
-    """The page."""
+    """The page of one run, as HTML."""
     found = standing(run)
     main = (
         f"<p><span class='state {found.state}'>{found.state}</span> "
