@@ -23,8 +23,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 RESULTS, PAGE, PICTURE = DOCS / "results" / "methods", DOCS / "methods.md", "results/methods/methods.svg"
 BEGIN, END = "<!-- written by benchmarks.methods_page -->", "<!-- to here -->"
 HEAD = (
-    "| method | test accuracy, % | against KD, points | against hard labels, points | NLL | seconds | MB |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |"
+    "| method | seeds | test accuracy, % | against KD, points | against hard labels | NLL | seconds | MB |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,6 +39,7 @@ class Row:
     accuracy: float
     """Mean over seeds, in percent."""
     error: float | None
+    seeds: int
     nll: float
     against: dict[str, Interval]
     """By name of the baseline, `kd` and `hard`: the paired difference on the same test rows, in points."""
@@ -50,7 +51,7 @@ class Row:
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """What was measured, by name in the order of METHODS, the teachers first.
 
-    Raises ValueError where a result was measured with other settings, or on other rows.
+    Raises ValueError where a result was measured with other settings, seeds aside, or other rows.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in (TEACHERS, *METHODS):
@@ -59,13 +60,19 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             found[name] = json.loads(path.read_text(encoding="utf-8"))
     first: dict[str, Any] = next(iter(found.values()), {})
     for name, result in found.items():
-        if any(result[key] != first[key] for key in ("settings", "test_rows")):
+        if any(_common(result)[key] != _common(first)[key] for key in ("settings", "test_rows")):
             raise ValueError(f"{folder / name}.json: other settings than those of {first['method']}.json")
     return found
 
 
+def _common(result: dict[str, Any]) -> dict[str, Any]:
+    """A result whose settings do not say how many seeds there are."""
+    settings = result["settings"]
+    return {**result, "settings": {**settings, "student": {**settings["student"], "seeds": None}}}
+
+
 def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
-    """A row a method; the teachers' ensemble is none."""
+    """A row a method; the teachers' ensemble is none. Differences are over the seeds that both have."""
     by_seed = {
         name: [right(entry, result["test_rows"]) for entry in result["seeds"]]
         for name, result in found.items()
@@ -76,15 +83,24 @@ def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
             continue
         mean, error = mean_and_error([100 * float(each.mean()) for each in by_seed[name]])
         against: dict[str, Interval] = {
-            other: combined_interval(by_seed[name], by_seed[other])
+            other: _paired(by_seed[name], by_seed[other])
             for other in ("kd", "hard")
             if other in found and other != name
         }
         seconds = [entry["cpu_seconds"] for entry in result["seeds"]]
         taken = None if None in seconds else float(np.mean(seconds))
         nll = float(np.mean([entry["nll"] for entry in result["seeds"]]))
-        table.append(Row(name, result["title"], mean, error, nll, against, taken, result["peak_mb"]))
+        table.append(
+            Row(
+                name, result["title"], mean, error, len(by_seed[name]), nll, against, taken, result["peak_mb"]
+            )
+        )
     return table
+
+
+def _paired(ours: list[np.ndarray], theirs: list[np.ndarray]) -> Interval:
+    seeds = min(len(ours), len(theirs))
+    return combined_interval(ours[:seeds], theirs[:seeds])
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -98,12 +114,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         taken = sum(entry["cpu_seconds"] for entry in teachers["seeds"])
         lines.append(
             f"| ensemble of {len(teachers['seeds'])} teachers (one of them {alone:.2f}) "
-            f"| {100 * right(ensemble, size).mean():.2f} | | | {ensemble['nll']:.3f} | {taken:.0f} "
+            f"| | {100 * right(ensemble, size).mean():.2f} | | | {ensemble['nll']:.3f} | {taken:.0f} "
             f"| {_whole(teachers['peak_mb'])} |"
         )
     for row in rows(found):
         cells = [
             f"{row.title} (`{row.name}`)",
+            str(row.seeds),
             f"{row.accuracy:.2f} ± {row.error or 0:.2f}",
             _difference(row.against.get("kd")),
             _difference(row.against.get("hard")),

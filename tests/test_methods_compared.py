@@ -25,7 +25,7 @@ def result(name: str, *per_seed: np.ndarray, **more: Any) -> dict[str, Any]:
     packed = [np.packbits(right).tobytes().hex() for right in per_seed]
     seeds = [{"right": bits, "nll": 0.5, "cpu_seconds": 10.0, "parameters": 7} for bits in packed]
     common = {"method": name, "title": name, "paper": "", "seeds": seeds, "test_rows": ROWS}
-    return {**common, "peak_mb": 400, "settings": {"a": 1}, **more}
+    return {**common, "peak_mb": 400, "settings": {"a": 1, "student": {"seeds": len(seeds)}}, **more}
 
 
 def write(folder: Path, *found: dict[str, Any]) -> Path:
@@ -49,15 +49,25 @@ def test_differences_are_paired_by_seed_and_row(tmp_path: Path) -> None:
     spread = np.sqrt((20 * 0.5**2 / ROWS - 0.05**2) / ROWS)
     assert interval.low == pytest.approx(5 - 100 * (1.959964 * spread + 1 / ROWS), abs=1e-4)
     line = methods_page.table(methods_page.results(folder)).splitlines()[-1]
-    assert line.startswith("| hint (`hint`) | 65.00 ± 10.00 | **+5.00 (+2.42 to +7.58)** |")
+    assert line.startswith("| hint (`hint`) | 2 | 65.00 ± 10.00 | **+5.00 (+2.42 to +7.58)** |")
     assert line.endswith("| 0.500 | 10 | 400 |")
 
 
 def test_results_of_other_settings_are_not_put_side_by_side(tmp_path: Path) -> None:
     right = np.ones(ROWS, dtype=bool)
-    folder = write(tmp_path, result("kd", right), result("fsp", right, settings={"a": 2}))
+    folder = write(
+        tmp_path, result("kd", right), result("fsp", right, settings={"a": 2, "student": {"seeds": 1}})
+    )
     with pytest.raises(ValueError, match=r"fsp\.json: other settings than those of kd\.json"):
         methods_page.results(folder)
+
+
+def test_with_more_seeds_than_the_baseline_the_common_ones_are_compared(tmp_path: Path) -> None:
+    kd = [np.arange(ROWS) < count for count in (100, 140)]
+    folder = write(tmp_path, result("kd", *kd), result("fsp", *kd, np.zeros(ROWS, dtype=bool)))
+    (_, more) = methods_page.rows(methods_page.results(folder))
+    assert more.seeds == 3 and more.accuracy == pytest.approx(40)
+    assert more.against["kd"].points == 0 and more.against["kd"].over.startswith("2 seeds")
 
 
 def test_right_rows_come_back_from_the_file() -> None:
@@ -104,6 +114,7 @@ def test_pixels_are_means_of_squares(tmp_path: Path) -> None:
     assert methods.halved(source, tmp_path / "unused", 32) == source
 
 
+@pytest.mark.slow
 def test_methods_share_teachers_and_a_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "found"
     compare = Comparison(QUICK, None, run, output, apart=False)

@@ -7,9 +7,7 @@ from typing import Any
 from ensemble_kd.config import Config
 from ensemble_kd.stages.calibrated import of_targets
 from ensemble_kd.stages.chain import DIRECT, chain
-from ensemble_kd.stages.members import (
-    STREAM_OF_STUDENTS,
-)
+from ensemble_kd.stages.members import STREAM_OF_STUDENTS
 from ensemble_kd.stages.phases import phase_tasks, start_of
 from ensemble_kd.stages.start import Sources
 from ensemble_kd.stages.teachers_beside import online_of

@@ -19,10 +19,7 @@ from ensemble_kd.targets import target_of
 from ensemble_kd.train.batches import Batches, Targets
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.group_data import TrainingData
-from ensemble_kd.train.initial import (
-    load_learned,
-    online_networks,
-)
+from ensemble_kd.train.initial import load_learned, online_networks
 from ensemble_kd.train.online import Beside, Online
 from ensemble_kd.train.stored_states import StoredStates
 from ensemble_kd.train.task import MemberTask
