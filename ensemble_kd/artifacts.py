@@ -19,6 +19,7 @@ from typing import Any
 
 from ensemble_kd.disk import writing
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.registry import LOADED, noted
 from ensemble_kd.safe_files import open_plain, problem_inside, shown
 
 FORMAT = 1
@@ -115,11 +116,16 @@ def finish(
     summary: dict[str, Any],
     known: dict[str, dict[str, Any]] | None = None,
 ) -> Manifest:
-    """Declare the folder complete. `known` saves hashing the files whose entry is at hand."""
+    """Declare the folder complete. `known` saves hashing the files whose entry is at hand.
+
+    Where plug-ins are loaded, the summary notes them.
+    """
     known = known or {}
     names = list(files)
     entries = {name: known[name] for name in names if name in known}
     entries |= describe_files(folder, [name for name in names if name not in known])
+    if LOADED:
+        summary = {**summary, "plugins": noted(LOADED)}
     manifest = Manifest(
         result.stage, result.fingerprint, result.config, result.inputs, entries, summary, time.time()
     )
@@ -158,8 +164,25 @@ def parsed_manifest(raw: Any, path: Path) -> Manifest:
     return manifest
 
 
-def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
-    """What is wrong with a finished folder's files, one line each; `deep` compares checksums too.
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with one file of a finished folder; as text the line that users read."""
+
+    folder: Path
+    name: str
+    """As the manifest has it, which may be anything."""
+    message: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.name
+
+    def __str__(self) -> str:
+        return f"{self.folder / shown(self.name).lstrip('/')}: {self.message}"
+
+
+def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[Damage]:
+    """What is wrong with a finished folder's files, one entry each; `deep` compares checksums too.
 
     Nothing is opened that is no plain file, or not inside the folder.
     """
@@ -167,7 +190,7 @@ def damage(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
     for name, entry in manifest.files.items():
         problem = _damage(folder, name, entry, deep)
         if problem is not None:
-            problems.append(f"{folder / shown(name).lstrip('/')}: {problem}")
+            problems.append(Damage(folder, name, problem))
     return problems
 
 

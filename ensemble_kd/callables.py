@@ -22,20 +22,8 @@ def load(name: str, where: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        absent = error.name or module_name
-        missing = f"there is no module {absent!r}"
-        if absent != module_name and not module_name.startswith(f"{absent}."):
-            missing = f"it imports {absent!r}, which is not installed"
-        raise ConfigError(
-            f"{where}: {name!r} cannot be imported: {missing}; {own_code.advice(absent)}"
-        ) from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(
-            one_line(
-                f"{where}: {name!r} cannot be imported: {type(error).__name__}: {error}; mend the module"
-            )
-        ) from error
+        raise ConfigError(f"{where}: {import_problem(name, module_name, error)}") from error
     found = getattr(module, attribute, None)
     if found is None:
         names = [key for key in vars(module) if not key.startswith("_")]
@@ -51,6 +39,17 @@ def load(name: str, where: str) -> Any:
             f"{where}: {name!r} is {type(found).__name__}, not callable; name a function or class"
         )
     return found
+
+
+def import_problem(name: str, module: str, error: BaseException) -> str:
+    """What the import of `module`, which the user calls `name`, says went wrong, and what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        absent = error.name or module
+        missing = f"there is no module {absent!r}"
+        if absent != module and not module.startswith(f"{absent}."):
+            missing = f"it imports {absent!r}, which is not installed"
+        return f"{name!r} cannot be imported: {missing}; {own_code.advice(absent)}"
+    return one_line(f"{name!r} cannot be imported: {type(error).__name__}: {error}; mend the module")
 
 
 def model_problems(name: str, options: dict[str, Any], where: str) -> list[str]:

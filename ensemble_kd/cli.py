@@ -308,16 +308,23 @@ def schema(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="A page for people: docs/configuration.md.")
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="A plug-in whose blocks are to be in it; may be repeated."),
+    ] = None,
 ) -> None:
     """Print the JSON schema of a configuration, for editors; or the page of all settings."""
-    from ensemble_kd.config import json_schema
+    with reported(False):
+        from ensemble_kd.config import json_schema
+        from ensemble_kd.config.plugins import load
 
-    if markdown:
-        from ensemble_kd.config.reference import reference
+        load(plugin or [], "--plugin")
+        if markdown:
+            from ensemble_kd.config.reference import reference
 
-        print(reference(), end="")
-        return
-    print(json.dumps(json_schema(), indent=2))
+            print(reference(), end="")
+            return
+        print(json.dumps(json_schema(), indent=2))
 
 
 for each in (predict, serve):

@@ -13,7 +13,7 @@ from ensemble_kd.cli_screens import out
 from ensemble_kd.mirror import Mirror, is_remote
 
 if TYPE_CHECKING:  # what takes time to import comes with the command that needs it: --help is quick
-    from ensemble_kd.train.measures import Column
+    from ensemble_kd.targets.base import Column
 
 
 def print_results(folder: Path, run_dir: str | None) -> None:
@@ -24,9 +24,9 @@ def print_results(folder: Path, run_dir: str | None) -> None:
     by_role: dict[str, list[dict[str, Any]]] = {}
     for system in report_["systems"]:
         by_role.setdefault(system["role"], []).append(system)
-    from ensemble_kd.train.measures import measures_of
+    from ensemble_kd.targets import target_in
 
-    shown = measures_of(report_.get("target")).columns[:3]
+    shown = target_in(report_).measures.columns[:3]
     titles = [f"{column.title} %" if column.scale == 100 else column.title for column in shown]
     table = Table("", "runs", *titles, "parameters", "ms")
     table.columns[0].no_wrap = True
@@ -56,9 +56,9 @@ def print_results(folder: Path, run_dir: str | None) -> None:
 
 
 def print_ships(section: dict[str, Any]) -> None:
-    from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
+    from ensemble_kd.report.ships import calibration_text, head_of, ship_rows
 
-    table = Table(*HEAD)
+    table = Table(*head_of(section))
     for column in table.columns[1:]:
         column.justify = "right"
     for row in ship_rows(section):

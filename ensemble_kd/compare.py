@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Measures
 from ensemble_kd.train.finishing import PREDICTIONS
-from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.statistics import Interval, combined_interval
 
 
@@ -27,7 +28,7 @@ class Finished:
 
     @property
     def measures(self) -> Measures:
-        return measures_of(self.report.get("target"))
+        return target_in(self.report).measures
 
     @property
     def role(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ensemble_kd.config_yaml import one_line
-from ensemble_kd.errors import ConfigError
+from ensemble_kd.errors import ConfigError, Problem
 from ensemble_kd.paths import expanded
 
 LONGEST = 4096
@@ -37,22 +37,22 @@ PATHS = {
 """Fields that may name a file or folder."""
 
 
-def single_problems(config: BaseModel) -> list[str]:
+def single_problems(config: BaseModel) -> list[Problem]:
     """Texts that are empty, too long or no paths, and numbers too large for what computes with them."""
     problems = []
     for path, name, value in _plain(config, "", ""):
         if isinstance(value, str):
             problems += _text_problems(path, name, value)
         elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
-            problems.append(f"{path}: {shown(value)} is too large a number; at most {LARGEST:,}")
+            problems.append(Problem(path, f"{shown(value)} is too large a number; at most {LARGEST:,}"))
         elif isinstance(value, float) and abs(value) > MOST:
-            problems.append(f"{path}: {value:g} is infinite in the arithmetic of the models; lower it")
+            problems.append(Problem(path, f"{value:g} is infinite in the arithmetic of the models; lower it"))
         elif isinstance(value, float) and 0 < abs(value) < LEAST:
-            problems.append(f"{path}: {value:g} is 0 in the arithmetic of the models; raise it")
+            problems.append(Problem(path, f"{value:g} is 0 in the arithmetic of the models; raise it"))
     return problems
 
 
-def read_otherwise(config: BaseModel, raw: Any) -> list[str]:
+def read_otherwise(config: BaseModel, raw: Any) -> list[Problem]:
     """Where `true` or `false` was taken as the number 1 or 0; `raw` is what `config` was read from."""
     problems = []
     for path, _, value in _plain(config, "", ""):
@@ -63,7 +63,7 @@ def read_otherwise(config: BaseModel, raw: Any) -> list[str]:
             elif isinstance(given, list) and part.isdigit() and int(part) < len(given):
                 given = given[int(part)]
         if isinstance(given, bool) and isinstance(value, int | float) and not isinstance(value, bool):
-            problems.append(f"{path}: input should be a number, got {str(given).lower()}")
+            problems.append(Problem(path, f"input should be a number, got {str(given).lower()}"))
     return problems
 
 
@@ -84,30 +84,31 @@ def _plain(value: Any, path: str, name: str) -> Iterator[tuple[str, str, Any]]:
         yield path, name, value
 
 
-def _text_problems(path: str, name: str, text: str) -> list[str]:
+def _text_problems(path: str, name: str, text: str) -> list[Problem]:
     if not text.strip():
-        return [f"{path}: empty; give a value, or leave it out"]
+        return [Problem(path, "empty; give a value, or leave it out")]
     if "\0" in text:
-        return [f"{path}: has a NUL character, got {shown(text)}; take it out"]
+        return [Problem(path, f"has a NUL character, got {shown(text)}; take it out")]
     if len(text) > LONGEST:
-        return [f"{path}: a text of {len(text):,} characters, at most {LONGEST:,}; shorten it"]
+        return [Problem(path, f"a text of {len(text):,} characters, at most {LONGEST:,}; shorten it")]
     if name in PATHS and text.startswith("~"):
         try:
             expanded(text, path)
         except ConfigError as error:
-            return error.problems
+            return [Problem(path, line.removeprefix(f"{path}: ")) for line in error.problems]
     return []
 
 
-def compute_problems(compute: Any) -> list[str]:
+def compute_problems(compute: Any) -> list[Problem]:
     """What Ray does not take of `compute`."""
     gpus = compute.gpus_per_worker
     if gpus == "auto" or gpus <= 1 or float(gpus).is_integer():
         return []
-    return [
-        f"compute.gpus_per_worker: {gpus:g}, but a worker has a share of one GPU, or whole ones; set it to "
-        f"{math.floor(gpus)} or {math.ceil(gpus)}"
-    ]
+    message = (
+        f"{gpus:g}, but a worker has a share of one GPU, or whole ones; set it to {math.floor(gpus)} or "
+        f"{math.ceil(gpus)}"
+    )
+    return [Problem("compute.gpus_per_worker", message)]
 
 
 def shown(value: Any, most: int = 120) -> str:

@@ -155,7 +155,7 @@ def _store(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "inputs": manifest.inputs,
         "created": manifest.created,
         "bytes": size_on_disk(folder),
-        "problems": damage(folder, manifest, deep=False),
+        "problems": list(map(str, damage(folder, manifest, deep=False))),
     }
 
 
@@ -176,5 +176,5 @@ def _other(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "files": {file: entry["bytes"] for file, entry in manifest.files.items()},
         "created": manifest.created,
         "bytes": size_on_disk(folder),
-        "problems": damage(folder, manifest, deep=False),
+        "problems": list(map(str, damage(folder, manifest, deep=False))),
     }

@@ -148,7 +148,7 @@ def quick(config: Config, folder: Path) -> bool:
     searched = [path.removeprefix("student.").split(".")[0] for path in (sweep.space if sweep else {})]
     return (
         not (folder / "data").exists()
-        and config.data.target == "class"
+        and config.data.predicts.classified
         and config.data.text_augment is None
         and config.soft_targets.top_k is None
         and teachers.source in ("train", "callable")

@@ -4,7 +4,22 @@ Every message says what is wrong, what was found, and what to do about it. What 
 with a password in it, which the message masks.
 """
 
+from dataclasses import dataclass
+
 from ensemble_kd.redact import redacted
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one setting; as text the line that users read."""
+
+    path: str
+    """Of the field, as in `student.training.epochs`."""
+    message: str
+    """What was found, and what to do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
 
 
 class EnsembleKDError(Exception):

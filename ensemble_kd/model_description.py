@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ensemble_kd.config import ColumnsConfig, ModelConfig, TextConfig
+from ensemble_kd.config import NETWORKS, ColumnsConfig, ModelConfig, TextConfig
+from ensemble_kd.config.base import MODULE
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.safe_files import parse_json, shown
 
@@ -23,6 +24,10 @@ MOST_KINDS = 10_000
 """Words of a column that have a column each."""
 MOST_LETTERS = 100
 """Of an n-gram inside a word."""
+MOST_PLUGINS, MOST_NAME = 20, 200
+"""Modules that one folder asks for, and letters of a name."""
+NAMES = frozenset(name for name in NETWORKS.registry if NETWORKS.origin(name) is None)
+"""Of the package's own networks."""
 MOST_PROBLEMS = 5
 """Told of one file."""
 
@@ -38,10 +43,21 @@ class _Part(BaseModel):
 
 
 class Target(_Part):
-    """The label's moments, where labels are values."""
+    """The labels' moments, where labels are values; lists beside `names` where there are several columns."""
 
-    mean: Finite
-    std: Finite
+    mean: Finite | list[Finite]
+    std: Finite | list[Finite]
+    names: list[Name] = Field([], max_length=MOST_CLASSES)
+
+    @property
+    def width(self) -> int:
+        """Raises ValueError where the lists are not of one length."""
+        if not isinstance(self.mean, list) and not isinstance(self.std, list):
+            return 1
+        lengths = {len(x) if isinstance(x, list) else 1 for x in (self.mean, self.std, self.names)}
+        if len(lengths) != 1 or not self.names:
+            raise ValueError("target: mean, std and names are not lists of one length")
+        return len(self.names)
 
 
 class Image(_Part):
@@ -94,8 +110,8 @@ class Info(_Part):
             raise ValueError(f"input_shape {shape} is not that of {self.kind} inputs, or too large")
         if self.target is None and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class_names of {self.num_classes} classes")
-        if self.target is not None and self.num_classes != 1:
-            raise ValueError(f"a target of values, and num_classes {self.num_classes}; values have 1")
+        if self.target is not None and self.num_classes != self.target.width:
+            raise ValueError(f"a target of {self.target.width} values, and num_classes {self.num_classes}")
         if self.kind != "text":
             moments = {len(values) for values in (self.mean, self.std)} - {0}
             if moments - {shape[-1]}:
@@ -145,6 +161,18 @@ class Quantization(_Part):
     thresholds: dict[Name, Finite] = {}
 
 
+class Plugin(_Part):
+    """A module of the user's."""
+
+    module: str = Field(pattern=MODULE, max_length=MOST_NAME)
+
+
+class Named(_Part):
+    """A network's block."""
+
+    name: str = Field(max_length=MOST_NAME)
+
+
 class Description(_Part):
     """All of config.json of a model folder."""
 
@@ -159,16 +187,31 @@ class Description(_Part):
     quantization: Quantization | None = None
     length: Annotated[int, Field(ge=1, le=MOST_VALUES)] | None = None
     """Of a `torch.export` program that takes texts of one length."""
+    plugins: list[Plugin] = Field([], max_length=MOST_PLUGINS)
+    """What has to be imported, and so trusted, before the network can be built."""
+
+
+class OfPlugin(Description):
+    """As the others, of a network that a plug-in makes: what its block may say only the plug-in knows."""
+
+    model: Named  # type: ignore[assignment]
 
 
 def described(content: bytes, where: str) -> dict[str, Any]:
     """config.json as plain data, once all of it fits. Raises ArtifactError, on one line."""
     raw = parse_json(content, where)
     try:
-        Description.model_validate_json(content, strict=True)
+        _kind(raw).model_validate_json(content, strict=True)
     except ValidationError as error:
         raise ArtifactError(f"{where}: does not describe a model: {_told(error)}") from error
     return dict(raw)
+
+
+def _kind(raw: Any) -> type[Description]:
+    """By which description a file is checked: whoever lists plug-ins may have a network of theirs."""
+    model = raw.get("model") if isinstance(raw, dict) and raw.get("plugins") else None
+    own = isinstance(model, dict) and model.get("name") in NAMES
+    return OfPlugin if model is not None and not own else Description
 
 
 def _told(error: ValidationError) -> str:

@@ -14,9 +14,12 @@ from typing import Any
 
 from ensemble_kd import own_code
 from ensemble_kd.artifacts import MANIFEST, Manifest, damage, parsed_manifest
-from ensemble_kd.errors import ArtifactError
+from ensemble_kd.config import NETWORKS
+from ensemble_kd.config.plugins import load
+from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.model_description import described
-from ensemble_kd.safe_files import LINK, entries, kind_problem, parse_json, read_plain, shown
+from ensemble_kd.registry import noted
+from ensemble_kd.safe_files import LINK, entries, in_one_line, kind_problem, parse_json, read_plain, shown
 
 PACKAGE_FORMAT = 1
 """Raised when a folder's layout or meaning changes; an older version then refuses newer folders."""
@@ -47,7 +50,7 @@ def checked_folder(folder: Path, stage: str, needed: tuple[str, ...]) -> tuple[d
     problems = [f"{folder / n}: not in the manifest" for n in needed if n not in manifest.files]
     if kind_problem(folder / TOKENIZER) is None and TOKENIZER not in manifest.files:
         problems.append(f"{folder / TOKENIZER}: not in the manifest")
-    problems = damage(folder, manifest) + problems
+    problems = [*map(str, damage(folder, manifest)), *problems]
     if problems:
         more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
         told = "\n".join([*problems[:MOST_TOLD], *more])
@@ -110,13 +113,13 @@ def form_folder(folder: Path, form: str) -> Path | None:
     return path
 
 
-def check_trust(folder: Path, model: dict[str, Any], trust: Collection[str] = ()) -> None:
-    """Before anything is imported: whether the user allows the code that a model's settings ask for.
+def check_trust(folder: Path, config: dict[str, Any], trust: Collection[str] = ()) -> None:
+    """Before anything is imported: whether the user allows the code that a folder's settings ask for.
 
-    `trust` are modules besides those of the environment variable. Raises ArtifactError that says how to allow
-    it, or that it never is.
+    `config` is its config.json; `trust` are modules besides those of the environment variable. Raises
+    ArtifactError that says how to allow it, or that it never is.
     """
-    where = folder / CONFIG
+    where, model = folder / CONFIG, config["model"]
     if model["name"] == "transformer":
         if model.get("trust_remote_code"):
             raise ArtifactError(
@@ -128,13 +131,44 @@ def check_trust(folder: Path, model: dict[str, Any], trust: Collection[str] = ()
                 f"{where}: model.source is {shown(repr(model['source']))}; a model folder is complete in "
                 "itself and reads nothing outside; its architecture belongs in model.architecture"
             )
+    asked = [(module, f"plug-in {shown(module)}") for module in plugins_of(config)]
     if model["name"] == "custom":
         module = str(model["callable"]).partition(":")[0]
-        allowed = {*trust, *(name.strip() for name in os.environ.get(TRUST, "").split(","))}
+        asked.append((module, shown(model["callable"])))
+    allowed = {*trust, *(name.strip() for name in os.environ.get(TRUST, "").split(","))}
+    for module, what in asked:
         # What this process was given by its user is there already: nothing is imported for the folder's sake.
-        if module not in allowed and own_code.find(model["callable"]) is None:
+        given = model["name"] == "custom" and own_code.find(model["callable"]) is not None
+        if module not in allowed and not (given and what == shown(model["callable"])):
             own = f"; {own_code.advice(module)}" if own_code.MODULE.fullmatch(module) else ""
             raise ArtifactError(
-                f"{where}: the network is made by {shown(model['callable'])}, code from outside the folder; "
+                f"{where}: the network is made by {what}, code from outside the folder; "
                 f"if you trust it: --trust {shown(module)} (or {TRUST}={shown(module)}){own}"
             )
+
+
+def plugins_for(model: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the plug-in that a network's settings need; nothing without one."""
+    plugin = NETWORKS.origin(str(model["name"]))
+    return {} if plugin is None else {"plugins": noted([plugin])}
+
+
+def plugins_of(config: dict[str, Any]) -> list[str]:
+    """Modules that a folder's network needs, by its config.json; nothing is imported."""
+    return [str(plugin["module"]) for plugin in config.get("plugins", [])]
+
+
+def import_plugins(folder: Path, config: dict[str, Any]) -> None:
+    """Import what `check_trust` has allowed. Raises ArtifactError where that brings no such network."""
+    wanted, where = plugins_of(config), folder / CONFIG
+    try:
+        load(wanted, "plugins")
+    except ConfigError as error:
+        raise ArtifactError(f"{where}: {in_one_line(error, 600)}") from error
+    name = config["model"]["name"]
+    if name not in NETWORKS.registry:
+        found = f"plug-in {', '.join(map(shown, wanted))} registers" if wanted else "nothing here registers"
+        raise ArtifactError(
+            f"{where}: model.name is {shown(repr(name))}, and {found} no network of that name; use the "
+            "version of the plug-in that the model was made with"
+        )

@@ -171,6 +171,8 @@ def _memory_problems(config: Config, sizes: tuple[int, int, int], memory: int, h
 
 def _networks_of_one(student: Any) -> int:
     """How many networks of its size a student that learns together with others has in memory, at most."""
+    if student.learner is not None:
+        return int(student.learner.networks)
     together = student.peers or student.branches
     return together.count if together is not None else 1
 

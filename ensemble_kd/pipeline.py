@@ -34,9 +34,9 @@ from ensemble_kd.stages.base import Artifact, DataFound, Done, NotDone, Stage
 from ensemble_kd.stages.context import Console, Context, StagePlan
 from ensemble_kd.stages.members import pace
 from ensemble_kd.stages.mlflow_models import with_models
+from ensemble_kd.targets import target_in
 from ensemble_kd.termination import Termination
 from ensemble_kd.tracking import Tracker
-from ensemble_kd.train.measures import measures_of
 
 RECIPE = "recipe.yaml"
 """In the run folder: the configuration that was chosen for the data, with comments; `run` takes it."""
@@ -44,7 +44,8 @@ RECIPE = "recipe.yaml"
 
 def stage(name: str) -> Stage:
     """The stage of that name."""
-    found: Stage = import_module(entry_of(name).module).STAGE
+    entry = entry_of(name)
+    found: Stage = import_module(entry.module).STAGE if entry.make is None else entry.make()
     return found
 
 
@@ -175,7 +176,7 @@ def _track_outcome(context: Context, done: Done) -> None:
             tracker.tags(
                 f"student/{entry['name']}", {**flat, "shipped": str(entry["name"] == report["shipped"])}
             )
-    key = measures_of(report.get("target")).headline
+    key = target_in(report).measures.headline
     metrics = {f"{role}.{key}": values[key]["mean"] for role, values in report["summary"].items()}
     if report["gap_recovered"]["value"] is not None:
         metrics["gap_recovered"] = report["gap_recovered"]["value"]

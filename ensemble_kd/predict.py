@@ -182,37 +182,15 @@ def wanted_columns(
 def result(
     table: pa.Table, answers: Answers, predictor: Predictor, first: int, keep_bad: bool = False
 ) -> pa.Table:
-    """What is written of a table's rows, of which `first` is the number of the first.
-
-    Of a regressor it is the value alone.
-    """
+    """What is written of a table's rows, of which `first` is the number of the first."""
     key = _id_column(table, predictor)
     ids = _ids(table[key]) if key is not None else pa.array(range(first, first + table.num_rows))
     rows = np.arange(table.num_rows) if keep_bad else answers.good
     bad = np.array([answers.problems[i] is not None for i in rows], bool)
     probabilities = answers.probabilities[rows].astype(float)
     probabilities[bad] = 0.0
-    if predictor.info.target is not None:
-        columns = {"id": ids.take(pa.array(rows)), "value": pa.array(probabilities[:, 0], mask=bad)}
-        if keep_bad:
-            columns["problem"] = pa.array([answers.problems[i] for i in rows], pa.string())
-        return pa.table(columns)
-    best = probabilities.argmax(axis=1) if len(rows) else np.empty(0, np.int64)
-    top = probabilities[np.arange(len(rows)), best]
-    names = pa.array([predictor.class_names[i] for i in best], pa.string())
-    nothing = pa.array(bad)
-    columns = {
-        "id": ids.take(pa.array(rows)),
-        "label": pa.array(best.astype(np.int64), mask=bad),
-        "label_name": pa.compute.if_else(nothing, pa.scalar(None, pa.string()), names),
-        "probability": pa.array(top, mask=bad),
-        "probabilities": pa.array(
-            [None if wrong else p.tolist() for wrong, p in zip(bad, probabilities, strict=True)],
-            pa.list_(pa.float64()),
-        ),
-    }
-    if predictor.threshold is not None:
-        columns["answered"] = pa.array(top >= predictor.threshold, mask=bad)
+    shown = predictor.target.table(probabilities, bad, predictor.class_names, predictor.threshold)
+    columns = {"id": ids.take(pa.array(rows)), **shown}
     if keep_bad:
         columns["problem"] = pa.array([answers.problems[i] for i in rows], pa.string())
     return pa.table(columns)

@@ -1,4 +1,5 @@
-"""The stages by name, in the order in which they run. The only place where that order stands.
+"""The stages by name, in the order in which they run. The only place where that order stands; that of a
+plug-in says behind which of ours it comes.
 
 The command line, `--until`, `check` and `run` follow from this list. It imports nothing of ours, so that
 `--help` answers at once; `pipeline.stage` imports a stage's class when it is needed.
@@ -6,7 +7,7 @@ The command line, `--until`, `check` and `run` follow from this list. It imports
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ class StageEntry:
     """Whether a run of a configuration leaves it out for another reason."""
     remedy: str | None = None
     """What to set for a run to have the stage, where a block with defaults is not it."""
+    after: str | None = None
+    """Of a plug-in's stage: the one behind which it comes."""
+    make: Callable[[], Any] | None = None
+    """Of a plug-in's stage: what gives its `Stage`."""
 
     @property
     def module(self) -> str:
@@ -44,7 +49,7 @@ def _no_validation(config: Any) -> bool:
     return config.teachers.source == "predictions" and not (given and given.validation)
 
 
-ENTRIES = (
+OURS = (
     StageEntry("augment", "Make further texts for the transfer set.", "data.text_augment"),
     StageEntry("data", "Prepare the data set."),
     StageEntry("teachers", "Train the ensemble."),
@@ -64,11 +69,46 @@ ENTRIES = (
     StageEntry("export", "Hand the student over as ONNX, int8 and others.", "export"),
     StageEntry("report", "Write the report and the model folder."),
 )
-STAGES = tuple(entry.name for entry in ENTRIES)
+ADDED: list[Callable[[], list[StageEntry]]] = []
+"""What gives the stages of plug-ins, in the order of their registration."""
+
+
+class _Entries(Sequence[StageEntry]):
+    """All stages, those of plug-ins in their places."""
+
+    def _all(self) -> list[StageEntry]:
+        found = list(OURS)
+        for entry in (entry for each in ADDED for entry in each()):
+            place = max(i for i, other in enumerate(found) if entry.after in (other.name, other.after))
+            found.insert(place + 1, entry)
+        return found
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._all()[place]
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+class _Names(Sequence[str]):
+    """Their names."""
+
+    def __getitem__(self, place: Any) -> Any:
+        return [entry.name for entry in ENTRIES][place]
+
+    def __len__(self) -> int:
+        return len(ENTRIES)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([entry.name for entry in ENTRIES])
+
+
+ENTRIES = _Entries()
+STAGES = _Names()
 
 
 def entry_of(name: str) -> StageEntry:
-    return ENTRIES[STAGES.index(name)]
+    return next(entry for entry in ENTRIES if entry.name == name)
 
 
 def stages_of(config: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.config import Config
+from ensemble_kd.config.plugins import loaded, provide
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.runtime import cpus_here
 from ensemble_kd.secret_options import held, hold
@@ -130,13 +131,15 @@ def packed(job: Job) -> bytes:
     """As JSON what the process that works needs: the job, and what this one knows."""
     settings = job.settings.model_dump(mode="json")
     settings["compute"]["executor"] = "local"
-    return json.dumps({"job": {**vars(job), "settings": settings}, "path": sys.path, "held": held()}).encode()
+    work = {"job": {**vars(job), "settings": settings}, "path": sys.path, "held": held()}
+    return json.dumps({**work, "plugins": loaded()}).encode()
 
 
 def unpacked(work: bytes) -> Job:
     """Undo `packed`, in the process that works."""
     found = json.loads(work)
     sys.path[:] = found["path"]
+    provide(found["plugins"])
     hold([(name, options, tuple(public)) for name, options, public in found["held"]])
     return Job(**{**found["job"], "settings": Config.model_validate(found["job"]["settings"])})
 

@@ -376,6 +376,7 @@ def _choose(shared: dict[str, Any], task: MemberTask, limit: int) -> int:
     from ensemble_kd.train.stack_size import choose_fuse
 
     prepare(shared["cpus_per_worker"])
+    hold(shared["carried"])
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     try:
         return choose_fuse(task, _load(shared), limit, device=device)

@@ -122,13 +122,14 @@ def package(
     kind: str,
     model: dict[str, Any] | None = None,
     calibration: dict[str, Any] | None = None,
-    target: dict[str, float] | None = None,
+    target: dict[str, Any] | None = None,
     **columns: Any,
 ) -> tuple[Path, Network]:
     """The folder of an untrained model, and its network; with `target` of a regressor."""
     info = info_of(kind, **columns)
     if target is not None:
-        info |= {"target": target, "num_classes": 1, "class_names": []}
+        width = len(target["names"]) if "names" in target else 1
+        info |= {"target": target, "num_classes": width, "class_names": []}
     model = model or {"text": {"name": "bag", "embedding": 8}}.get(kind, {"name": "mlp", "hidden": [8]})
     torch.manual_seed(0)
     network = build(TypeAdapter[Any](ModelConfig).validate_python(model), info).eval()

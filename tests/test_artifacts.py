@@ -20,6 +20,7 @@ from ensemble_kd.artifacts import (
     write_json,
 )
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.stages.context import Console, StagePlan
 
 
 def make(folder: Path, content: bytes = b"0123456789") -> Path:
@@ -51,8 +52,9 @@ def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
     for folder, text in ((changed, "checksum"), (cut, "4 bytes"), (gone, "missing")):
         manifest = read_manifest(folder)
         assert manifest is not None
-        [line] = damage(folder, manifest)
-        assert str(folder / "part.bin") in line and text in line
+        [found] = damage(folder, manifest)
+        assert found.file == folder / "part.bin"
+        assert str(found).startswith(f"{folder / 'part.bin'}: ") and text in str(found)
 
 
 def test_manifest_may_not_point_outside(tmp_path: Path) -> None:
@@ -61,7 +63,16 @@ def test_manifest_may_not_point_outside(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest is not None
     manifest.files["../secret"] = {"bytes": 1, "sha256": "0"}
-    assert any("outside" in line for line in damage(folder, manifest))
+    assert any("outside" in found.message for found in damage(folder, manifest))
+
+
+def test_damage_is_removed_where_the_path_has_a_colon(tmp_path: Path) -> None:
+    plan = StagePlan(stage="stage", folder=tmp_path / "a: b" / "f", config={"a": 1}, inputs={"data": "d"})
+    part = make(plan.folder) / "part.bin"
+    part.write_bytes(b"0123")
+    told: list[str] = []
+    assert plan.checked(Console(warning=told.append)) is None
+    assert not part.exists() and len(told) == 1 and f"{part}: 4 bytes" in told[0]
 
 
 def test_newer_format_and_broken_json_are_refused(tmp_path: Path) -> None:

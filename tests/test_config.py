@@ -183,6 +183,15 @@ def test_malformed_override_is_refused(assignment: str) -> None:
         apply_override({"name": "x"}, assignment)
 
 
+def test_an_unknown_name_with_a_colon_hides_nothing_else() -> None:
+    raw = {"name": "x", "data": {"source": "digits"}, "student": {"a:b": 1, "weights": [1.0, 1.0]}}
+    with pytest.raises(ConfigError) as caught:
+        validate(raw)
+    first, *others = caught.value.problems
+    assert first.startswith("student.a:b: unknown setting")
+    assert any(line.startswith("student.weights: 2 weights for") for line in others)
+
+
 def test_unknown_recipe_is_told_apart() -> None:
     with pytest.raises(ConfigError, match="did you mean 'digits'"):
         load_config("digist")

@@ -31,7 +31,7 @@ def problems(*overrides: str) -> list[str]:
 def whole(name: str, folder: Path) -> dict[str, Any]:
     """A recipe with every setting written out."""
     raw = read(recipe_paths()[name])
-    if name != "digits":
+    if raw["data"].get("source") != "digits":
         raw["data"]["path"] = str(folder)
     for phase in raw.get("student", {}).get("phases", []):
         if phase.get("corpus") is not None:

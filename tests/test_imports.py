@@ -40,27 +40,29 @@ LEVELS = [
     {"member_loop", "proposals"},
     {"runtime", "train"},
     {"objectives", "models", "data", "ensemble"},
-    {"pretrained", "model_size", "callables"},
+    {"pretrained", "model_size"},
     {"model_folder"},
     {"model_description"},
     {"lease", "local_group", "local_ray"},
     {"attached"},
-    {"mirror"},
+    {"mirror", "carried"},
     {"config", "artifacts", "board"},
+    {"targets"},
     {"space_problems"},
-    {"space", "config_messages"},
+    {"space", "config_messages", "callables"},
     {"config_checks"},
     {"crash", "failures"},
     {"config_yaml"},
-    {"screen", "carried"},
-    {"termination", "home", "disk", "safe_files", "secret_options", "own_code", "paths", "remote"},
+    {"screen"},
+    {"registry", "termination", "home", "disk", "safe_files", "secret_options", "own_code", "paths"},
+    {"remote"},
     {"errors"},
     {"redact", "stage_list"},
 ]
 BESIDE = {("objectives", "models"): {"ensemble_kd.models.outputs"}}
 """What a room may import from another on its own line: the record of outputs, and nothing else."""
 
-PURE = ["objectives", "models", "ensemble", "train", "data", "report", "integrations"]
+PURE = ["targets", "objectives", "models", "ensemble", "train", "data", "report", "integrations"]
 SHARED_BY_STAGES = {
     "base",
     "calibrated",

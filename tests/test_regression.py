@@ -48,6 +48,7 @@ from ensemble_kd.report.page import render
 from ensemble_kd.report.plots import histories_of, plot_arrays
 from ensemble_kd.stages.context import Console
 from ensemble_kd.stages.shards import encode
+from ensemble_kd.targets.metrics import regression_metrics
 from ensemble_kd.train.blocks import Block, Picked, as_tensor
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.fused import fused_epochs
@@ -55,7 +56,6 @@ from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import load_initial
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.member import train_member
-from ensemble_kd.train.metrics import regression_metrics
 from ensemble_kd.train.stackable import fuse_key
 from ensemble_kd.train.statistics import paired_interval
 from ensemble_kd.train.task import MemberTask, finished
@@ -237,7 +237,7 @@ def test_what_is_for_classes_is_refused_all_at_once() -> None:
         teachers=smoothing | {"values": "probabilities", "overrides": [smoothing]},
         specialists={},
         clusters={"num_clusters": 3},
-        export={},
+        export={"calibrate": True, "precision": 0.9},
         soft_targets={"top_k": 2},
         student=smoothing | {"mean": "geometric", "class_bias": "fitted", "without_classes": [1]},
         sweep={"metric": "validation_accuracy", "space": {"temperature": "uniform(1, 2)"}},
@@ -252,7 +252,8 @@ def test_what_is_for_classes_is_refused_all_at_once() -> None:
         "teachers.values",
         "specialists",
         "clusters",
-        "export",
+        "export.calibrate",
+        "export.precision",
         "soft_targets.top_k",
         "student.training.label_smoothing",
         "student.mean",

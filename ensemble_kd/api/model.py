@@ -176,11 +176,15 @@ class ClassModel(ClassifierMixin, Model):
 
 
 class ValueModel(RegressorMixin, Model):
-    """A student that predicts a number."""
+    """A student that predicts a number, or several."""
 
     def predict(self, X: Any) -> np.ndarray:
-        """(N,) values in the labels' units. Raises ValueError with the rows that cannot be answered."""
-        return self._answers(X)[:, 0]
+        """(N,) values in the labels' units, of several label columns (N, K) in their order.
+
+        Raises ValueError with the rows that cannot be answered.
+        """
+        answers = self._answers(X)
+        return answers[:, 0] if answers.shape[1] == 1 else answers
 
 
 def load(folder: str | Path, form: str = "auto", trust: Collection[str] = ()) -> Any:
@@ -190,7 +194,7 @@ def load(folder: str | Path, form: str = "auto", trust: Collection[str] = ()) ->
     custom model may run. Raises ValueError where there is no model, or its files are damaged.
     """
     first = ClassModel(folder, form, trust)
-    if first.predictor.info.target is None:
+    if first.predictor.target.classified:
         return first
     return ValueModel(folder, form, trust).fit()
 

@@ -22,7 +22,13 @@ from ensemble_kd.config.epochs import specialist_training, unresolved, with_epoc
 from ensemble_kd.config.export import ExportConfig, ExportForm
 from ensemble_kd.config.image_models import CNNConfig, MLPConfig, NetworkConfig, WideShallowConfig
 from ensemble_kd.config.load import json_schema, load_config, read_config, validate
-from ensemble_kd.config.models import CustomModelConfig, ModelConfig, TransformerConfig, TreesConfig
+from ensemble_kd.config.models import (
+    NETWORKS,
+    CustomModelConfig,
+    ModelConfig,
+    TransformerConfig,
+    TreesConfig,
+)
 from ensemble_kd.config.overrides import apply_override
 from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
 from ensemble_kd.config.recipes import recipe_paths, space_paths
@@ -37,6 +43,7 @@ from ensemble_kd.config.text_models import BagConfig, BiLSTMConfig, TextCNNConfi
 from ensemble_kd.config.training import TrainingConfig
 
 __all__ = [
+    "NETWORKS",
     "AugmentConfig",
     "BagConfig",
     "BiLSTMConfig",

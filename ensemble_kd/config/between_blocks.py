@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ensemble_kd.config.auto import auto_problems, settled
 from ensemble_kd.config.branches import branch_problems
 from ensemble_kd.config.chain import chain_problems
@@ -12,72 +10,29 @@ from ensemble_kd.config.compute import executor_problems
 from ensemble_kd.config.data_checks import data_problems, text_augment_problems
 from ensemble_kd.config.epochs import epochs_problems
 from ensemble_kd.config.export import form_problems
+from ensemble_kd.config.methods import method_problems
 from ensemble_kd.config.models import model_problems, transformer_problems
 from ensemble_kd.config.peers import peer_problems
 from ensemble_kd.config.phases import phase_problems
 from ensemble_kd.config.run import Config, text_source
 from ensemble_kd.config.soft_targets import keep_problems
-from ensemble_kd.config.specialists import ClustersConfig, specialist_problems
+from ensemble_kd.config.specialists import specialist_problems
 from ensemble_kd.config.start import start_problems
-from ensemble_kd.config.student import online_problems, student_blocks
+from ensemble_kd.config.student import online_problems
 from ensemble_kd.config.sweep import sweep_problems
+from ensemble_kd.config.target import target_problems
 from ensemble_kd.config.teacher_checks import teacher_problems
 from ensemble_kd.config.teachers import num_teachers, variants
 from ensemble_kd.config_checks import compute_problems, single_problems
 
 
-def _value_problems(config: Config) -> list[str]:
-    """What is for classes alone, in a run whose labels are values."""
-    if config.data.target != "value":
-        return []
-    teachers, student, sweep = config.teachers, config.student, config.sweep
-    given = teachers.predictions
-    wrong: list[tuple[str, Any, bool, str]] = [  # field, what it is, whether that is wrong, remedy
-        ("data.class_names", config.data.class_names, config.data.class_names is not None, "leave it out"),
-        ("data.source", "digits", config.data.source == "digits", "use files or hub"),
-        ("specialists", "a block", config.specialists is not None, "leave it out"),
-        ("clusters", "a block", config.clusters != ClustersConfig(), "leave it out"),
-        # Its forms are held against the student by accuracy, and calibrated by likelihood.
-        ("export", "a block", config.export is not None, "leave it out"),
-        ("soft_targets.top_k", config.soft_targets.top_k, config.soft_targets.top_k is not None, "set null"),
-        ("student.pseudo", student.pseudo, student.pseudo not in (0, "auto"), "set 0"),
-        ("student.mean", student.mean, student.mean == "geometric", "set arithmetic"),
-        ("student.class_bias", student.class_bias, student.class_bias != "none", "set none"),
-        ("student.without_classes", student.without_classes, bool(student.without_classes), "leave it out"),
-        ("teachers.values", teachers.values, teachers.values == "probabilities", "set logits"),
-        ("teachers.class_order", "a list", teachers.class_order is not None, "leave it out"),
-    ]
-    if given is not None:
-        path = "teachers.predictions.values"
-        wrong.append((path, given.values, given.values == "probabilities", "set logits"))
-    trained: list[tuple[str, float]] = [("teachers.training", teachers.training.label_smoothing)]
-    for path, override in variants(teachers):
-        smoothing = override.training.get("label_smoothing", 0)
-        trained.append((f"{path}.training", smoothing if isinstance(smoothing, float) else 0))
-    trained += [
-        (f"{path}.training", block.training.label_smoothing) for path, block in student_blocks(config)
-    ]
-    wrong += [(f"{path}.label_smoothing", value, value > 0, "set 0") for path, value in trained]
-    if sweep is not None:
-        accuracy = sweep.metric != "validation_loss"
-        wrong.append(("sweep.metric", sweep.metric, accuracy, "set validation_loss"))
-        for name in ("temperature", "mean", "pseudo"):
-            path = f"sweep.space.{name}"
-            wrong.append((path, sweep.space.get(name), name in sweep.space, "leave it out"))
-    return [
-        f"{path}: {value if value == 'a block' else repr(value)} is for classes, and data.target is 'value'; "
-        f"{remedy}"
-        for path, value, bad, remedy in wrong
-        if bad
-    ]
-
-
 def cross_field_problems(config: Config) -> list[str]:
     """Everything that is wrong between fields: one line each, starting with the path of a field."""
     singles = single_problems(config) + compute_problems(config.compute)
-    told = {line.split(":", 1)[0] for line in singles}  # whatever else is said of these follows from it
-    others = auto_problems(config) + _value_problems(config) + _problems_between_fields(settled(config))
-    return singles + [line for line in others if line.split(":", 1)[0] not in told]
+    others = auto_problems(config) + target_problems(config) + _problems_between_fields(settled(config))
+    # Whatever else is said of the same fields follows from it.
+    fields = tuple(f"{problem.path}:" for problem in singles)
+    return [*map(str, singles), *(line for line in others if not line.startswith(fields))]
 
 
 def _problems_between_fields(config: Config) -> list[str]:
@@ -122,7 +77,7 @@ def _problems_between_fields(config: Config) -> list[str]:
     problems += form_problems(config)
     problems += sweep_problems(config, cross_field_problems)
     problems += phase_problems(config)
-    problems += peer_problems(config) + branch_problems(config)
+    problems += peer_problems(config) + branch_problems(config) + method_problems(config)
     problems += epochs_problems(config)
     problems += online_problems(config)
     problems += chain_problems(config)

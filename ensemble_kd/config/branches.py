@@ -46,8 +46,10 @@ def branch_problems(config: Config) -> list[str]:
             f"student.branches: branch off a section of a residual network, and student.model is "
             f"{student.model.name!r}; use resnet, or student.peers, which takes any model"
         )
-    if config.data.target == "value":
-        problems.append("student.branches: are for classes, and data.target is 'value'; use student.peers")
+    if not config.data.predicts.classified:
+        problems.append(
+            f"student.branches: are for classes, and data.target is {config.data.target!r}; use student.peers"
+        )
     if student.peers is not None:
         problems.append("student.branches: does not go together with student.peers; leave one of them out")
     return problems

@@ -40,8 +40,8 @@ def class_weight_problems(config: Config) -> list[str]:
             why = "a specialist has classes of its own and a dustbin"
         elif path in of_words:
             why = "this phase guesses words"
-        elif config.data.target == "value":
-            why = "data.target is 'value'"
+        elif not config.data.predicts.classified:
+            why = f"data.target is {config.data.target!r}"
         else:
             continue
         problems += [

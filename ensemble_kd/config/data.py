@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.data_files import ColumnsConfig, CsvConfig, ImageConfig
+from ensemble_kd.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     pass
@@ -128,9 +129,9 @@ class DataConfig(Block):
     """Configuration name of the data set (source: hub)."""
     kind: Literal["image", "text", "numeric"] = "image"
     """What the input column holds."""
-    target: Literal["class", "value"] = "class"
+    target: str = "class"
     """What the label column holds and the models predict: the `class` of a row, or a `value`, a number
-    (regression: mean squared error, one output; student.objective is then `mse` unless it is set)."""
+    (regression: mean squared error; student.objective is then `mse` unless it is set), or several of them."""
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns."""
     csv: CsvConfig = CsvConfig()
@@ -165,6 +166,18 @@ class DataConfig(Block):
     tell how many, or `drop`, before any split is held out (one more pass over the data)."""
     shard_rows: int = Field(8192, ge=1)
     """Rows per file of the prepared data and the soft targets: the unit of work, memory and resume."""
+
+    @property
+    def predicts(self) -> type[Target]:
+        """The kind of target."""
+        return TARGETS[self.target]
+
+    @field_validator("target")
+    @classmethod
+    def _is_known(cls, target: str) -> str:
+        if target not in TARGETS:
+            raise ValueError(f"{target!r} is no kind of target; use {' or '.join(TARGETS)}")
+        return target
 
     @field_validator("class_names", mode="before")
     @classmethod

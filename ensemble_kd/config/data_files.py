@@ -23,16 +23,22 @@ class ColumnsConfig(Block):
     input: str | list[str] = "input"
     """Column of the images or texts; for numeric data a list of columns, or one list-valued column; for pairs
     of texts the two columns (tokenizer: pretrained)."""
-    label: str = "label"
+    label: str | list[str] = "label"
     """Column of the class: text or whole numbers; those that occur are the classes, in order (numbers, also
     in text, by value); with `data.class_names` a name listed there, or its place from 0 on. With
-    `data.target: value` of a number."""
+    `data.target: value` of a number; a list of columns for several numbers, which one model predicts
+    together."""
     id: str | None = None
     """Column that identifies a row (integer or string); row numbers are used where it is null."""
     weight: str | None = None
     """Column of train that says how much a row's loss counts, a number from 0 on: twice the weight is twice
     the row. They are scaled to a mean of 1; rows of `data.unlabelled` weigh 1. Metrics count all rows
     alike."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The label's columns."""
+        return [self.label] if isinstance(self.label, str) else self.label
 
 
 class CsvConfig(Block):

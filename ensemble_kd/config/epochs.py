@@ -125,7 +125,7 @@ def specialist_training(config: Config, rows: int) -> TrainingConfig:
 
 
 def _by(config: Config) -> str:
-    return "loss" if config.data.target == "value" else "calibrated_loss"
+    return config.data.predicts.early_stopping_by
 
 
 def unresolved(config: Config) -> bool:
@@ -147,12 +147,12 @@ def epochs_problems(config: Config) -> list[str]:
                 f"student.phases.{i}.training.epochs: auto, but the texts of a corpus are not counted before "
                 "its phase begins; give a number"
             )
-    if config.data.target == "value":
+    if not config.data.predicts.classified:
         blocks = [("teachers", config.teachers.training), ("student", config.student.training)]
         blocks += [(f"student.phases.{i}", phase.training) for i, phase in enumerate(config.student.phases)]
         problems += [
             f"{path}.training.early_stopping_by: 'calibrated_loss' is for classes, and data.target is "
-            "'value'; leave it out"
+            f"{config.data.target!r}; leave it out"
             for path, block in blocks
             if block.early_stopping_by == "calibrated_loss"
         ]

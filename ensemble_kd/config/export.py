@@ -40,16 +40,18 @@ class ExportConfig(Block):
     """`onnx`, `int8` (ONNX with int8 weights), `program` (torch.export), `huggingface` (transformers students
     only), `mlflow` (a pyfunc model that runs the ONNX graph)."""
     tolerance: float = Field(1e-3, gt=0)
-    """Largest difference of a logit from the student's on validation rows; int8 is judged by accuracy."""
+    """Largest difference of a logit from the student's on validation rows, of values in standard deviations
+    of the train labels; int8 is judged by accuracy."""
     max_accuracy_loss: float = Field(0.5, ge=0)
-    """Points of validation accuracy that int8 may lose."""
+    """Points of validation accuracy that int8 may lose; of values, of the variance explained (R²)."""
     int8: Literal["auto", "dynamic", "static"] = "auto"
     """How ranges of activations are found: as batches pass, or from `calibration_rows`; `auto` tries both and
     keeps the faster of those that are good enough."""
     calibration_rows: int = Field(512, ge=1)
     """Validation rows that a static int8 graph takes its ranges from."""
     calibrate: bool = False
-    """Whether a temperature for the logits is fitted on validation rows (arXiv 1706.04599)."""
+    """Whether a temperature for the logits is fitted on validation rows (arXiv 1706.04599). Of classes alone:
+    a value says nothing of how sure it is."""
     precision: float | None = Field(None, gt=0, lt=1)
     """Share of answers that are to be right: fits the confidence from which on the model answers."""
     register_as: str | None = None

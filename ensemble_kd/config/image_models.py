@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.growth import GrowthConfig
-from ensemble_kd.config.start import start_of
+from ensemble_kd.config.start import INITIALISERS, start_of
 
 
 def linear_parameters(widths: list[int]) -> int:
@@ -17,12 +18,25 @@ def linear_parameters(widths: list[int]) -> int:
 
 
 class NetworkConfig(Block):
-    """What a network of ours says of itself before it is built: by its block it is known everywhere."""
+    """What a network says of itself before it is built: by its block it is known everywhere.
+
+    A plug-in's has a `name: Literal[...]`, and `body` of its own; `NETWORKS.register` enters it.
+    """
 
     kinds: ClassVar[tuple[str, ...]]
     """Inputs that it takes: `image`, `text`, `numeric`."""
     builder: ClassVar[str]
     """`module:function` below `ensemble_kd.models`: (this block, `info`, number of outputs) -> its body."""
+
+    def body(self, info: dict[str, Any], num_outputs: int) -> Any:
+        """The torch module behind the normalisation of inputs, with random weights from torch's generator.
+
+        `info` is `DataInfo.to_dict()`. Its `forward(x, hidden=False)` takes images (B, H, W, C) or numbers
+        (B, F), both float32, or tokens (B, L), and returns `models.outputs.Outputs` with logits
+        (B, num_outputs) and, where `hidden`, the hidden states by name.
+        """
+        module, function = self.builder.split(":")
+        return getattr(import_module(f"ensemble_kd.models.{module}"), function)(self, info, num_outputs)
 
     def own_problems(self) -> list[str]:
         """What is wrong between its fields: one line each, starting with a field."""
@@ -45,7 +59,9 @@ class NetworkConfig(Block):
 
 MOST_BRANCHES = 16
 
-Start = Annotated[GrowthConfig | None, BeforeValidator(start_of)]
+Start = Annotated[
+    Annotated[GrowthConfig, INITIALISERS.beside(GrowthConfig)] | None, BeforeValidator(start_of)
+]
 
 
 class MLPConfig(NetworkConfig):

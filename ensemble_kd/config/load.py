@@ -10,12 +10,13 @@ from pydantic import ValidationError
 
 from ensemble_kd.config.between_blocks import cross_field_problems
 from ensemble_kd.config.overrides import apply_override, block_of, drop, set_defaults_of_values
+from ensemble_kd.config.plugins import load_all
 from ensemble_kd.config.readable import SHOWN_PROBLEMS, UNTYPED, readable
 from ensemble_kd.config.recipes import file_of, read_space
 from ensemble_kd.config.run import Config
 from ensemble_kd.config_checks import read_otherwise, shown
 from ensemble_kd.config_yaml import nothing_unforeseen, one_line, parse, read, with_booleans
-from ensemble_kd.errors import ConfigError
+from ensemble_kd.errors import ConfigError, Problem
 
 
 def _some(problems: list[str]) -> list[str]:
@@ -28,8 +29,9 @@ def validate(raw: dict[str, Any]) -> Config:
 
     Raises ConfigError with every problem found: wrong values, unknown keys, and what does not fit together.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     raw = json.loads(json.dumps(raw, default=str))  # a copy; YAML dates and the like become strings
+    load_all(raw.get("plugins") if isinstance(raw, dict) else None)
     set_defaults_of_values(raw)
     config = None
     for _ in range(5):  # each round drops what is wrong, so that cross-field problems come out as well
@@ -38,29 +40,31 @@ def validate(raw: dict[str, Any]) -> Config:
             break
         except ValidationError as error:
             if (more := error.error_count() - SHOWN_PROBLEMS) > 0:  # not a configuration with a mistake
-                raise ConfigError(
-                    _some([*readable(error, Config), *problems]) + [f"... and {more:,} more problems"]
-                ) from error
-            told = {line.split(":", 1)[0] for line in problems}  # what was dropped is missing now
-            new = [line for line in readable(error, Config) if line.split(":", 1)[0] not in told]
+                lines = [*map(str, readable(error, Config)), *map(str, problems)]
+                raise ConfigError(_some(lines) + [f"... and {more:,} more problems"]) from error
+            told = {problem.path for problem in problems}  # what was dropped is missing now
+            new = [problem for problem in readable(error, Config) if problem.path not in told]
             problems += new
             before = json.dumps(raw)
-            for line in new:
-                drop(raw, line.split(":", 1)[0])
+            for problem in new:
+                drop(raw, problem.path)
             if json.dumps(raw) == before:
                 break
     if config is not None:
         problems += read_otherwise(config, raw)
-        told = {line.split(":", 1)[0] for line in problems}
-        for problem in cross_field_problems(config):
-            path = problem.split(":", 1)[0]
-            if not any(
-                t == path or t.startswith(f"{path}.") for t in told
-            ):  # what was dropped above is missed
-                problems.append(problem)
-    if problems or config is None:
-        raise ConfigError(_some(problems))
+    lines = [str(problem) for problem in problems]
+    if config is not None:
+        missed = tuple(f"{path}:" for problem in problems for path in _around(problem.path))
+        lines += [line for line in cross_field_problems(config) if not line.startswith(missed)]
+    if lines or config is None:
+        raise ConfigError(_some(lines))
     return config
+
+
+def _around(path: str) -> list[str]:
+    """A field and the blocks that it lies in: what is said of these follows from what was dropped."""
+    parts = path.split(".")
+    return [".".join(parts[:size]) for size in range(1, len(parts) + 1)]
 
 
 def load_config(
@@ -105,5 +109,5 @@ def read_config(text: str, name: str) -> Config:
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of a configuration file, for editors."""
+    """The schema of a configuration file, for editors; what plug-ins have registered is part of it."""
     return Config.model_json_schema()

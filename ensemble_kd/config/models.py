@@ -11,6 +11,7 @@ from pydantic import (
 
 from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
 from ensemble_kd.config.data import DataConfig
+from ensemble_kd.config.families import Family
 from ensemble_kd.config.image_models import (
     CNNConfig,
     MLPConfig,
@@ -102,6 +103,21 @@ class CustomModelConfig(Block):
         return self
 
 
+NETWORKS = Family(
+    "network",
+    MLPConfig,
+    CNNConfig,
+    ResNetConfig,
+    WideShallowConfig,
+    BagConfig,
+    TextCNNConfig,
+    BiLSTMConfig,
+    TreesConfig,
+    TransformerConfig,
+    CustomModelConfig,
+)
+"""Every network by the name of its block."""
+
 ModelConfig = Annotated[
     MLPConfig
     | CNNConfig
@@ -114,20 +130,8 @@ ModelConfig = Annotated[
     | TransformerConfig
     | CustomModelConfig,
     Field(discriminator="name"),
+    NETWORKS,
 ]
-
-
-OURS: tuple[type[NetworkConfig], ...] = (
-    MLPConfig,
-    CNNConfig,
-    ResNetConfig,
-    WideShallowConfig,
-    BagConfig,
-    TextCNNConfig,
-    BiLSTMConfig,
-    TreesConfig,
-)
-"""Those that say which `kinds` of inputs they take; of the others only building them tells."""
 
 
 def model_problems(path: str, model: Any, kind: str) -> list[str]:
@@ -138,7 +142,10 @@ def model_problems(path: str, model: Any, kind: str) -> list[str]:
         return [f"{path}.name: 'trees' is for teachers; a student is a network, use mlp, or custom"]
     if kind in getattr(model, "kinds", (kind,)):
         return [f"{path}.{line}" for line in model.own_problems()] if isinstance(model, NetworkConfig) else []
-    fit = [block for block in OURS if kind in block.kinds and (teaches or block is not TreesConfig)]
+    known = [
+        block for block in NETWORKS.blocks if issubclass(block, NetworkConfig)
+    ]  # the others: built to see
+    fit = [block for block in known if kind in block.kinds and (teaches or block is not TreesConfig)]
     good = sorted(block.model_fields["name"].default for block in fit)
     return [f"{path}.name: {model.name!r} does not take {kind} inputs; use {' or '.join(good)}, or custom"]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
 from ensemble_kd.config_checks import shown
 from ensemble_kd.config_yaml import one_line, parse
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.targets import TARGETS
 
 DEEPEST = 20
 """Parts of a path in `--set`."""
@@ -65,15 +67,13 @@ def _place(items: list[Any], part: str, told: str) -> int:
 
 
 def set_defaults_of_values(raw: dict[str, Any]) -> None:
-    """Where labels are values, what is not set is not what suits classes."""
+    """What the kind of target has other defaults for, where it is not set."""
     data = raw.get("data")
-    if not isinstance(data, dict) or data.get("target") != "value":
-        return
-    of_sweep = {"metric": "validation_loss", "space": {"alpha": "uniform(0.1, 1)"}}
-    for name, usual in (("student", {"objective": "mse"}), ("sweep", of_sweep)):
+    kind = TARGETS.get(str(data.get("target"))) if isinstance(data, dict) else None
+    for name, usual in kind.defaults.items() if kind is not None else ():
         block = raw.setdefault(name, {}) if name == "student" else raw.get(name)
         if isinstance(block, dict):
-            block |= {key: value for key, value in usual.items() if key not in block}
+            block |= {key: copy.deepcopy(value) for key, value in usual.items() if key not in block}
 
 
 def block_of(raw: dict[str, Any], name: str) -> dict[str, Any]:

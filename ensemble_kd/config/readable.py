@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import typing
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ensemble_kd.config.families import blocks_in
 from ensemble_kd.config_checks import shown
 from ensemble_kd.config_messages import said
+from ensemble_kd.errors import Problem
 
 UNTYPED = frozenset({"architecture", "options", "objective", "terms"})
 """Blocks whose fields only those know who read them."""
 SHOWN_PROBLEMS = 50
-
-
-def _blocks(annotation: Any) -> list[type[BaseModel]]:
-    """The blocks that an annotation such as `list[A | B] | None` can hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [block for part in typing.get_args(annotation) for block in _blocks(part)]
 
 
 def _known_keys(root: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
@@ -37,7 +31,7 @@ def _known_keys(root: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
             inner
             for b in blocks
             if part in b.model_fields
-            for inner in _blocks(b.model_fields[part].annotation)
+            for inner in blocks_in(b.model_fields[part].annotation)
         ]
     return sorted({name for block in blocks for name in block.model_fields})
 
@@ -60,12 +54,13 @@ def _plain(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
             inner
             for b in blocks
             if part in b.model_fields
-            for inner in _blocks(b.model_fields[part].annotation)
+            for inner in blocks_in(b.model_fields[part].annotation)
         ]
     return ".".join(kept)
 
 
-def readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
+def readable(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[Problem]:
+    """One problem for each field that pydantic has something against; `prefix` is the path of `root`."""
     lines: dict[str, str] = {}
     found = error.errors(include_url=False)
     for item in found[:SHOWN_PROBLEMS]:
@@ -84,4 +79,4 @@ def readable(error: ValidationError, root: type[BaseModel], prefix: str = "") ->
             line = said(item)
         # A union reports each branch; one line per path is enough.
         lines[path] = f"{lines[path]}; or {line}" if path in lines and line not in lines[path] else line
-    return [f"{path}: {line}" for path, line in lines.items()]
+    return [Problem(path, line) for path, line in lines.items()]

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ensemble_kd.config.families import blocks_in
 from ensemble_kd.config.run import Config
 
 SIGNS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -44,18 +45,12 @@ def _blocks(block: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseM
         yield path, block
         inside = []
         for name, field in block.model_fields.items():
-            for inner in _models_in(field.annotation):
+            for inner in blocks_in(field.annotation):
                 own = f"{path}.{name}" if path else name
                 kind = inner.model_fields.get("name")
-                several = len(_models_in(field.annotation)) > 1 and kind is not None
+                several = len(blocks_in(field.annotation)) > 1 and kind is not None
                 inside.append((f"{own}: {{name: {kind.default}}}" if several and kind else own, inner))
         waiting = inside + waiting
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _table(block: type[BaseModel]) -> str:
@@ -94,7 +89,7 @@ def _kind(annotation: Any, metadata: Any = ()) -> str:
     if origin in (typing.Union, types.UnionType):
         parts = list(dict.fromkeys(_kind(part) for part in get_args(annotation)))
         return " or ".join(parts) + _bounds(metadata)
-    if _models_in(annotation) and origin is None:
+    if blocks_in(annotation) and origin is None:
         return "block"
     if origin in (list, tuple, set, frozenset):
         inside = [part for part in get_args(annotation) if part is not Ellipsis]

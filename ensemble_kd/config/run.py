@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
 
 from ensemble_kd.config.auto import to_choose
-from ensemble_kd.config.base import RUN_NAME, Block
+from ensemble_kd.config.base import MODULE, RUN_NAME, Block
 from ensemble_kd.config.compute import ComputeConfig, TrackingConfig
 from ensemble_kd.config.data import DataConfig
 from ensemble_kd.config.export import ExportConfig, ReportConfig
+from ensemble_kd.config.methods import ExtraStage
 from ensemble_kd.config.models import TransformerConfig
 from ensemble_kd.config.soft_targets import SoftTargetsConfig
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig
@@ -18,14 +21,23 @@ from ensemble_kd.config.teachers import TeachersConfig, variants
 from ensemble_kd.stage_list import stages_of
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Config(Block):
     """One run: (augment,) data, teachers, gap, soft targets, (clusters, specialists,) (sweep,) (choose,)
     student, (export,) report."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"plugins", "extra_stages"})
 
     name: str = Field(pattern=RUN_NAME)
     """Name of the run and of its folder under `runs/`."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of splits, initialisations, orders and augmentations."""
+    plugins: Annotated[list[Annotated[str, Field(pattern=MODULE)]], BeforeValidator(_listed)] = []
+    """Modules of yours that bring methods (networks, objectives and others): each registers them on import,
+    and must be on PYTHONPATH of every process."""
     data: DataConfig
     """The data set."""
     teachers: TeachersConfig = TeachersConfig()
@@ -48,6 +60,12 @@ class Config(Block):
     """Forms to hand the student over in; null for the model folder alone."""
     report: ReportConfig = ReportConfig()
     """The report."""
+    extra_stages: list[ExtraStage] = Field([], max_length=20)
+    """Further stages, of plug-ins' making: blocks with `name` and their fields."""
+
+    def extra_stage(self, name: str) -> Any:
+        """The block of a plug-in's stage; None where this run does without it."""
+        return next((stage for stage in self.extra_stages if stage.name == name), None)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -62,7 +80,7 @@ class Config(Block):
     @property
     def mean(self) -> str:
         """How the members are averaged: `student.mean` of distributions, or that of `value`s."""
-        return "value" if self.data.target == "value" else self.student.mean
+        return self.data.predicts.mean(self.student.mean)
 
     @property
     def targets(self) -> str:

@@ -1,12 +1,14 @@
-"""What a student starts from: a table of word pieces, a smaller network; and what is wrong with that."""
+"""What a student starts from: a table of word pieces, a smaller network, what a plug-in says; and what is
+wrong with that."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ensemble_kd.config.base import Block
+from ensemble_kd.config.families import Family
 from ensemble_kd.config.growth import GrowthConfig, growth_problems
 
 if TYPE_CHECKING:
@@ -26,6 +28,33 @@ class StaticEmbeddingConfig(Block):
     """a in a / (a + f), by which a piece that is a share f of all in the transfer set is multiplied."""
 
 
+class InitialiserConfig(Block):
+    """What a plug-in gives a network to start from; `INITIALISERS.register` enters the block of one."""
+
+    name: str
+    """That of the plug-in's block, which narrows it to a Literal."""
+    reads: ClassVar[Literal["nothing", "teacher"]] = "nothing"
+    """`teacher`: the trained teacher that is best on validation rows is handed over."""
+
+    def problems(self, model: Any, config: Config) -> list[str]:
+        """What is wrong with it for a student of block `model`: one line each, starting with a field of
+        `start`, or with a colon for all of it."""
+        return []
+
+    def initialise(self, network: Any, source: Any, info: dict[str, Any]) -> None:
+        """Give `network`, a freshly made `models.build.Network`, its weights, in place.
+
+        `source` is the teacher's `Network`, None where it `reads` nothing; `info` is `DataInfo.to_dict()`.
+        Random numbers are torch's own, seeded by the student's seed. Raises ConfigError where the two do not
+        fit.
+        """
+        raise NotImplementedError
+
+
+INITIALISERS = Family("initialiser", GrowthConfig, StaticEmbeddingConfig)
+"""What networks can start from by the name of its block."""
+
+
 def start_of(value: Any) -> Any:
     """`start: static_embedding` is short for a block with this name; `random` for none."""
     if isinstance(value, str):
@@ -43,6 +72,8 @@ def start_problems(path: str, model: Any, config: Config) -> list[str]:
         return [f"{path}: {start.name!r} is for students; leave it out"]
     if isinstance(start, GrowthConfig):
         return _growth_problems(path, start, model, config)
+    if isinstance(start, InitialiserConfig):
+        return _problems_of_plugin(path, start, model, config)
     if config.data.kind != "text":
         return []  # told of the model itself
     if (tokenizer := config.data.text.tokenizer) != "pretrained":
@@ -66,6 +97,15 @@ def start_problems(path: str, model: Any, config: Config) -> list[str]:
         f"{path}.weights: 'teacher' takes a transformer of the run, and no teacher is one; use pretrained, "
         "with a source"
     ]
+
+
+def _problems_of_plugin(path: str, start: InitialiserConfig, model: Any, config: Config) -> list[str]:
+    if start.reads == "teacher" and config.teachers.source != "train":
+        return [
+            f"{path}: {start.name!r} starts from a teacher that the run has trained, and teachers.source is "
+            f"{config.teachers.source!r}; set it to train, or leave start out"
+        ]
+    return [f"{path}{line if line.startswith(':') else f'.{line}'}" for line in start.problems(model, config)]
 
 
 def _growth_problems(path: str, start: GrowthConfig, model: Any, config: Config) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.branches import BranchesConfig
 from ensemble_kd.config.image_models import MLPConfig
+from ensemble_kd.config.methods import Compressor, Learner
 from ensemble_kd.config.models import ModelConfig
 from ensemble_kd.config.peers import PeersConfig
 from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
@@ -38,6 +39,7 @@ AUTO_FIELDS = ("temperature", "alpha", "pseudo")
 """Of the student: numbers that may be `auto`."""
 
 
+MOST_COMPRESSORS = 10
 MOST_ASSISTANTS, MOST_GENERATIONS = 5, 10
 
 
@@ -52,7 +54,9 @@ class Numbers(NamedTuple):
 class StudentConfig(Block):
     """The one model that is shipped, and how it learns."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"assistants", "generations", "peers", "branches"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"assistants", "generations", "peers", "branches", "learner", "compress"}
+    )
 
     model: ModelConfig = MLPConfig(hidden=[32])
     """Architecture."""
@@ -79,6 +83,12 @@ class StudentConfig(Block):
     one that is best on validation rows is shipped."""
     branches: BranchesConfig | None = None
     """Branches over a shared trunk that learn from their own ensemble; null for none."""
+    learner: Learner | None = None
+    """What one optimiser trains in the student's place, of a plug-in's making: a block with `name` and its
+    fields; null for the student's network."""
+    compress: list[Compressor] = Field([], max_length=MOST_COMPRESSORS)
+    """What makes the network smaller while it trains, of plug-ins' making, one after the other: blocks with
+    `name` and their fields."""
     phases: list[PhaseConfig] = []
     """What comes before: pretraining on a corpus, hidden states before predictions."""
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
@@ -126,7 +136,8 @@ class StudentConfig(Block):
     @property
     def distils(self) -> bool:
         """Whether it learns from anything but labels; else it is its own baseline."""
-        return self.reads_teachers or self.peers is not None or self.branches is not None
+        together = (self.peers, self.branches, self.learner)
+        return self.reads_teachers or any(block is not None for block in together)
 
     @property
     def reads_teachers(self) -> bool:

@@ -132,7 +132,8 @@ def sweep_problems(config: Config, problems_of: Callable[[Config], list[str]]) -
     own = config.student.numbers._asdict()
     ends = [dimensions[n].points(2) if n in dimensions else [own[n]] for n in ("alpha", "pseudo")]
     student = config.student
-    if not any(map(any, ends)) and not (student.terms or student.peers or student.branches):
+    others = student.terms or student.peers or student.branches or student.learner
+    if not any(map(any, ends)) and not others:
         problems.append(
             "sweep.space.alpha: always 0, so that nothing is distilled; raise it (a baseline on hard labels "
             "is among the trials anyway)"

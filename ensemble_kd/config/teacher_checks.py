@@ -72,7 +72,7 @@ def teacher_problems(config: Config) -> list[str]:
         try:
             replace(teachers.training, override.training)
         except ValidationError as error:
-            problems += readable(error, TrainingConfig, prefix=f"{path}.training")
+            problems += map(str, readable(error, TrainingConfig, prefix=f"{path}.training"))
     if len(teachers.overrides) > teachers.num_members:
         problems.append(
             f"teachers.overrides: {len(teachers.overrides)} entries for {teachers.num_members} members; "

@@ -13,7 +13,7 @@ from ensemble_kd.config.image_models import (
     NetworkConfig,
     linear_parameters,
 )
-from ensemble_kd.config.start import StaticEmbeddingConfig, start_of
+from ensemble_kd.config.start import INITIALISERS, StaticEmbeddingConfig, start_of
 
 
 class TableConfig(NetworkConfig):
@@ -21,7 +21,10 @@ class TableConfig(NetworkConfig):
 
     later: ClassVar[frozenset[str]] = frozenset({"start"})
 
-    start: Annotated[StaticEmbeddingConfig | None, BeforeValidator(start_of)] = None
+    start: Annotated[
+        Annotated[StaticEmbeddingConfig, INITIALISERS.beside(StaticEmbeddingConfig)] | None,
+        BeforeValidator(start_of),
+    ] = None
     """What the table starts from (students): `static_embedding`, or a block with this `name` and its fields;
     null, or `random`, for random numbers."""
 

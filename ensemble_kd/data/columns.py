@@ -13,7 +13,7 @@ from ensemble_kd.errors import InputError
 
 def teachers_know(config: Config) -> bool:
     """Whether teachers that are given say what a train row is, so that it needs no label."""
-    return config.teachers.source != "train" and config.data.target == "class"
+    return config.teachers.source != "train" and config.data.predicts.classified
 
 
 def without_labels(source: Source, config: Config) -> bool:
@@ -22,7 +22,7 @@ def without_labels(source: Source, config: Config) -> bool:
     if not teachers_know(config):
         return False
     return {"validation", "test"} <= source.splits.keys() and not any(
-        config.data.columns.label in piece.columns() for piece in source.splits["train"]
+        set(config.data.columns.labels) <= set(piece.columns()) for piece in source.splits["train"]
     )
 
 
@@ -33,16 +33,20 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
         problems.add("data.columns.input: an empty list; name the columns of the inputs")
     for name in dict.fromkeys(name for name in inputs if inputs.count(name) > 1):
         problems.add(f"data.columns.input: {name!r} is listed {inputs.count(name)} times; list it once")
-    if columns.label in inputs:
-        problems.add(f"data.columns.input: {columns.label!r} is the label; a model would only copy it")
-    for what, same in (("the label", columns.id == columns.label), ("an input", columns.id in inputs)):
+    labels = columns.labels
+    for name in dict.fromkeys(name for name in labels if labels.count(name) > 1):
+        problems.add(f"data.columns.label: {name!r} is listed {labels.count(name)} times; list it once")
+    for name in dict.fromkeys(labels):
+        if name in inputs:
+            problems.add(f"data.columns.input: {name!r} is the label; a model would only copy it")
+    for what, same in (("the label", columns.id in labels), ("an input", columns.id in inputs)):
         if same:
             problems.add(
                 f"data.columns.id: {columns.id!r} is {what} too; name a column that only tells rows apart, "
                 "or leave it out, and row numbers do"
             )
-    for what, other in (("the label", columns.label), ("the id", columns.id)):
-        if columns.weight is not None and columns.weight == other:
+    for what, others in (("the label", labels), ("the id", [columns.id])):
+        if columns.weight is not None and columns.weight in others:
             problems.add(
                 f"data.columns.weight: {columns.weight!r} is {what} too; name a column that says how much "
                 "a row counts, or leave it out"
@@ -52,7 +56,7 @@ def check_columns(source: Source, config: Config, problems: Problems) -> None:
         unlabelled |= {"train"} if without_labels(source, config) else set()
     for split, pieces in source.splits.items():
         wanted = [("input", name) for name in dict.fromkeys(inputs)]
-        wanted += [] if split in unlabelled else [("label", columns.label)]
+        wanted += [] if split in unlabelled else [("label", name) for name in dict.fromkeys(labels)]
         wanted += [("id", columns.id)] if columns.id is not None else []
         wanted += [("weight", columns.weight)] if columns.weight is not None and split == "train" else []
         for piece in pieces:

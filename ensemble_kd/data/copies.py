@@ -107,14 +107,15 @@ def _contradictions(
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.append(True, keys[order][1:] != keys[order][:-1]))
     least, most = (f.reduceat(values[order], starts) for f in (np.minimum, np.maximum))
-    torn = np.flatnonzero(least != most)
+    torn = np.flatnonzero((least != most).reshape(len(starts), -1).any(1))
     if not len(torn):
         return []
     group = torn[np.argmin([order[starts[i]] for i in torn[:10_000]])]
     begin = starts[group]
     end = starts[group + 1] if group + 1 < len(starts) else len(keys)
     members = order[begin:end]
-    other = members[np.argmax(values[members] != values[members[0]])]
+    differs = (values[members] != values[members[0]]).reshape(len(members), -1).any(1)
+    other = members[np.argmax(differs)]
     split_of = np.repeat(np.arange(len(splits)), [len(known[split]) for split in splits])
     offsets = np.cumsum([0, *(len(known[split]) for split in splits)])
 
@@ -122,8 +123,7 @@ def _contradictions(
 
     def told(at: int) -> str:
         split = splits[split_of[at]]
-        value = values[at]
-        label = repr(names[int(value)]) if names else f"{value:g}"
+        label = repr(names[int(values[at])]) if names else ", ".join(f"{x:g}" for x in np.ravel(values[at]))
         return f"{place(split, int(known[split][at - offsets[split_of[at]]]))} is {label}"
 
     return [

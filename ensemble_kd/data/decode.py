@@ -10,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ensemble_kd.targets.columns import ColumnError as ColumnError
+
 Bad = dict[int, str]
-
-
-class ColumnError(Exception):
-    """A column whose type cannot hold such inputs."""
 
 
 def single(column: pa.ChunkedArray) -> pa.Array:

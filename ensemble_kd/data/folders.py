@@ -324,7 +324,7 @@ class _Folders:
             listing.folder,
             paths,
             column=self.data.columns.input,
-            label=self.data.columns.label if classes is not None else None,
+            label=self.data.columns.labels[0] if classes is not None else None,
             id=self.data.columns.id or PATH,
             classes=classes or [],
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ensemble_kd.config import DataConfig
@@ -90,13 +91,14 @@ def open_hub(data: DataConfig, source: Source, problems: Problems) -> None:
     found = resolve(list(loaded), data.splits, "data.hub_name", problems)
     for split, name in ((split, name) for split, names in found.names.items() for name in names):
         dataset = loaded[name]
-        feature = dataset.features.get(data.columns.label)
+        labels = data.columns.labels
+        feature = dataset.features.get(labels[0]) if len(labels) == 1 else None
         names = getattr(feature, "names", None)
         if names and source.class_names is None:
             source.class_names = list(names)
         piece = HubPiece(name, dataset)
-        value = data.target == "value"
-        if split == "test" and (names or value) and _withheld(dataset, data.columns.label, value):
+        value = not data.predicts.classified
+        if split == "test" and (names or value) and _withheld(dataset, labels, value):
             # Benchmarks publish test rows without labels (-1).
             problems.warn(f"data.hub_name: {name!r} has no labels (-1); test rows are held out of train")
             continue
@@ -109,8 +111,9 @@ def open_hub(data: DataConfig, source: Source, problems: Problems) -> None:
     tell_left(found, found.left, "data.hub_name", problems)
 
 
-def _withheld(dataset: Any, label: str, value: bool) -> bool:
-    if label not in dataset.column_names:
+def _withheld(dataset: Any, names: list[str], value: bool) -> bool:
+    if not set(names) <= set(dataset.column_names):
         return False  # told with the other columns
-    labels = dataset.select_columns([label]).with_format("numpy")[:][label]
+    columns = dataset.select_columns(names).with_format("numpy")[:]
+    labels = np.concatenate([columns[name] for name in names])
     return len(labels) > 0 and bool((labels == -1 if value else labels < 0).all())

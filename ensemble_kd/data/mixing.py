@@ -38,6 +38,11 @@ class Pool:
         return places if self.rows is None else self.rows.to(places.device)[places]
 
 
+def per_row(numbers: Tensor, labels: Tensor) -> Tensor:
+    """(B,) numbers of rows as they broadcast over labels (B,) or (B, K)."""
+    return numbers.view(-1, *(1,) * (labels.dim() - 1))
+
+
 def mixed_view(
     inputs: Tensor,
     labels: Tensor | None,
@@ -72,6 +77,7 @@ def mixed_view(
         return seen, labels
     other = pool.labels[numbers.to(pool.labels.device)].to(labels.device)
     if labels.is_floating_point():
+        share, alone = (per_row(each, labels) for each in (share, alone))
         mean = share.to(labels) * labels + (1 - share).to(labels) * other
         return seen, torch.where(alone, labels, mean)
     return seen, torch.where(label < share, labels, other)

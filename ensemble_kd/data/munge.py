@@ -105,7 +105,8 @@ def munged_view(
     if labels is None:
         return seen, None
     missing = float("nan") if labels.is_floating_point() else -1
-    return seen, torch.where(views == 0, labels, torch.full_like(labels, missing))
+    kept = (views == 0).view(-1, *[1] * (labels.dim() - 1))
+    return seen, torch.where(kept, labels, torch.full_like(labels, missing))
 
 
 def _made_up(

@@ -17,7 +17,7 @@ from ensemble_kd.artifacts import write_json
 from ensemble_kd.config import Config, CsvConfig, text_source
 from ensemble_kd.data.decoding import decoded, has_no_empty_texts, reader_of
 from ensemble_kd.data.first_pass import ignore, planned
-from ensemble_kd.data.labels import UNLABELLED, labelled
+from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.oddities import Oddities
 from ensemble_kd.data.preprocess import InputReader
 from ensemble_kd.data.problems import Problems
@@ -42,6 +42,7 @@ from ensemble_kd.data.tokenize import (
     write_pretrained,
 )
 from ensemble_kd.errors import InputError
+from ensemble_kd.targets import target_of
 
 READ_IN_ORDER = ("train", "validation", "test", "unlabelled")
 """Splits of the source."""
@@ -177,7 +178,7 @@ def prepare(config: Config, folder: Path, warn: Callable[[str], None] = ignore) 
 def _write(
     reading: Reading, found: Scan, made: Plan, config: Config, folder: Path, problems: Problems
 ) -> tuple[DataInfo, list[str]]:
-    data, num_train = config.data, len(made.part)
+    data, num_train, kind = config.data, len(made.part), config.data.predicts
     reader = reader_of(config, reading, problems)
     inputs = Inputs(data.kind, _tokenizer(reading, made, config, folder, reader, problems))
     writers = {split: SplitWriter(folder, split, data.shard_rows) for split in SPLITS}
@@ -196,7 +197,7 @@ def _write(
             column = inputs.arrow(values)
             part = made.part[span]
             if split == "unlabelled":
-                labels = np.full(rows, np.float32(np.nan) if data.target == "value" else UNLABELLED)
+                labels = kind.missing(rows, len(data.columns.labels))
             else:
                 labels = made.labels[span] if split == "train" else found.labels[split][span]
             if split == "train" and data.kind != "text":
@@ -247,9 +248,7 @@ def _describe(
 ) -> DataInfo:
     data, train = config.data, made.part == TRAIN
     known = made.labels[train][labelled(made.labels[train])]
-    target = None
-    if data.target == "value":
-        target = {"mean": float(known.mean(dtype=np.float64)), "std": float(known.std(dtype=np.float64))}
+    target = data.predicts.describe(known, data.columns.labels)
     mean, std = inputs.moments.result() if inputs.moments is not None else ([], [])
     if reader.table is not None and mean:  # a rare word's 0 and 1, divided by its deviation, would be huge
         scaled = set(reader.table.numbers.values())
@@ -273,7 +272,7 @@ def _describe(
     return DataInfo(
         kind=data.kind,
         input_shape=shape,
-        num_classes=len(found.names) if target is None else 1,
+        num_classes=target_of(target).outputs(found.names),
         class_names=found.names,
         mean=mean,
         std=std,

@@ -6,7 +6,8 @@ unlabelled ones), `validation`, `test`. Columns:
     row    int64: number in the split
     id     int64 or string: the source's id, or the row number in the source's split
     input  image, numeric: fixed-size bytes (uint8 pixels H, W, C; float32); text: list of int32 tokens
-    label  int64: class number, -1 where there is none; of values float32, NaN where there is none
+    label  int64: class number, -1 where there is none; of values float32, NaN where there is none, or
+           fixed-size lists of these where there are several columns
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from ensemble_kd.artifacts import read_json
 from ensemble_kd.data.tokenize import pad
 from ensemble_kd.errors import ArtifactError
+from ensemble_kd.targets import target_of
 
 INFO_FILE = "info.json"
 WEIGHTS_FILE = "weights.parquet"
@@ -37,7 +39,7 @@ class Arrays:
     inputs: np.ndarray
     """image (N, H, W, C) uint8; numeric (N, F) float32; text (N, L) int32, 0 = padding, ids 1..V."""
     labels: np.ndarray
-    """(N,) int64 classes, -1 = unlabelled; or float32 values, NaN = unlabelled."""
+    """(N,) int64 classes, -1 = unlabelled; or float32 values (N,) or (N, K), NaN = unlabelled."""
     ids: np.ndarray
     """(N,) int64 row numbers or fixed-width strings."""
 
@@ -51,7 +53,7 @@ class DataInfo:
     input_shape: list[int]
     """[H, W, C], [F], or [L] with L the longest kept text in tokens."""
     num_classes: int
-    """Outputs of a model: 1 where labels are values."""
+    """Outputs of a model: of values one for each column."""
     class_names: list[str]
     mean: list[float]
     """Over the train rows: per channel of pixels / 255, per number; empty for text."""
@@ -64,16 +66,13 @@ class DataInfo:
     pretrained tokenizer's pad, cls, sep, mask, unk in the model's own vocabulary, not shifted by one."""
     counts: dict[str, int]
     """Rows: train, validation, test, transfer (train and unlabelled), labelled (train rows with a label)."""
-    target: dict[str, float] | None = None
-    """`mean` and `std` (population) of the train labels where these are values; None for classes."""
+    target: dict[str, Any] | None = None
+    """`mean` and `std` (population) of the train labels where these are values, lists beside the columns'
+    `names` where there are several columns; None for classes."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; of classes without `target`."""
         return {name: value for name, value in asdict(self).items() if name != "target" or value is not None}
-
-    @property
-    def label_type(self) -> type:
-        return np.int64 if self.target is None else np.float32
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataInfo:
@@ -108,7 +107,7 @@ class SplitWriter:
     def add(self, ids: pa.Array, inputs: pa.Array, labels: np.ndarray) -> None:
         if not len(ids):
             return
-        table = pa.table({"id": ids, "input": inputs, "label": pa.array(labels)})
+        table = pa.table({"id": ids, "input": inputs, "label": _label_column(labels)})
         self._waiting.append(table)
         self._num_waiting += len(ids)
         while self._num_waiting >= self.shard_rows:
@@ -127,6 +126,22 @@ class SplitWriter:
         write_parquet(self.folder / name, shard.add_column(0, "row", numbers))
         self.files.append(name)
         self.rows += rows
+
+
+def _label_column(labels: np.ndarray) -> pa.Array:
+    """Labels (N,), or (N, K) as fixed-size lists."""
+    if labels.ndim == 1:
+        return pa.array(labels)
+    return pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), labels.shape[1])
+
+
+def _labels(table: pa.Table) -> np.ndarray:
+    """(N,) or (N, K) labels of a shard."""
+    column = table["label"]
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+    return flat.reshape(-1, column.type.list_size)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
@@ -190,7 +205,7 @@ def _read(path: Path, info: DataInfo) -> tuple[np.ndarray, Arrays]:
         inputs = flat.view(number).reshape(rows, *info.input_shape)
     keys = table["id"]
     names = np.array(keys.to_pylist(), dtype=str) if pa.types.is_string(keys.type) else keys.to_numpy()
-    return table["row"].to_numpy(), Arrays(inputs, table["label"].to_numpy(), names)
+    return table["row"].to_numpy(), Arrays(inputs, _labels(table), names)
 
 
 def read_shard(path: Path, info: DataInfo) -> Arrays:
@@ -199,9 +214,9 @@ def read_shard(path: Path, info: DataInfo) -> Arrays:
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray:
-    """(N,) labels of a split, -1 or NaN where unlabelled; nothing else is read."""
+    """(N,) or (N, K) labels of a split, -1 or NaN where unlabelled; nothing else is read."""
     paths = shard_paths(folder, split)
-    return np.concatenate([pq.read_table(path, columns=["label"])["label"].to_numpy() for path in paths])
+    return np.concatenate([_labels(pq.read_table(path, columns=["label"])) for path in paths])
 
 
 def load_weights(folder: Path) -> np.ndarray | None:
@@ -216,7 +231,7 @@ def load_split(folder: Path, split: str) -> Arrays:
     total = info.counts[split]
     number = {"image": np.uint8, "numeric": np.float32, "text": np.int32}[info.kind]
     inputs = np.empty((total, *info.input_shape), number)
-    labels: np.ndarray = np.empty(total, info.label_type)
+    labels = target_of(info.target).missing(total, info.num_classes)
     ids: list[np.ndarray] = []
     begin = 0
     for path in shard_paths(folder, split):

@@ -109,15 +109,17 @@ def _spellings(classes: Classes, counts: np.ndarray) -> list[str]:
     return lines[:SHOWN]
 
 
-def value_remarks(values: np.ndarray, place: Place) -> list[str]:
-    """Of train's labels that are values (N,) float32, NaN for none."""
+def value_remarks(values: np.ndarray, place: Place, names: list[str]) -> list[str]:
+    """Of train's labels that are values, (N,) float32 or (N, K) of the columns `names`; NaN for none."""
     rows = np.flatnonzero(labelled(values))
-    watch = FarNumbers(1)
-    watch.add(values[rows][:, None], 0)
+    watch = FarNumbers(len(names))
+    watch.add(values[rows].reshape(-1, len(names)), 0)
     return [
-        f"data.columns.label: {value:g} ({place(int(rows[row]))}) is more than {FAR:,.0f} times as far out "
+        f"data.columns.label: {value:g} ({place(int(rows[row]))}"
+        + (f", {names[column]!r}" if len(names) > 1 else "")
+        + f") is more than {FAR:,.0f} times as far out "
         "as nearly all others, so that the mean and the error are of this row alone; mend or remove it"
-        for _, row, value in watch.found()
+        for column, row, value in watch.found()
     ]
 
 

@@ -16,14 +16,11 @@ from ensemble_kd.data.decode import ColumnError, single
 from ensemble_kd.data.files import FilePiece
 from ensemble_kd.data.labels import (
     Span,
-    class_column,
     integers_if_all,
     join,
     place,
-    plain_values,
     repeated_ids,
     spread,
-    value_column,
     values,
     weights,
 )
@@ -31,6 +28,7 @@ from ensemble_kd.data.pieces import Piece, Source
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.reading import Reading
 from ensemble_kd.data.sources import read_class_names
+from ensemble_kd.targets.columns import plain_values, value_column
 
 
 @dataclass
@@ -93,12 +91,7 @@ def _read_keys(
             except ColumnError as error:
                 if (piece.name, name) not in hopeless:
                     problems.add(f"data.columns: {name!r} of {piece.name} {error}")
-                hopeless.add((piece.name, name))
-                # Values that nothing is wrong with, or no class: the rows themselves are not to blame.
-                rows = table.num_rows
-                chunks[i].append(
-                    pa.array(np.arange(float(rows))) if read is value_column else pa.nulls(rows, pa.int64())
-                )
+                hopeless.add((piece.name, name))  # the rows themselves are not to blame
     if current is not None:
         finish(current)
     return found, spans
@@ -113,15 +106,15 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
     source, columns = reading.source, config.data.columns
     id_column = columns.id or source.id
     result = Scan()
-    classes = config.data.target == "class"
+    kind = config.data.predicts
     given = read_class_names(config.data, problems)
-    raw: dict[str, pa.Array] = {}
+    raw: dict[str, list[pa.Array]] = {}
     hopeless: set[tuple[str, str]] = set()
     no_labels = {"unlabelled", *(["train"] if without_labels(source, config) else [])}
     for split in source.splits:
         keys: dict[str, Read] = {}
         if split not in no_labels:
-            keys[columns.label] = class_column if classes else value_column
+            keys |= dict.fromkeys(columns.labels, kind.read)
         elif split == "train":  # read for the number of its rows
             keys[columns.input if isinstance(columns.input, str) else columns.input[0]] = _no_label
         if columns.weight is not None and split == "train":
@@ -130,18 +123,19 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
             keys[id_column] = plain_values
         if not keys:
             continue
-        found, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
+        parts, result.spans[split] = _read_keys(reading, split, keys, problems, hopeless)
+        found = [join(each) for each in parts]
         if split != "unlabelled":
-            raw[split] = join(found[0])
+            raw[split] = found[: len(found) - (id_column is not None) - (columns.weight in keys)]
         if columns.weight is not None and split == "train":
-            result.weights, bad = weights(join(found[1]))
+            result.weights, bad = weights(found[len(raw[split])])
             spread(bad, result.spans[split], "a wrong weight", problems)
             if not problems and not result.weights.any():
                 problems.add(
                     f"data.columns.weight: all of {columns.weight!r} are 0, so that nothing is learned"
                 )
         if id_column is not None:
-            result.ids[split] = join(found[-1])
+            result.ids[split] = found[-1]
         rows = result.spans[split][-1].end if result.spans[split] else 0
         result.whole &= not reading.cut(split, rows)
         if not rows:
@@ -150,16 +144,25 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         return result
     if hopeless:
         return result  # what follows from rows that could not be read is no news
-    if classes:
-        _encode(result, raw, given, source, config, problems)
+    if kind.classified:
+        _encode(result, {split: found[0] for split, found in raw.items()}, given, source, config, problems)
     else:
-        for split, labels in raw.items():
-            result.labels[split], bad = values(labels)
-            spread(bad, result.spans[split], "a wrong label", problems)
+        for split, label_columns in raw.items():
+            result.labels[split] = _values(label_columns, columns.labels, result.spans[split], problems)
     if any(pa.types.is_string(ids.type) for ids in result.ids.values()):
         result.ids = {split: pc.cast(ids, pa.string()) for split, ids in result.ids.items()}
     _check_ids(result, problems)
     return result
+
+
+def _values(found: list[pa.Array], names: list[str], spans: list[Span], problems: Problems) -> np.ndarray:
+    """(N,) float32 labels of one column, or (N, K) of several."""
+    labels = []
+    for name, column in zip(names, found, strict=True):
+        one, bad = values(column, name if len(names) > 1 else None)
+        spread(bad, spans, "a wrong label", problems)
+        labels.append(one)
+    return labels[0] if len(labels) == 1 else np.stack(labels, 1)
 
 
 def _encode(

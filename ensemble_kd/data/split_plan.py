@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ensemble_kd.config import Config, variants
 from ensemble_kd.data.columns import teachers_know
-from ensemble_kd.data.labels import (
-    UNLABELLED,
-    labelled,
-)
+from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.remarks import class_remarks, value_remarks
 from ensemble_kd.data.scan import Scan
@@ -24,10 +23,13 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
     data, labels = config.data, found.labels.get("train", np.zeros(0, np.int64))
     if not len(labels):
         return None
-    classes = data.target == "class"
+    kind = data.predicts
+    classes, width = kind.classified, len(data.columns.labels)
     if dropped is not None:
-        labels = np.where(dropped, UNLABELLED if classes else np.float32(np.nan), labels)
-    present = np.unique(labels[labelled(labels)])
+        labels = labels.copy()
+        labels[dropped] = kind.missing(int(dropped.sum()), width)
+    known = labels[labelled(labels)]
+    present = np.unique(known)
     if not len(present) and _judged_elsewhere(found, config):
         part = np.full(len(labels), TRAIN, np.int8)
         if dropped is not None:
@@ -35,9 +37,11 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
         return Plan(part, labels)
     if not len(present) and problems:
         return None  # no news: the labels could not be read
-    if len(present) < 2:
+    alike = _alike(known, data.columns.labels)
+    if len(present) < 2 or alike:
+        where, value = alike[0] if alike else ("", 0)
         only = f"only the {'class' if classes else 'value'} "
-        what = only + repr(found.names[present[0]] if classes else float(present[0])) if len(present) else ""
+        what = only + repr(found.names[value] if classes else float(value)) + where if alike else ""
         needs = "a classifier needs at least two classes" if classes else "there is nothing to predict"
         if classes and not len(present) and config.teachers.source != "train":
             needs = (
@@ -48,12 +52,11 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
     remarks = (
         class_remarks(found.classes, labels, found.train_row)
         if classes
-        else value_remarks(labels, found.train_row)
+        else value_remarks(labels, found.train_row, data.columns.labels)
     )
     for line in remarks:
         problems.warn(line)
-    # Values are drawn as rows of one class.
-    strata = labels if classes else np.where(labelled(labels), 0, UNLABELLED)
+    strata = kind.strata(labels)
     num_classes = len(found.names) if classes else 1
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     held = {split: fraction for split, fraction in held.items() if split not in found.labels}
@@ -75,12 +78,14 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
                 f"leaves no {split} row; raise it, or give a {split} split"
             )
     if not classes:
-        made = Plan(made.part, np.where(made.labels == UNLABELLED, np.float32(np.nan), labels))
-        judged = np.unique(found.labels.get("test", made.labels[made.part == TEST]))
-        if len(judged) == 1:  # also what a benchmark puts where it withholds them
+        given, without = labels.copy(), ~labelled(made.labels)  # by `label_fraction`
+        given[without] = kind.missing(int(without.sum()), width)
+        made = Plan(made.part, given)
+        judged = found.labels.get("test", made.labels[made.part == TEST])
+        for where, value in _alike(judged, data.columns.labels):  # also what a benchmark that withholds has
             problems.add(
-                f"data.columns.label: test holds only the value {float(judged[0])}, by which nothing can be "
-                "judged; give other test rows, or none so that data.test_fraction of train is held out"
+                f"data.columns.label: test holds only the value {float(value)}{where}, by which nothing can "
+                "be judged; give other test rows, or none so that data.test_fraction of train is held out"
             )
     for split in ("validation", "test") if classes else ():
         theirs = np.unique(found.labels.get(split, np.zeros(0, np.int64)))
@@ -93,13 +98,26 @@ def plan(found: Scan, config: Config, problems: Problems, dropped: np.ndarray | 
             )
     train = made.labels[made.part == TRAIN]
     kept = train[labelled(train)]
-    if not classes and len(np.unique(kept)) < 2:
+    for where, value in _alike(kept, data.columns.labels) if not classes else ():
         problems.add(
-            f"data.label_fraction: the {len(kept)} labelled rows that stay in train have one value, "
-            f"{float(kept[0])}; raise it, or hold out less"
+            f"data.label_fraction: the {len(kept)} labelled rows that stay in train have one value{where}, "
+            f"{float(value)}; raise it, or hold out less"
         )
     _check_batches(config, len(kept), len(train), problems)
     return made
+
+
+def _alike(labels: np.ndarray, names: list[str]) -> list[tuple[str, Any]]:
+    """Columns of labels (N,) or (N, K) that hold one value alone: where, in words, and the value."""
+    if not len(labels):
+        return []
+    if labels.ndim == 1:
+        return [("", labels[0])] if (labels == labels[0]).all() else []
+    return [
+        (f" in {name!r}", column[0])
+        for name, column in zip(names, labels.T, strict=True)
+        if (column == column[0]).all()
+    ]
 
 
 def _judged_elsewhere(found: Scan, config: Config) -> bool:

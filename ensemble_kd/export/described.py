@@ -11,7 +11,7 @@ from ensemble_kd.artifacts import (
     write_json,
 )
 from ensemble_kd.inference.feed import input_names
-from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER
+from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, plugins_for
 from ensemble_kd.models.package import Package
 from ensemble_kd.redact import redacted_model
 
@@ -39,6 +39,7 @@ def describe(form: str, source: Package, folder: Path, extra: dict[str, Any]) ->
             "info": source.info,
             "lineage": source.lineage,
             "model": redacted_model(source.model),
+            **plugins_for(source.model),
             **extra,
         },
     )

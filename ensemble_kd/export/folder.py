@@ -57,10 +57,6 @@ def export_folder(
         source = load_package(model, trust)
     except ArtifactError as error:
         raise InputError(str(error).splitlines()) from error
-    if source.info.get("target") is not None:
-        raise InputError(
-            f"{model}: a regressor; other forms are made of classifiers only. Use predict, or load_package"
-        )
     wanted: dict[str, Any] = {} if tolerance is None else {"tolerance": tolerance}
     options = ExportConfig(**wanted, **({"forms": forms} if forms else {}))
     if missing := [form for form in options.forms if form not in available(source)]:

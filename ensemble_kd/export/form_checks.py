@@ -23,8 +23,8 @@ from ensemble_kd.inference.feed import feed
 from ensemble_kd.inference.latency import latency
 from ensemble_kd.inference.onnx_model import OnnxGraph
 from ensemble_kd.models.package import Package
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 Run = Callable[[np.ndarray], np.ndarray]
 """(B, ...) inputs as the data stage writes them -> (B, C) logits."""
@@ -38,7 +38,7 @@ class Rows:
 
     inputs: np.ndarray
     labels: np.ndarray | None
-    """(N,) class numbers, None where there are none."""
+    """(N,) class numbers, or values; None where there are none."""
 
 
 @dataclass
@@ -51,24 +51,25 @@ class Made:
 
 
 def compared(
-    form: str, made: Made, expected: np.ndarray, rows: Rows, options: ExportConfig
+    form: str, made: Made, info: dict[str, Any], expected: np.ndarray, rows: Rows, options: ExportConfig
 ) -> dict[str, Any]:
-    """How far the form's logits are from the student's on validation rows. Raises ExportError."""
+    """How far the form's outputs are from the student's on validation rows. Raises ExportError."""
     logits = all_logits(made.run, rows.inputs)
     if logits.shape != expected.shape or not np.isfinite(logits).all():
         raise ExportError(
             f"{form}: gives logits {logits.shape}, or some that are not finite; expected {expected.shape}"
         )
-    difference = float(np.abs(logits - expected).max())
+    target = target_in(info)
+    difference = target.difference(logits, expected)
     found = {
         "logit_difference": difference,
-        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
-        "points_lost": points_lost(logits, expected, rows.labels),
+        "agreement": target.agreement(logits, expected),
+        "points_lost": target.points_lost(logits, expected, rows.labels),
         "validation_rows": len(rows.inputs),
     }
     if form != "int8" and difference > options.tolerance:
         raise ExportError(
-            f"{form}: its logits differ from the student's by up to {difference:.3g} on "
+            f"{form}: its {target.noun} differ from the student's by up to {difference:.3g} on "
             f"{len(rows.inputs):,} validation rows, allowed is {options.tolerance:g} (export.tolerance); "
             f"{100 * found['agreement']:.2f}% of the labels agree"
         )
@@ -96,16 +97,8 @@ def run_elsewhere(
     else:
         given = feed(info, inputs)
     found, here = elsewhere.logits(form, folder, given, rows), all_logits(made.run, inputs)
-    if found.shape != here.shape or not np.abs(found - here).max() <= tolerance:
+    if found.shape != here.shape or not target_in(info).difference(found, here) <= tolerance:
         raise ExportError(f"{form}: gives other logits in a process without this package than here")
-
-
-def points_lost(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> float:
-    """Points of accuracy below the student's; without labels, of agreement with it."""
-    if labels is None:
-        return 100 * float((logits.argmax(1) != expected.argmax(1)).mean())
-    before, after = (float((x.argmax(1) == labels).mean()) for x in (expected, logits))
-    return 100 * (before - after)
 
 
 def all_logits(run: Run, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -130,8 +123,7 @@ def measured(run: Run, info: dict[str, Any], rows: Rows) -> dict[str, Any]:
         "rows": len(rows.inputs),
     }
     if rows.labels is not None:
-        measured = classification_metrics(log_softmax(logits), rows.labels)
-        found |= {name: measured[name] for name in ("accuracy", "nll", "ece")}
+        found |= target_in(info).quality(logits, rows.labels)
     return found
 
 

@@ -40,7 +40,6 @@ from ensemble_kd.export.form_checks import (
     Rows,
     compared,
     measured,
-    points_lost,
     run_elsewhere,
     student_logits,
 )
@@ -54,6 +53,7 @@ from ensemble_kd.inference.onnx_model import GRAPH, OnnxGraph
 from ensemble_kd.model_folder import read_folder_manifest
 from ensemble_kd.models.package import Package
 from ensemble_kd.models.pooling import MODULES
+from ensemble_kd.targets import target_in
 
 
 def export_forms(
@@ -124,7 +124,7 @@ def _is_measured(entry: dict[str, Any]) -> bool:
     try:
         numbers = [entry[key] for key in ("model_bytes", "examples_per_second", "agreement")]
         numbers += [entry["latency_ms"][f"batch_{n}"][which] for n in SIZES for which in ("p50", "p99")]
-        numbers += [entry[key] for key in ("accuracy", "ece") if entry.get(key) is not None]
+        numbers += [entry[key] for key in ("accuracy", "ece", "r2", "mse") if entry.get(key) is not None]
     except (KeyError, TypeError):
         return False
     named = isinstance(entry.get("method"), str | None) and entry.get("form") in NEEDS
@@ -155,7 +155,8 @@ def _form(form: str, plan: str, parent: Path, making: Making) -> dict[str, Any]:
         folder = Path(scratch) / form
         folder.mkdir()
         made = _make(form, folder, making)
-        entry: dict[str, Any] = {"form": form, **compared(form, made, making.expected, validation, options)}
+        found = compared(form, made, source.info, making.expected, validation, options)
+        entry: dict[str, Any] = {"form": form, **found}
         entry |= measured(made.run, source.info, making.test)
         entry |= {k: v for k, v in made.extra.items() if k in ("method", "tried")}
         if form == "huggingface":
@@ -230,7 +231,7 @@ def _make(form: str, folder: Path, making: Making) -> Made:
 def _int8(plain: Path, folder: Path, making: Making) -> Made:
     """By each method that is asked for; of those that lose little enough, the one that is fastest."""
     source, options, rows, expected = making.source, making.options, making.validation, making.expected
-    info = source.info
+    info, target = source.info, target_in(source.info)
     methods = INT8_METHODS if options.int8 == "auto" else (options.int8,)
     tried: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
@@ -248,7 +249,7 @@ def _int8(plain: Path, folder: Path, making: Making) -> Made:
             failed.append(f"int8 ({method}): gives logits that are not finite")
             continue
         tried[method] = {
-            "points_lost": points_lost(logits, expected, rows.labels),
+            "points_lost": target.points_lost(logits, expected, rows.labels),
             "latency_ms": latency(run, rows.inputs, info["kind"] == "text"),
         }
     if not tried:
@@ -257,8 +258,8 @@ def _int8(plain: Path, folder: Path, making: Making) -> Made:
     if not good:
         lost = ", ".join(f"{m} loses {entry['points_lost']:.2f}" for m, entry in tried.items())
         raise ExportError(
-            f"int8: {lost} points of accuracy on {len(rows.inputs):,} validation rows, allowed are "
-            f"{options.max_accuracy_loss:g}; allow more (export.max_accuracy_loss), or leave int8 out"
+            f"int8: {lost} points of {target.measures.noun} on {len(rows.inputs):,} validation rows, allowed "
+            f"are {options.max_accuracy_loss:g}; allow more (export.max_accuracy_loss), or leave int8 out"
         )
     best = min(good, key=lambda m: tried[m]["latency_ms"]["batch_32"]["p50"])
     for method in methods:
@@ -268,7 +269,7 @@ def _int8(plain: Path, folder: Path, making: Making) -> Made:
 
 
 def _sentence(entry: dict[str, Any]) -> str:
-    text = f"largest logit difference {entry['logit_difference']:.2g}, {100 * entry['agreement']:.2f}% agree"
+    text = f"largest difference {entry['logit_difference']:.2g}, {100 * entry['agreement']:.2f}% agree"
     if entry.get("method"):
         text += f", {entry['method']}, {entry['points_lost']:+.2f} points lost"
     return text + f", {entry['latency_ms']['batch_1']['p50']:.3f} ms"

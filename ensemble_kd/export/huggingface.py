@@ -23,6 +23,7 @@ from ensemble_kd.inference.feed import feed
 from ensemble_kd.models.build import Network
 from ensemble_kd.models.pooling import LIBRARY, MODULES, Pooled, pooled
 from ensemble_kd.models.transformer import Transformer, auto_class
+from ensemble_kd.targets import target_in
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -49,12 +50,15 @@ def write_huggingface(
             "leave the form out of export.forms, or set student.quantization.activations=false"
         )
     model = _whole(body, info)
+    head = model.get_submodule(body._head_name)
     if temperature != 1.0:
-        head = model.get_submodule(body._head_name)
         head.weight.div_(temperature)
         if head.bias is not None:
             head.bias.div_(temperature)
-    names = info["class_names"]
+    if network.output_scale is not None and network.output_shift is not None:
+        _in_units(head, network.output_scale, network.output_shift)
+        model.config.problem_type = "regression"
+    names = target_in(info).output_names(info["class_names"])
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: i for i, name in enumerate(names)}
     with _no_bars():
@@ -66,6 +70,17 @@ def write_huggingface(
         _write_tokenizer(model, info, tokenizer, folder)
     if body.kind == "image":
         write_json(folder / PROCESSOR, _image_processor(network, info))
+
+
+def _in_units(head: Any, scale: Tensor, shift: Tensor) -> None:
+    """Make a head of standardised values (K,) one that gives them in the labels' units."""
+    if head.bias is None:
+        raise ExportError(
+            "huggingface: the last layer of this student has no bias to hold the labels' mean; leave the "
+            "form out of export.forms"
+        )
+    head.weight.mul_(scale[:, None])
+    head.bias.mul_(scale).add_(shift)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ensemble_kd.data.records import DataInfo
 from ensemble_kd.errors import ExportError
 from ensemble_kd.export.graph import first_words
 from ensemble_kd.models.package import Package
+from ensemble_kd.targets import target_in
 
 NEEDS = ["numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "onnxruntime", "tokenizers"]
 """What the code beside the model imports; neither torch nor Ray."""
@@ -45,14 +46,14 @@ def write_mlflow(graph: Path, source: Package, inputs: np.ndarray, folder: Path)
     files = [path.name for path in graph.iterdir()]
     finish(graph, Identity("export", "", {"form": "onnx"}, {}), files, {})
     example = example_rows(source.info, inputs)
-    answers = Schema(
-        [
-            ColSpec(DataType.long, "label"),
-            ColSpec(DataType.string, "label_name"),
-            ColSpec(DataType.double, "probability"),
-            ColSpec(Array(DataType.double), "probabilities"),
-        ]
-    )
+    kinds = {
+        "integer": DataType.long,
+        "string": DataType.string,
+        "number": DataType.double,
+        "array": Array(DataType.double),
+    }
+    fields = target_in(source.info).row_schema(None)
+    answers = Schema([ColSpec(kinds[field["type"][0]], name) for name, field in fields.items()])
     required = "table" not in source.info["preprocess"]  # of a table's columns values may be missing
     columns = Schema([_column(name, example[name][0], required) for name in example])
     texts = source.info["kind"] == "text"

@@ -15,7 +15,7 @@ from ensemble_kd.inference.predictor import Predictor
 
 
 class Served(mlflow.pyfunc.PythonModel):
-    """Answers in the columns label, label_name, probability, probabilities.
+    """Answers in the columns label, label_name, probability, probabilities; of values in one for each.
 
     A text beyond the length that the model takes is an error, or cut where the parameter `truncate` is true.
     """
@@ -35,15 +35,9 @@ class Served(mlflow.pyfunc.PythonModel):
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             hint = "; params={'truncate': True} cuts long texts" if any(TOO_LONG in p for p in bad) else ""
             raise ValueError("; ".join(bad[:5]) + more + hint)
-        best = answers.probabilities.argmax(1)
-        return pd.DataFrame(
-            {
-                "label": best,
-                "label_name": [self.predictor.class_names[i] for i in best],
-                "probability": answers.probabilities[np.arange(len(best)), best].astype(float),
-                "probabilities": [row.astype(float).tolist() for row in answers.probabilities],
-            }
-        )
+        numbers, none_bad = answers.probabilities.astype(float), np.zeros(len(answers.problems), bool)
+        columns = self.predictor.target.table(numbers, none_bad, self.predictor.class_names, None)
+        return pd.DataFrame({name: column.to_pylist() for name, column in columns.items()})
 
 
 mlflow.models.set_model(Served())

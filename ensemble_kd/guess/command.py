@@ -98,6 +98,11 @@ def _request(asked: Asked, wanted: dict[str, Any]) -> Request:
         raise ConfigError("--set data.path: --data says where the data is; leave one of them out")
     columns = data.get("columns") or {}
     names = list(asked.input) or columns.get("input") or None
+    if isinstance(columns.get("label"), list):
+        raise ConfigError(
+            "--set data.columns.label: a list of columns, and --data looks for one label; name one, or write "
+            "a configuration (ensemble-kd init) and list them there"
+        )
     return Request(
         asked.path,
         label=asked.label or columns.get("label"),

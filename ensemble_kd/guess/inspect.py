@@ -76,7 +76,7 @@ def inspect(path: str, splits: dict[str, Any] | None = None, csv: dict[str, Any]
         fields = {"path": path, "kind": "image", "splits": splits or {}, "csv": csv or {}}
         data = DataConfig.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError([f"data.{line}" for line in readable(error, DataConfig)]) from error
+        raise ConfigError(list(map(str, readable(error, DataConfig, prefix="data")))) from error
     source = open_source(data, problems)
     if problems:
         raise InputError([re.sub(r"^data\.path: ", "--data: ", line) for line in problems.all()])

@@ -24,7 +24,7 @@ def epochs_of(raw: dict[str, Any], rows: Rows) -> tuple[int, int]:
         try:
             blocks[name] = kind.model_validate(raw[name])
         except ValidationError as error:
-            raise ConfigError(readable(error, kind, prefix=name)) from error
+            raise ConfigError(list(map(str, readable(error, kind, prefix=name)))) from error
     config = Config.model_construct(**blocks)
     counts = {"transfer": rows.transfer, "labelled": rows.labelled, "validation": rows.validation}
     found = with_epochs(config, counts)

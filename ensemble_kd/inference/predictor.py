@@ -22,6 +22,7 @@ from ensemble_kd.inference.isolate import isolated, words
 from ensemble_kd.inference.onnx_model import load_onnx
 from ensemble_kd.model_folder import TOKENIZER, check_kinds, form_folder, read_folder_manifest, read_format
 from ensemble_kd.safe_files import in_one_line
+from ensemble_kd.targets import target_of
 
 GRAPHS = ("onnx", "int8")
 MLMODEL = "MLmodel"
@@ -39,7 +40,7 @@ class Answers:
     """What a model says of N rows."""
 
     probabilities: np.ndarray
-    """(N, C) float32; a bad row's are NaN. Of a regressor its values (N, 1), in the labels' units."""
+    """(N, C) float32; a bad row's are NaN. Of a regressor its values (N, K), in the labels' units."""
     problems: list[str | None]
     """What is wrong with each row, None where nothing is."""
 
@@ -97,6 +98,7 @@ class Predictor:
         self.config = config
         self.calibration: dict[str, Any] = config.get("calibration", {})
         self.info = DataInfo.from_dict(config["info"])
+        self.target = target_of(self.info.target)
         self._preprocessor = Preprocessor(self.info, place)
         self._try(place)
 
@@ -146,7 +148,9 @@ class Predictor:
     def known_columns(self) -> list[str]:
         """Columns that a table may have: inputs, and the training data's labels, ids and weights."""
         named = self.info.preprocess.get("columns", {})
-        return [*self.columns, *(named[key] for key in ("label", "id", "weight") if named.get(key))]
+        label = named.get("label") or []
+        labels = [label] if isinstance(label, str) else label
+        return [*self.columns, *labels, *(named[key] for key in ("id", "weight") if named.get(key))]
 
     @property
     def class_names(self) -> list[str]:
@@ -195,7 +199,7 @@ class Predictor:
 
         def run(part: np.ndarray) -> None:
             found = self.logits(inputs[part], batch_size)
-            probabilities[part] = softmax(found) if self.info.target is None else found
+            probabilities[part] = self.target.answers(found)
 
         # `inputs` has a row for every row of the table, with a placeholder where it is bad.
         failed = isolated(Answers(probabilities, problems).good, run)
@@ -243,11 +247,3 @@ def _automatic(folder: Path) -> tuple[str, Path]:
     except (ArtifactError, ImportError):
         return "pytorch", folder
     return ("onnx", place) if place is not None and manifest is not None else ("pytorch", folder)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) float32 rows that sum to 1."""
-    with np.errstate(invalid="ignore"):  # of logits that are infinite: NaN, which the caller looks for
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
-    return found

@@ -51,7 +51,7 @@ class DistillationModule(lightning.LightningModule):
         logits = self(inputs)
         loss = self.distillation.on_labels(logits, labels)
         self.log("validation_loss", loss, batch_size=len(labels))
-        if self.distillation.targets.target is None:
+        if self.distillation.targets.target.classified:
             right = (logits.argmax(1) == labels).float().mean()
             self.log("validation_accuracy", right, batch_size=len(labels))
 

@@ -51,7 +51,7 @@ def find(path: str | Path) -> Place:
             "(runs/digits/soft_targets/FINGERPRINT), which `ensemble-kd soft-targets CONFIG` makes"
         )
     if problems := damage(folder, manifest, deep=False):
-        raise ArtifactError("\n".join(problems))
+        raise ArtifactError("\n".join(map(str, problems)))
     data = run / "data" / manifest.inputs["data"]
     if not data.is_dir():
         raise ArtifactError(f"{data}: the data of these soft targets is missing; run soft-targets again")

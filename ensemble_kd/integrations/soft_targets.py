@@ -24,8 +24,10 @@ from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.integrations.place import find
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch, Objective, build_objective, value_problems
-from ensemble_kd.objectives.hard import UNLABELLED, cross_entropy, squared_error
+from ensemble_kd.objectives.hard import UNLABELLED
 from ensemble_kd.objectives.mixture import DistillationLoss
+from ensemble_kd.objectives.targets import HALVES
+from ensemble_kd.targets import target_of
 from ensemble_kd.train.batches import VIEW_SEED, Targets
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.stored import StoredLogits
@@ -50,7 +52,7 @@ class SoftTargets:
         place = find(path)
         self.folder, self.layout = place.folder, place.layout
         info = load_info(place.data)
-        self.kind, self.class_names, self.target = info.kind, info.class_names, info.target
+        self.kind, self.class_names, self.target = info.kind, info.class_names, target_of(info.target)
         arrays = load_split(place.data, "transfer")
         self.ids: np.ndarray = arrays.ids
         """(N,) of each row: the data's id column, or the row's number in train, with rows that have no
@@ -148,7 +150,7 @@ class SoftTargets:
         problems = [] if 0 <= alpha <= 1 else [f"alpha: between 0 and 1, got {alpha}"]
         if not 0 <= pseudo <= 1:
             problems.append(f"pseudo: between 0 and 1, got {pseudo}")
-        elif pseudo and self.target is not None:
+        elif pseudo and not self.target.classified:
             problems.append("pseudo: is for classes, and these labels are values; leave it out")
         soft: Objective | None = None
         try:
@@ -157,17 +159,15 @@ class SoftTargets:
             problems += [line.removeprefix("student.") for line in error.problems]
         if problems:
             raise ConfigError(problems)
-        unit = None if self.target is None else self.target["std"]
-        hard = cross_entropy if self.target is None else squared_error
+        hard, unit = HALVES[self.target.name].hard, self.target.unit
         loss = DistillationLoss(soft, alpha, label_smoothing, hard=hard, unit=unit, pseudo=pseudo)
         return SoftTargetLoss(self, loss, temperature)
 
     def _objective(self, given: str | dict[str, Any] | None, temperature: float) -> Objective:
-        usual = "kl" if self.target is None else "mse"
-        fields = given if isinstance(given, dict) else {"name": given or usual}
+        fields = given if isinstance(given, dict) else {"name": given or self.target.objective}
         objective = build_objective(fields, temperature, "objective")
         problems = []
-        if self.target is not None:
+        if not self.target.classified:
             problems += value_problems(objective, fields["name"], "objective")
         if missing := sorted(objective.needs - {"logits"}):
             problems.append(
@@ -202,7 +202,7 @@ class SoftTargetLoss:
     ) -> Tensor:
         """The mean over the batch.
 
-        logits: (B, C) of the student; of values (B, 1).
+        logits: (B, C) of the student; of values (B, K).
         labels: (B,) class numbers in the order of `targets.class_names`, negative where there is none (-1,
             or -100 as transformers has it), or values with NaN; None takes the run's own.
         rows: (B,) int64, `targets.rows(ids)`.
@@ -215,7 +215,7 @@ class SoftTargetLoss:
         if labels is None:
             labels = found.to(logits.device)
         else:
-            labels = labels if self.targets.target is not None else labels.clamp(min=UNLABELLED)
+            labels = labels if not self.targets.target.classified else labels.clamp(min=UNLABELLED)
             self._check_labels(labels.cpu(), found, rows.cpu())
         teacher, guesses = None, None
         if self.loss.alpha > 0 or self.loss.pseudo > 0:
@@ -232,14 +232,14 @@ class SoftTargetLoss:
     def on_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The hard part alone, at weight 1, of rows that need not be the run's; negative labels count 0."""
         self._check_shape(logits)
-        labels = labels if self.targets.target is not None else labels.clamp(min=UNLABELLED)
+        labels = labels if not self.targets.target.classified else labels.clamp(min=UNLABELLED)
         alone = DistillationLoss(hard=self.loss.hard, unit=self.loss.unit)
         return alone(Outputs(logits), None, Batch(logits, labels))
 
     def _check_shape(self, logits: Tensor) -> None:
         classes = self.targets.layout.classes
         if logits.dim() != 2 or logits.shape[1] != classes:
-            names = "" if self.targets.target is not None else f" ({_some(self.targets.class_names)})"
+            names = "" if not self.targets.target.classified else f" ({_some(self.targets.class_names)})"
             raise InputError(
                 f"logits: (B, {classes}) expected, one for each class of the run{names}, got "
                 f"{tuple(logits.shape)}; give the student as many outputs"
@@ -248,18 +248,24 @@ class SoftTargetLoss:
     def _check_labels(self, labels: Tensor, found: Tensor, rows: Tensor) -> None:
         """Other labels than the run's mean rows in another order, or classes with other numbers."""
         known = torch.from_numpy(labelled(labels.numpy()) & labelled(found.numpy()))
-        wrong = known & ~torch.isclose(labels.to(torch.float64), found.to(torch.float64), rtol=1e-5)
+        alike = torch.isclose(labels.to(torch.float64), found.to(torch.float64), rtol=1e-5)
+        wrong = known & ~alike.view(len(known), -1).all(1)
         if not wrong.any():
             return
         at = int(wrong.nonzero()[0])
         numbered = ""
-        if self.targets.target is None:
+        if self.targets.target.classified:
             numbered = f"; the run numbers its classes {_some(self.targets.class_names)} from 0"
         raise InputError(
-            f"labels: row {int(rows[at])} (id {self.targets.ids[int(rows[at])]}) has {labels[at].item():g}, "
-            f"the run has {found[at].item():g}{numbered}. Rows or classes stand in another order; make rows "
+            f"labels: row {int(rows[at])} (id {self.targets.ids[int(rows[at])]}) has {_shown(labels[at])}, "
+            f"the run has {_shown(found[at])}{numbered}. Rows or classes stand in another order; make rows "
             "of ids by `targets.rows`, or pass labels=None to take the run's"
         )
+
+
+def _shown(label: Tensor) -> str:
+    """A row's label, or its labels."""
+    return ", ".join(f"{number:g}" for number in label.reshape(-1).tolist())
 
 
 def _keys(ids: Sequence[Any] | np.ndarray) -> list[Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd import own_code
-from ensemble_kd.config import CustomModelConfig, ModelConfig, TransformerConfig
+from ensemble_kd.config import NETWORKS, CustomModelConfig, ModelConfig, TransformerConfig
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.secret_options import revealed
@@ -42,7 +42,7 @@ class Network(nn.Module):
         input_shape: list[int],
         mean: list[float],
         std: list[float],
-        target: dict[str, float] | None = None,
+        target: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.body = body
@@ -61,13 +61,13 @@ class Network(nn.Module):
         self.register_buffer("input_scale", scale)  # (W, C), (1,) for one channel, or (F,)
         self.register_buffer("input_shift", shift)
         size, middle = (target["std"], target["mean"]) if target is not None else (None, None)
-        self.register_buffer("output_scale", None if size is None else torch.tensor([size]))  # (1,)
-        self.register_buffer("output_shift", None if middle is None else torch.tensor([middle]))
+        self.register_buffer("output_scale", None if size is None else torch.tensor(size).view(-1))  # (K,)
+        self.register_buffer("output_shift", None if middle is None else torch.tensor(middle).view(-1))
 
     def forward(
         self, inputs: Tensor, hidden: bool = False, attention: bool = False, masked: Tensor | None = None
     ) -> Outputs:
-        """Logits (B, num_outputs), or values (B, 1); with `hidden` also the body's hidden states by name.
+        """Logits or values (B, num_outputs); with `hidden` also the body's hidden states by name.
 
         Transformers only: with `attention` the scores, with `masked` (B, L) the logits of words there.
         """
@@ -119,7 +119,7 @@ class Network(nn.Module):
                 "source: its last layer has no bias, so that the labels' mean cannot be taken out of it; "
                 "call it as it is (teachers.source=callable), or start from another model"
             )
-        self.head.weight.div_(self.output_scale)
+        self.head.weight.div_(self.output_scale[:, None])
         self.head.bias.sub_(self.output_shift).div_(self.output_scale)
 
     @torch.no_grad()
@@ -189,7 +189,7 @@ def build(
     if isinstance(model, CustomModelConfig):
         body: nn.Module = CustomBody(_call(model, num_outputs, shape), num_outputs)
         network = Network(body, kind, shape, mean, std, target)
-        _check_custom(network, model.callable, kind, shape, num_outputs)
+        _check_custom(network, f"custom model {model.callable!r}", kind, shape, num_outputs)
         return network
     if isinstance(model, TransformerConfig):
         from ensemble_kd.models.transformer import build_transformer  # takes seconds to import
@@ -198,9 +198,10 @@ def build(
         return Network(body, kind, shape, mean, std, target)
     if kind not in model.kinds:
         raise ConfigError(f"model {model.name!r} takes {' or '.join(model.kinds)} inputs, the data is {kind}")
-    module, function = model.builder.split(":")
-    body_of = getattr(importlib.import_module(f"ensemble_kd.models.{module}"), function)
-    return Network(body_of(model, info, num_outputs), kind, shape, mean, std, target)
+    network = Network(model.body(info, num_outputs), kind, shape, mean, std, target)
+    if NETWORKS.origin(model.name) is not None and torch.get_default_device().type != "meta":
+        _check_custom(network, f"model {model.name!r}", kind, shape, num_outputs)
+    return network
 
 
 def _call(model: CustomModelConfig, num_outputs: int, shape: list[int]) -> nn.Module:
@@ -239,7 +240,7 @@ def made_up_inputs(kind: str, shape: list[int]) -> Tensor:
 
 @torch.no_grad()
 def _check_custom(network: Network, name: str, kind: str, shape: list[int], num_outputs: int) -> None:
-    """Run a batch of two through a custom model, so that a wrong shape shows before training."""
+    """Run a batch of two through a network of the user's, so that a wrong shape shows before training."""
     inputs = made_up_inputs(kind, shape)
     was_training = network.training
     network.eval()
@@ -247,14 +248,12 @@ def _check_custom(network: Network, name: str, kind: str, shape: list[int], num_
         logits = network(inputs).logits
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"custom model {name!r} raised {type(error).__name__} on inputs of shape {tuple(inputs.shape)}: "
-            f"{error}"
+            f"{name} raised {type(error).__name__} on inputs of shape {tuple(inputs.shape)}: {error}"
         ) from error
     finally:
         network.train(was_training)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_outputs):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"custom model {name!r} must return logits of shape (2, {num_outputs}) for two examples, "
-            f"got {got}"
+            f"{name} must return logits of shape (2, {num_outputs}) for two examples, got {got}"
         )

@@ -17,6 +17,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.foreign import class_names, classifier_problems, order_by_name, own_image_shape
 from ensemble_kd.models.transformer_config import pretrained_config
 from ensemble_kd.pretrained import VOCABULARIES, resolve_source
+from ensemble_kd.targets import target_in
 
 ROWS_AT_ONCE = 64
 """Rows of one forward pass; texts of alike length share one."""
@@ -37,7 +38,7 @@ def load_classifier(
     own = {**info, "input_shape": own_image_shape(config, info)} if info["kind"] == "image" else info
     if problems := classifier_problems(source, own, where, named=named):
         raise ConfigError(problems)
-    known = named and not info.get("target")
+    known = named and target_in(info).classified
     order = order_by_name(class_names(config), info["class_names"]) if known else None
     columns = None if order is None else np.argsort(order)
     answer = _of_texts(resolved, where) if info["kind"] == "text" else _of_images(resolved, where)

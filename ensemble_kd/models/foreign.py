@@ -15,6 +15,7 @@ from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.transformer import auto_class
 from ensemble_kd.models.transformer_config import pretrained_config
 from ensemble_kd.pretrained import resolve_source, source_file, source_folder
+from ensemble_kd.targets import target_in
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -67,7 +68,7 @@ def taken_over(
     these are not the data's. Raises ConfigError where there is no such source.
     """
     found: dict[str, Any] = {}
-    if order is None and not info.get("target"):
+    if order is None and target_in(info).classified:
         names = class_names(pretrained_config(resolve_source(source), trust_remote_code))
         order = order_by_name(names, info["class_names"])
     if order is not None and order != sorted(order):
@@ -80,12 +81,13 @@ def taken_over(
 def class_problems(source: str, count: int, names: list[str], info: dict[str, Any], where: str) -> list[str]:
     """Whether `count` classes called `names` (or LABEL_0, ...) are the data's, in its order."""
     ours = info["class_names"]
-    if info.get("target"):
-        if count == 1:
+    if not target_in(info).classified:
+        if count == (wanted := info["num_classes"]):
             return []
+        outputs = "one output" if wanted == 1 else f"{wanted} outputs"
         return [
             f"{where}: {source} tells {count} classes apart ({_some(names)}), and the labels are values; "
-            "give a model with one output (num_labels=1), or fine-tune it on these values: "
+            f"give a model with {outputs} (num_labels={wanted}), or fine-tune it on these values: "
             f"teachers.source=train with teachers.model.source={source}"
         ]
     if count != len(ours):
@@ -128,7 +130,7 @@ def _some(names: list[str]) -> str:
 def _no_classifier(source: str, info: dict[str, Any], where: str) -> str:
     what = f"classifier for these classes ({_some(info['class_names'])})"
     return (
-        f"{where}: {source} has no {'output for values' if info.get('target') else what}; fine-tune "
+        f"{where}: {source} has no {what if target_in(info).classified else 'output for values'}; fine-tune "
         f"it: teachers.source=train with teachers.model.source={source}"
     )
 

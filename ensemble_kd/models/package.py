@@ -40,6 +40,8 @@ from ensemble_kd.model_folder import (
     TOKENIZER,
     check_trust,
     checked_folder,
+    import_plugins,
+    plugins_for,
 )
 from ensemble_kd.models.build import CustomBody, Network
 from ensemble_kd.models.fits import check_fits, described_network
@@ -117,6 +119,7 @@ def save_package(
         config = {"format": PACKAGE_FORMAT, "model": model_config, "info": info, "lineage": lineage}
         if calibration:
             config["calibration"] = calibration
+        config |= plugins_for(model_config)
         if (quantization := description(network)) is not None:
             config["quantization"] = quantization
         save_weights(network, new / WEIGHTS)
@@ -157,13 +160,15 @@ def save_package(
 def load_package(folder: Path, trust: Collection[str] = ()) -> Package:
     """The model in a folder that `save_package` wrote, after checking every file against the manifest.
 
-    The code of a custom model is imported only where its module is in `trust` or in the environment's
-    ENSEMBLE_KD_TRUST; no other code is run because a folder says so, and nothing outside it is read.
+    Code of a custom model, or of a plug-in, is imported only where its module is in `trust` or in the
+    environment's ENSEMBLE_KD_TRUST; no other code is run because a folder says so, and nothing outside it is
+    read.
     Raises ArtifactError that names the file: missing, changed, outside the folder, a link, a pickle, of a
     newer format, or describing another network than that of the weights.
     """
     config, manifest = checked_folder(folder, "model", (WEIGHTS, CONFIG))
-    check_trust(folder, config["model"], trust)
+    check_trust(folder, config, trust)
+    import_plugins(folder, config)
     info, quantization = config["info"], config.get("quantization")
     shapes = shapes_of(folder / WEIGHTS)
     try:

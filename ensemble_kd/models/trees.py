@@ -36,7 +36,7 @@ class Trees(nn.Module):
     below: Tensor
     """(2, T, N) int64: left and right; a leaf's are itself."""
     value: Tensor
-    """(T, N) float64: of a leaf, 0 elsewhere. Tree t is of class t mod K."""
+    """(T, N) float64: of a leaf, 0 elsewhere. Tree t is of output t mod K."""
     base: Tensor
     """(K,) float64"""
     classes: Tensor

@@ -19,8 +19,9 @@ number or a tensor (n, 1, 1), and the losses (n, B). So reduce over the classes 
 has been reduced by a field before its last axis is gone. `batch.labels` is (B,), or (n, B) where members
 see different examples; so are `batch.inputs`. Other objectives are called for one student after another.
 
-A class that reads logits may declare `values: ClassVar[bool] = True`: it then takes values (B, 1) as well,
-which both sides give in standard deviations of the labels (`data.target: value`).
+A class that reads logits may declare `values: ClassVar[bool] = True`: it then takes values (B, K) as well,
+which both sides give in standard deviations of the labels (`data.target: value`); `batch.labels` are floats
+then.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
+from ensemble_kd.registry import Registry
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """Configuration of every objective's dataclass: unknown fields, wrong types and NaN are errors."""
@@ -48,7 +50,7 @@ class Batch:
     inputs: Tensor
     """(B, ...) raw inputs."""
     labels: Tensor
-    """(B,) int64, -1 where unlabelled; of values float32, NaN where unlabelled."""
+    """(B,) int64, -1 where unlabelled; of values float32 (B,), or (B, K) of several, NaN where unlabelled."""
     teacher: Outputs | None = None
     """What the ensemble says of these inputs, where the loss reads it."""
     masked: Tensor | None = None
@@ -119,18 +121,17 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: dict[str, type] = {}
+OBJECTIVES = Registry("objective")
 """Objectives by name."""
 
 Class = TypeVar("Class", bound=type)
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Enter an objective's class under `name`."""
+    """Enter an objective's class under `name`. Raises RegistrationError where another has it."""
 
     def enter(objective: Class) -> Class:
-        assert OBJECTIVES.get(name, objective) is objective, f"two objectives are called {name!r}"
-        OBJECTIVES[name] = objective
+        OBJECTIVES.enter(name, objective)
         return objective
 
     return enter

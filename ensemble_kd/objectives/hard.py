@@ -30,9 +30,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float | Tenso
 
 
 def squared_error(values: Tensor, labels: Tensor, label_smoothing: float | Tensor = 0.0) -> Tensor:
-    """(z - y)^2; (B, 1), (B,) -> (B,). Stacked: (n, B, 1), (B,) or (n, B) -> (n, B).
+    """1/K * sum_k (z_k - y_k)^2; (B, K), (B, K) -> (B,). Of one value labels are (B,), the outputs (B, 1).
 
-    Examples with label NaN get 0 and no gradient. `label_smoothing` is for classes, and 0 here.
+    Stacked: (n, B, K) and labels as above, or with (n, ...) in front -> (n, B). Labels that are NaN add 0 and
+    have no gradient. `label_smoothing` is for classes, and 0 here.
     """
-    values = values.to(torch.promote_types(values.dtype, torch.float32)).squeeze(-1)
-    return (values - labels).masked_fill(torch.isnan(labels), 0.0).square()
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    if values.shape[-1] == 1:
+        return (values.squeeze(-1) - labels).masked_fill(torch.isnan(labels), 0.0).square()
+    return (values - labels).masked_fill(torch.isnan(labels), 0.0).square().mean(-1)

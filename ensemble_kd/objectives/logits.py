@@ -59,7 +59,8 @@ class KL:
 @dataclass(frozen=True, config=STRICT)
 class LogitMSE:
     """1/2 * sum_c (z_c - v_c)^2, z and v zero-meaned over the classes of each example; (B, C) -> (B,).
-    Of values (B, 1), which have no classes to be zero-meaned over: (z - v)^2, as the loss on labels.
+    Of values (B, K), which have no classes to be zero-meaned over: 1/K * sum_k (z_k - v_k)^2, as the loss on
+    labels.
 
     Ba and Caruana, arXiv 1312.6184, in the form of arXiv 1503.02531, section 2.1: C times the limit of
     `KL` as T grows. Zero-meaning, because the ensemble's logits are defined up to a constant.
@@ -74,4 +75,6 @@ class LogitMSE:
         difference = difference - teacher.logits.detach()
         if difference.shape[-1] == 1:
             return difference.squeeze(-1).square()
+        if batch.labels.is_floating_point():  # so these are values
+            return difference.square().mean(-1)
         return 0.5 * (difference - difference.mean(-1, keepdim=True)).square().sum(-1)

@@ -75,8 +75,9 @@ class DistillationLoss:
     """Per teacher and term what is trained along; filled by `prepare`."""
     hard: Callable[..., Tensor] = cross_entropy
     """The loss on labels: `cross_entropy` or `squared_error`."""
-    unit: float | None = None
-    """Standard deviation of the labels where these are values; None for classes."""
+    unit: float | Sequence[float] | None = None
+    """Standard deviation of the labels where these are values, of several columns that of each; None for
+    classes."""
     pseudo: float = 0.0
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class DistillationLoss:
         total: Tensor | None = None
         if self.unit is not None:
             student, teacher, batch = in_units(self.unit, student, teacher, batch)
-            beside = [replace(outputs, logits=outputs.logits / self.unit) for outputs in beside]
+            beside = [replace(outputs, logits=divided(outputs.logits, self.unit)) for outputs in beside]
         if self.soft is not None and self.alpha > 0:
             if teacher is None:
                 raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
@@ -178,12 +179,27 @@ def on_labels(
 
 
 def in_units(
-    unit: float, student: Outputs, teacher: Outputs | None, batch: Batch
+    unit: float | Sequence[float], student: Outputs, teacher: Outputs | None, batch: Batch
 ) -> tuple[Outputs, Outputs | None, Batch]:
     """Values and labels divided by `unit`: a loss of 1 is that of the labels' mean, whatever they measure."""
     if teacher is not None:
-        teacher = replace(teacher, logits=teacher.logits / unit)
-    return replace(student, logits=student.logits / unit), teacher, replace(batch, labels=batch.labels / unit)
+        teacher = replace(teacher, logits=divided(teacher.logits, unit))
+    student = replace(student, logits=divided(student.logits, unit))
+    return student, teacher, replace(batch, labels=divided(batch.labels, unit))
+
+
+def divided(values: Tensor, unit: float | Sequence[float]) -> Tensor:
+    """Values (..., K), or labels of one column (...,), by the unit of each column."""
+    if isinstance(unit, int | float):
+        return values / unit
+    return values / torch.tensor(unit, dtype=torch.float32, device=values.device)
+
+
+def labels_of_each(batch: Batch, logits: Tensor) -> bool:
+    """Whether each member of a stack, logits (n, B, C), has labels of its own: (n, B) rather than (B,), and
+    (n, B, K) rather than (B, K) of several values."""
+    several = batch.labels.is_floating_point() and logits.shape[-1] > 1
+    return batch.labels.dim() > (2 if several else 1)
 
 
 class StackedLoss:
@@ -224,7 +240,7 @@ class StackedLoss:
         """What to minimise, for each member (n,); the gradient of the sum is that of each.
 
         Logits (n, B, C) on both sides; labels (B,), or (n, B) where the members see different examples, and
-        inputs alike.
+        inputs alike; of several values with an axis (..., K) behind.
         """
         if self.unit is not None:
             student, teacher, batch = in_units(self.unit, student, teacher, batch)
@@ -234,7 +250,7 @@ class StackedLoss:
                 raise ValueError("alpha is above 0, but the batch has no teacher outputs")
             z, v = Outputs(student.logits[which]), Outputs(teacher.logits[which])
             seen, weights = batch, batch.weights
-            if batch.labels.dim() > 1:
+            if labels_of_each(batch, student.logits):
                 seen = Batch(batch.inputs[which], batch.labels[which])
                 weights = None if weights is None else weights[which]
             values.append(weighted(objective(z, v, seen), weights).mean(-1).view(-1))

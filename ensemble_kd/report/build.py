@@ -15,9 +15,10 @@ from ensemble_kd.report.pieces import plain
 from ensemble_kd.report.specialists import specialists_section
 from ensemble_kd.report.sweep import sweep_section
 from ensemble_kd.report.teachers_calibration import calibration_section
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Measures
+from ensemble_kd.targets.metrics import confusion_matrix
 from ensemble_kd.train.causes import FALLING, still_falling
-from ensemble_kd.train.measures import Measures, measures_of
-from ensemble_kd.train.metrics import confusion_matrix
 from ensemble_kd.train.statistics import (
     Interval,
     combined_interval,
@@ -132,7 +133,7 @@ class ReportInputs:
 
     @property
     def measures(self) -> Measures:
-        return measures_of(self.info.get("target"))
+        return target_in(self.info).measures
 
 
 def build_report(inputs: ReportInputs) -> dict[str, Any]:
@@ -342,7 +343,7 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
     causes = [cause["found"] for cause in (inputs.gap or {}).get("causes", [])]
     advantage = Interval(**gap["advantage"]) if gap["advantage"] else None
     chosen = inputs.choose is not None or inputs.sweep is not None
-    softened = not inputs.info.get("target")
+    softened = target_in(inputs.info).classified
     return Gap(
         gap["value"],
         gap["reason"],
@@ -358,7 +359,7 @@ def _for_verdict(inputs: ReportInputs, gap: dict[str, Any]) -> Gap:
 def _confused(inputs: ReportInputs, most: int = 15) -> list[dict[str, Any]]:
     """The shipped student's most frequent mistakes: true class, predicted class, how often."""
     system = shipped_system(inputs)
-    if system is None or inputs.info.get("target"):
+    if system is None or not target_in(inputs.info).classified:
         return []
     names = inputs.info["class_names"]
     matrix = confusion_matrix(system.logits.argmax(axis=1), inputs.labels, len(names))

@@ -8,9 +8,11 @@ from typing import Any
 import yaml
 
 from ensemble_kd.report.build import ROLES
-from ensemble_kd.report.ships import HEAD, calibration_text, ship_rows
+from ensemble_kd.report.ships import calibration_text, head_of, ship_rows
 from ensemble_kd.report.sweep import metric_text, settings_text
-from ensemble_kd.train.measures import columns_of, measures_of
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import columns_of
+from ensemble_kd.targets.values import Values
 
 KINDS = {"image": "An image", "text": "A text", "numeric": "A tabular"}
 PIPELINE = {
@@ -48,9 +50,9 @@ def model_card(report: dict[str, Any], info: dict[str, Any], config: dict[str, A
 
 
 def _what(info: dict[str, Any]) -> str:
-    if info.get("target"):
-        return "regressor that predicts one value"
-    return f"classifier with {info['num_classes']} classes"
+    target = target_in(info)
+    kind = "classifier with" if target.classified else "regressor of"
+    return f"{kind} {target.summary(info['class_names'])}"
 
 
 def _metadata(report: dict[str, Any], info: dict[str, Any], shipped: dict[str, Any] | None) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _metadata(report: dict[str, Any], info: dict[str, Any], shipped: dict[str, A
     metadata: dict[str, Any] = {
         "license": "other",
         "library_name": "ensemble-kd",
-        "pipeline_tag": (REGRESSION if info.get("target") else PIPELINE)[info["kind"]],
+        "pipeline_tag": (PIPELINE if target_in(info).classified else REGRESSION)[info["kind"]],
         "tags": ["knowledge-distillation", "ensemble", "ensemble-kd", "safetensors"],
     }
     if shipped is not None:
@@ -72,7 +74,7 @@ def _metadata(report: dict[str, Any], info: dict[str, Any], shipped: dict[str, A
 
 
 def _reported(info: dict[str, Any]) -> list[str]:
-    return ["pearson", "spearman", "mse"] if info.get("target") else ["accuracy"]
+    return ["accuracy"] if target_in(info).classified else ["pearson", "spearman", "mse"]
 
 
 def _columns(info: dict[str, Any]) -> str:
@@ -92,11 +94,9 @@ def _length(info: dict[str, Any]) -> str:
 
 def _data(info: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in info.get("counts", {}).items())
-    if target := info.get("target"):
-        return (
-            f"Rows: {counts}. Input shape {info['input_shape']}.\n\nLabels are values; those of train have "
-            f"mean {target['mean']:.4g} and standard deviation {target['std']:.4g}."
-        )
+    target = target_in(info)
+    if isinstance(target, Values):
+        return f"Rows: {counts}. Input shape {info['input_shape']}.\n\nLabels are values; {target.moments}."
     names = [f"`{_text(name)}`" for name in info["class_names"][:100]]
     more = info["num_classes"] - len(names)
     classes = ", ".join(names) + (f" and {more} more" if more > 0 else "")
@@ -118,7 +118,7 @@ def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
             text += f"; {kind.get('count', 1)} of another kind, `{json.dumps(model)}`"
         text += "."
     if members:
-        first = measures_of(report.get("target")).columns[0]
+        first = target_in(report).measures.columns[0]
         text += f" Mean {first.title} of one member: {_mean(members[first.key])}."
     if report["excluded"]:
         text += f" Left out: {_text('; '.join(report['excluded']))}."
@@ -134,7 +134,7 @@ def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
         + (f", of pseudo-labels {report['pseudo']:g}" if report.get("pseudo") else ""),
         f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
-    if report.get("target"):
+    if not target_in(report).classified:
         lines[1:] = [
             f"- Soft loss: `{report['objective']}`, weight of the soft loss {report['alpha']:g}",
             "- Soft targets: mean of the members' values",
@@ -177,7 +177,7 @@ def _targets(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    measures = measures_of(report.get("target"))
+    measures = target_in(report).measures
     shown = [column for column in columns_of(report) if column.key not in ("errors", "brier")]
     lines = ["| | n | " + " | ".join(column.title for column in shown) + " |"]
     lines.append("|---|---|" + "---|" * len(shown))
@@ -202,7 +202,8 @@ def _results(report: dict[str, Any]) -> str:
 
 def _forms(section: dict[str, Any]) -> str:
     """What lies in export/, beside what it comes from."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    head = head_of(section)
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in ship_rows(section)]
     text = "\n".join(lines) + (
         "\n\nIn `export/`, a folder each. Milliseconds of one forward pass, and examples per second, on one "
@@ -217,10 +218,10 @@ def _limits(report: dict[str, Any]) -> str:
         "- Measured on the test rows of one data set; other inputs may behave differently.",
         "- The model always answers with one of its classes, also for an input that belongs to none.",
     ]
-    if report.get("target"):
+    if not target_in(report).classified:
         lines[1] = "- The model always answers with a number, also for an input unlike those of train."
     shipped = next((s for s in report["systems"] if s["name"] == report["shipped"]), None)
-    if shipped is not None and not report.get("target"):
+    if shipped is not None and target_in(report).classified:
         known = [
             (v, n)
             for v, n in zip(shipped["per_class_accuracy"], report["class_names"], strict=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_kd.targets import target_in
+
 NEARLY_ALL = 0.99
 """Share of the rows with one and the same answer from which on it is told."""
 FEWEST = 10
@@ -17,17 +19,23 @@ VARIES = 1e-3
 def constant_answer(logits: np.ndarray, labels: np.ndarray, info: dict[str, Any]) -> dict[str, Any] | None:
     """What a student says of (nearly) all test rows whose labels differ, and how to put it; else None.
 
-    `logits` are (N, C), or values (N, 1).
+    `logits` are (N, C), or values (N, K).
     """
     rows = len(labels)
     if rows < FEWEST or len(np.unique(labels)) < 2:
         return None
-    if info.get("target"):
-        values = logits[:, 0].astype(np.float64)
-        if not np.isfinite(values).all() or values.std() > VARIES * labels.std():
+    if not target_in(info).classified:
+        values, truth = logits.astype(np.float64), labels.reshape(rows, -1)
+        if not np.isfinite(values).all() or (values.std(0) > VARIES * truth.std(0)).any():
             return None
-        text = f"answers {values.mean():.4g} for all {rows:,} test rows, whatever the input"
-        return {"answer": float(values.mean()), "share": 1.0, "text": _sentence(text)}
+        means = values.mean(0).tolist()
+        shown = ", ".join(f"{mean:.4g}" for mean in means)
+        text = f"answers {shown} for all {rows:,} test rows, whatever the input"
+        return {
+            "answer": means if len(means) > 1 else means[0],
+            "share": 1.0,
+            "text": _sentence(text),
+        }
     counts = np.bincount(logits.argmax(1), minlength=logits.shape[1])
     best = int(counts.argmax())
     share, really = float(counts[best]) / rows, float((labels == best).mean())

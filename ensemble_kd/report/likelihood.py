@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble_kd.train.metrics import log_softmax
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.statistics import Interval, combined_interval
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def likelihood_difference(inputs: ReportInputs) -> Interval | None:
 
     None where values are predicted, or there is no pair of students.
     """
-    if inputs.info.get("target"):
+    if not target_in(inputs.info).classified:
         return None
     ours, theirs = (
         {s.seed: _log_likelihood(s, inputs.labels) for s in inputs.students if s.role == role}

@@ -13,7 +13,7 @@ from ensemble_kd.report.build import ROLES
 from ensemble_kd.report.choose import choose_html
 from ensemble_kd.report.gap import gap_html
 from ensemble_kd.report.page_figures import escaped, percent_text
-from ensemble_kd.report.page_results import reference_section, results_section
+from ensemble_kd.report.page_results import column_section, reference_section, results_section
 from ensemble_kd.report.page_specialists import specialists_section
 from ensemble_kd.report.pieces import plain, table, text_of, titled_plot
 from ensemble_kd.report.plots import (
@@ -26,7 +26,7 @@ from ensemble_kd.report.plots import (
 from ensemble_kd.report.ships import ships_html
 from ensemble_kd.report.sweep_page import sweep_html
 from ensemble_kd.report.teachers_calibration import teachers_calibration_html
-from ensemble_kd.train.measures import measures_of
+from ensemble_kd.targets import target_in
 
 MANY_CLASSES = 30
 LARGEST_CHANGES = 15
@@ -108,6 +108,7 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
         sweep_html(report.get("sweep"), arrays.get("sweep")),
         titled_plot("Training", training_curves(histories), "wide"),
         _calibration_and_mistakes(report, arrays),
+        column_section(report),
         _per_class(report),
         _record("Settings", report["settings"]),
         _record("Lineage", report["lineage"], "Fingerprints of what this run was made from."),
@@ -127,13 +128,13 @@ def render(report: dict[str, Any], histories: dict[str, Any], arrays: dict[str, 
 def _subtitle(report: dict[str, Any]) -> str:
     counts = " · ".join(f"{n:,} {split}" for split, n in report["counts"].items())
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report["created"]))
-    what = "values" if report.get("target") else f"{len(report['class_names'])} classes"
+    what = target_in(report).summary(report["class_names"])
     return f"{day} · {what} · {counts}"
 
 
 def _facts(report: dict[str, Any]) -> str:
     gap, facts = report["gap_recovered"], []
-    headline = measures_of(report.get("target")).columns[0]
+    headline = target_in(report).measures.columns[0]
     for role in ("ensemble", "hard", "distilled"):
         if role in report["summary"]:
             entry = report["summary"][role][headline.key]
@@ -183,7 +184,7 @@ def _calibration_and_mistakes(report: dict[str, Any], arrays: dict[str, Any]) ->
 
 
 def _per_class(report: dict[str, Any]) -> str:
-    if report.get("target"):
+    if not target_in(report).classified:
         return ""
     accuracy: dict[str, list[float | None]] = {}
     for role in ("hard", "distilled", "ensemble"):

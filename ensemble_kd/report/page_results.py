@@ -7,7 +7,8 @@ from typing import Any
 from ensemble_kd.report.build import ROLES
 from ensemble_kd.report.page_figures import escaped, mean_text, percent_text, role_dot, size_text
 from ensemble_kd.report.pieces import rounded, table, text_of
-from ensemble_kd.train.measures import Column, columns_of
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Column, columns_of
 
 MANY_TEACHERS = 10
 
@@ -27,12 +28,10 @@ def results_section(report: dict[str, Any]) -> str:
         if last and report["summary"][role]["n"] > 1:
             rows.append(_mean_row(role, report))
     text = "<h2>Results on the test rows</h2>" + table(head, rows)
-    units = "NLL in nats; Brier summed over classes, ECE over 15 bins"
-    if report.get("target"):
-        units = "R² is the share of the test labels' variance explained; MSE and MAE in the label's units"
     text += (
-        f"<p class=quiet>Mean ± standard error over members or seeds. {units}, ms for one forward pass at "
-        "batch size 1 and 32. The ensemble's parameters, size and ms are those of all members.</p>"
+        f"<p class=quiet>Mean ± standard error over members or seeds. {target_in(report).units}, ms "
+        "for one forward pass at batch size 1 and 32. The ensemble's parameters, size and ms are those of "
+        "all members.</p>"
     )
     if report["excluded"]:
         text += f"<p>Left out of the ensemble: {escaped('; '.join(report['excluded']))}.</p>"
@@ -77,6 +76,26 @@ def _mean_row(role: str, report: dict[str, Any]) -> tuple[str, list[str]]:
     ]
     # The errors of these three are in report.json; here they would push the table off the page.
     return "", cells + [_cell(entry[column.key]["mean"], column) for column in others] + [""] * 4
+
+
+def column_section(report: dict[str, Any]) -> str:
+    """R² of each label column, where there are several."""
+    by_role: dict[str, list[list[float | None]]] = {}
+    for system in report["systems"]:
+        if each := system.get("per_column"):
+            by_role.setdefault(system["role"], []).append([one["r2"] for one in each])
+    if not by_role:
+        return ""
+    names = next(s["per_column"] for s in report["systems"] if s.get("per_column"))
+    rows = []
+    for role, found in by_role.items():
+        columns = list(zip(*found, strict=True))
+        means = [None if None in column else sum(column) / len(column) for column in columns]
+        rows.append(
+            ("", [escaped(ROLES[role]), *("–" if mean is None else f"{100 * mean:.2f}%" for mean in means)])
+        )
+    head = ["", *(escaped(one["name"]) for one in names)]
+    return f"<section><h2>R² by column</h2>{table(head, rows)}</section>"
 
 
 def reference_section(report: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ensemble_kd.report.build import ReportInputs, shipped_system
 from ensemble_kd.report.chain import CHAIN_ROLES
-from ensemble_kd.train.metrics import confusion_matrix, log_softmax, reliability_bins
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.metrics import confusion_matrix, log_softmax, reliability_bins
 
 INK = "#010203"  # becomes currentColor
 COLOURS = {
@@ -68,9 +69,10 @@ def plot_arrays(inputs: ReportInputs) -> dict[str, Any]:
     """What the plots need beyond the report: `confusion` (C, C), `reliability` bins per role, the `sweep`."""
     arrays: dict[str, Any] = {"reliability": {}}
     shipped = shipped_system(inputs)
-    if inputs.info.get("target"):
+    if not target_in(inputs.info).classified:
         if shipped is not None:
-            arrays["values"] = {"true": inputs.labels, "predicted": shipped.logits[:, 0]}
+            names = np.array(target_in(inputs.info).output_names([]))
+            arrays["values"] = {"true": inputs.labels, "predicted": shipped.logits, "names": names}
         return arrays | ({"sweep": inputs.sweep} if inputs.sweep else {})
     if shipped is not None:
         num_classes = len(inputs.info["class_names"])
@@ -199,23 +201,34 @@ def reliability_diagram(bins: dict[str, dict[str, list[Any]]]) -> str:
         return svg(figure, "Reliability diagram: accuracy against confidence")
 
 
-MOST_POINTS = 3000
+MOST_POINTS, MOST_PANELS = 3000, 4
 
 
 def scatter_plot(values: dict[str, np.ndarray]) -> str:
-    """Predicted against true values of test rows, at most `MOST_POINTS` of them; the diagonal is right."""
-    true, predicted = values["true"], values["predicted"]
-    step = -(-len(true) // MOST_POINTS)
-    low, high = (float(f(true)) for f in (np.min, np.max))
+    """Predicted against true values of test rows, at most `MOST_POINTS` of them; the diagonal is right.
+
+    `true` is (N,), or (N, K) of the columns `names`, of which the first `MOST_PANELS` have a panel each;
+    `predicted` is (N, K).
+    """
+    true, predicted = values["true"].reshape(len(values["true"]), -1), values["predicted"]
+    step, count = -(-len(true) // MOST_POINTS), min(true.shape[1], MOST_PANELS)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
-        axes.scatter(
-            true[::step], predicted[::step], s=9, color=COLOURS["distilled"], alpha=0.5, linewidths=0
-        )
-        frame(axes, "", "true")
-        axes.set_ylabel("predicted")
+        figure = Figure(figsize=(4.6 if count == 1 else 3.4 * count, 4.4 if count == 1 else 3.4))
+        figure.set_layout_engine("constrained")
+        for k in range(count):
+            axes = figure.add_subplot(1, count, k + 1)
+            ends = [float(true[:, k].min()), float(true[:, k].max())]
+            axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
+            axes.scatter(
+                true[::step, k],
+                predicted[::step, k],
+                s=9,
+                color=COLOURS["distilled"],
+                alpha=0.5,
+                linewidths=0,
+            )
+            frame(axes, str(values["names"][k]) if true.shape[1] > 1 else "", "true")
+            axes.set_ylabel("predicted" if k == 0 else "")
         return svg(figure, "Predicted against true values of the shipped student")
 
 

@@ -6,8 +6,8 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kd.report.pieces import rounded, table
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.calibration import before_and_after, nll_and_ece
-from ensemble_kd.train.metrics import log_softmax
 
 if TYPE_CHECKING:
     from ensemble_kd.report.build import ReportInputs

@@ -21,6 +21,7 @@ from ensemble_kd.inference.predictor import Predictor
 from ensemble_kd.serving import metrics, page
 from ensemble_kd.serving.answers import Question, Reply
 from ensemble_kd.serving.schema import RefusedError, RequestSchema
+from ensemble_kd.targets import target_of
 
 log = logging.getLogger(__name__)
 SMALL = 100_000
@@ -333,30 +334,10 @@ def _refusals(token: str | None, *more: int) -> dict[int | str, dict[str, Any]]:
 
 def _responses(model: Description, token: str | None) -> dict[int | str, dict[str, Any]]:
     null = "null"
-    properties: dict[str, Any] = {"value": {"type": ["number", null], "description": "in the labels' units"}}
-    if model.info.target is None:
-        properties = _classified(model)
+    properties = target_of(model.info.target).row_schema(model.threshold)
     required = list(properties)
     properties["problem"] = {"type": ["string", null], "description": "with on_bad_row null"}
     row = {"type": "object", "required": required, "properties": properties}
     rows = {"type": "object", "required": ["rows"], "properties": {"rows": {"type": "array", "items": row}}}
     found = _refusals(token, 400, 408, 413, 415, 422, 503)
     return {200: {"description": "Answers", "content": {"application/json": {"schema": rows}}}} | found
-
-
-def _classified(model: Description) -> dict[str, Any]:
-    null = "null"
-    properties: dict[str, Any] = {
-        "label": {"type": ["integer", null], "description": "number of the class"},
-        "label_name": {"type": ["string", null]},
-        "probability": {"type": ["number", null], "description": "of the label"},
-        "probabilities": {
-            "type": ["array", null],
-            "items": {"type": "number"},
-            "description": "of all classes, in the order of /metadata's class_names",
-        },
-    }
-    if model.threshold is not None:
-        text = "whether the probability reaches the model's threshold"
-        properties["answered"] = {"type": ["boolean", null], "description": text}
-    return properties

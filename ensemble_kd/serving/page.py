@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from ensemble_kd.serving.schema import RequestSchema
+from ensemble_kd.targets import target_of
 
 MOST_SHOWN = 200
 """Words of a column that its box offers."""
@@ -123,7 +124,12 @@ function read(url) {
 }
 
 function show(found, classes) {
-  if ("value" in found) { at("label").textContent = found.value.toPrecision(6); return; }
+  if (!("label" in found)) {
+    const told = ([name, value]) => (name === "value" ? "" : name.slice(6) + ": ") + value.toPrecision(6);
+    const given = Object.entries(found).filter(([name]) => name.startsWith("value"));
+    at("label").textContent = given.map(told).join(", ");
+    return;
+  }
   at("label").textContent = found.label_name;
   at("sure").textContent = (100 * found.probability).toFixed(1) + " % sure" +
     (found.answered === false ? "; below the model's threshold, so better not answered" : "");
@@ -218,7 +224,7 @@ def render(schema: RequestSchema, needs_token: bool) -> bytes:
         "numbers": size,
         "listed": schema.listed,
         "token": needs_token,
-        "value": info.target is not None,
+        "value": not target_of(info.target).classified,
         "words": [column.values is not None for column in schema.table.columns] if schema.table else [],
     }
     token = '<div class="field"><label for="token">Token</label><input id="token" type="password"></div>'
@@ -307,7 +313,9 @@ def _about(schema: RequestSchema, size: int) -> str:
         "numeric": f"{size} numbers" if schema.table is None else f"{len(schema.columns)} columns",
         "image": f"an image, scaled to {'x'.join(map(str, info.input_shape))} (height, width, channels)",
     }[info.kind]
-    gives = f"chooses among {info.num_classes} classes" if info.target is None else "gives a number"
+    gives = f"gives {info.num_classes} numbers" if info.num_classes > 1 else "gives a number"
+    if target_of(info.target).classified:
+        gives = f"chooses among {info.num_classes} classes"
     return f"It takes {takes}, and {gives}."
 
 

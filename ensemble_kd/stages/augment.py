@@ -70,7 +70,7 @@ def plan(config: Config, run: Any) -> StagePlan:
         if (path := settings.pop(name)) is not None:
             inputs[name] = _content(Path(path).expanduser())
     kept = data.model_dump(mode="json", include=READ_WITH)
-    if data.target == "value":  # rows are held out by class, where there are classes
+    if not data.predicts.classified:  # rows are held out by class, where there are classes
         kept["target"] = data.target
     for name, default in (("splits", {}), ("duplicates", "keep")):
         if (value := getattr(data, name)) != default:

@@ -20,7 +20,7 @@ from ensemble_kd.train.teacher_weights import fit_weights
 
 def calibrates(config: Config) -> bool:
     """Whether means are made of calibrated members; values have no temperature."""
-    return config.teachers.calibrate and config.data.target == "class"
+    return config.teachers.calibrate and config.data.predicts.classified
 
 
 def fit(logits_of: Sequence[Callable[[], np.ndarray | None]], labels: np.ndarray) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def fit(logits_of: Sequence[Callable[[], np.ndarray | None]], labels: np.ndarray
 
 def fit_teachers(config: Config, run: Path, data: Path, members: list[dict[str, Any]], folder: Path) -> Any:
     """`fit` of the teachers' entries; `folder` is that of their stage. None where labels are values."""
-    if config.data.target != "class":
+    if not config.data.predicts.classified:
         return None
     loaders = [partial(teacher_validation_logits, run, folder, entry) for entry in members]
     return fit(loaders, load_labels(data, "validation"))

@@ -35,6 +35,7 @@ from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.training_data import arrays_and_loader, states_layout
 from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.stages.vectors import make_vectors
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.choosing import Scores, compared, decide, scores_of_classes, scores_of_values
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.task import MemberTask, finished
@@ -100,7 +101,7 @@ def run(context: Context, plan: StagePlan, above: Upstream) -> Manifest:
         role = "distilled" if alone.student.distils else "hard"
         return student_tasks.task(alone, role, seed, sources)
 
-    unlabelled = counts["transfer"] > counts["labelled"] and config.data.target == "class"
+    unlabelled = counts["transfer"] > counts["labelled"] and config.data.predicts.classified
     together = stackable(task(Point(1, 1, 0), 0), config, info)
     made_up = config.data.augment.munge > 0
     grid = points(asked.student, unlabelled, not together, softened(config), made_up)
@@ -202,7 +203,8 @@ def _train(
 
 def _shown(point: Point, info: dict[str, Any]) -> str:
     """Values have no temperature."""
-    return f"alpha = {point.alpha:g}" if info.get("target") and point.alpha > 0 else str(point)
+    plain = not target_in(info).classified and point.alpha > 0
+    return f"alpha = {point.alpha:g}" if plain else str(point)
 
 
 def _only(point: Point, info: dict[str, Any]) -> dict[str, Any]:
@@ -222,9 +224,9 @@ def _decided(
 
     `even`: every class counts alike, however many rows it has, as in a student's loss with class weights.
     """
-    labels, target = load_labels(data, "validation"), info.get("target")
+    labels, target = load_labels(data, "validation"), target_in(info)
     by_row = None
-    if even and target is None:
+    if even and target.classified:
         by_row = np.array(balanced_weights(np.bincount(labels).tolist()))[labels]
     scores: dict[int, Scores] = {}
     for number, trial in enumerate(trials):
@@ -233,8 +235,8 @@ def _decided(
         logits = [load_logits(task.folder(members), "validation").numpy() for task in trial.tasks]
         scores[number] = (
             scores_of_classes(logits, labels, by_row)
-            if target is None
-            else scores_of_values(logits, labels, target["std"])
+            if target.classified
+            else scores_of_values([-target.losses(one, labels) for one in logits])
         )
     if not scores:
         raise TrainingError(

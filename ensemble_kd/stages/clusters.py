@@ -36,8 +36,8 @@ from ensemble_kd.stages.context import MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import teachers_predictions
 from ensemble_kd.stages.training_data import shards_of
 from ensemble_kd.stages.upstream import Upstream
+from ensemble_kd.targets.metrics import confusion_matrix
 from ensemble_kd.train.blocks import as_tensor, mix
-from ensemble_kd.train.metrics import confusion_matrix
 
 CLUSTERS = "clusters.json"
 STREAM_OF_CLUSTERS = 303

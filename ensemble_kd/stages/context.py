@@ -111,8 +111,7 @@ class StagePlan:
             return manifest
         for problem in problems:
             console.warning(f"{self.stage}: {problem}; redoing what is damaged")
-            name = problem.split(":", 1)[0]
-            path = Path(name)
+            path = problem.file
             if path.is_file() and path.resolve().is_relative_to(self.folder.resolve()):
                 path.unlink()
                 forget(path)

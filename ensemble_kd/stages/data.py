@@ -25,6 +25,7 @@ from ensemble_kd.data.sources import source_fingerprint
 from ensemble_kd.redact import redacted
 from ensemble_kd.stages.base import Artifact, DataFound, Done, Stage
 from ensemble_kd.stages.context import Context, StagePlan
+from ensemble_kd.targets import target_in
 
 
 def plan(config: Config, run: Any) -> StagePlan:
@@ -99,8 +100,7 @@ class Data(Stage):
         extra = f" and {unlabelled} without" if unlabelled else ""
         return (
             f"{counts['labelled']} rows with label{extra}, {counts['validation']} validation, "
-            f"{counts['test']} test, "
-            + (f"{info['num_classes']} classes" if info.get("target") is None else "values")
+            f"{counts['test']} test, " + target_in(info).summary(info["class_names"])
         )
 
 

@@ -26,11 +26,11 @@ from ensemble_kd.stages.base import Done, Stage
 from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.calibration import before_and_after, calibrate
 from ensemble_kd.train.finishing import PREDICTIONS
 from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.metrics import classification_metrics, log_softmax
 
 TIMED_ROWS = 1024
 """Test rows over which examples per second are measured."""
@@ -61,7 +61,10 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
     network, settings, folder = _member(context.folder, "student", entry, info)
     stored = load_file(folder / PREDICTIONS)
     validation, test = (load_split(data, split) for split in ("validation", "test"))
-    calibration = calibrate(stored["validation"], validation.labels, options.calibrate, options.precision)
+    target = target_in(info)
+    calibration: dict[str, Any] = {"temperature": 1.0}  # a value has no confidence to calibrate
+    if target.classified:
+        calibration = calibrate(stored["validation"], validation.labels, options.calibrate, options.precision)
     if options.precision is not None and calibration["threshold"] is None:
         context.console.warning(
             f"export.precision: at no confidence are {100 * options.precision:g}% of the answers on "
@@ -93,7 +96,9 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
     summary = {
         "forms": made,
         "calibration": calibration,
-        "calibrated": before_and_after(stored["test"], test.labels, calibration["temperature"]),
+        "calibrated": before_and_after(stored["test"], test.labels, calibration["temperature"])
+        if target.classified
+        else None,
         "systems": _systems(context, info, teachers, (network, calibrated), test, data),
         "seconds": time.perf_counter() - began,
     }
@@ -137,7 +142,7 @@ def _systems(
             split: mean_logits(
                 torch.from_numpy(np.stack([logits[split] for logits in stored], 1)),
                 1.0,
-                context.config.student.mean,
+                context.config.mean,
                 weights,
                 calibration,
             ).numpy()
@@ -148,7 +153,7 @@ def _systems(
             ("ensemble", networks, together, sum(sizes)),
             *systems,
         ]
-    answers = student[1]["validation"].argmax(1)
+    target, answers = target_in(info), student[1]["validation"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -157,8 +162,8 @@ def _systems(
                 "name": name,
                 "model_bytes": size,
                 **measured(_all(some), info, Rows(test.inputs[:TIMED_ROWS], None)),
-                **_quality(logits["test"], test),
-                "agreement": float((logits["validation"].argmax(1) == answers).mean()),
+                **target.quality(logits["test"], test.labels),
+                "agreement": target.agreement(logits["validation"], answers),
             }
             for name, some, logits, size in systems
         ]
@@ -178,11 +183,6 @@ def _all(networks: list[Network]) -> Callable[[np.ndarray], np.ndarray]:
         return np.stack([network(batch).logits.numpy() for network in networks]).sum(0)
 
     return run
-
-
-def _quality(logits: np.ndarray, test: Arrays) -> dict[str, float]:
-    found = classification_metrics(log_softmax(logits), test.labels)
-    return {name: found[name] for name in ("accuracy", "nll", "ece")}
 
 
 class Export(Stage):

@@ -40,6 +40,8 @@ from ensemble_kd.stages.stacking import stacks_of
 from ensemble_kd.stages.start import Sources, basis_of
 from ensemble_kd.stages.training_data import GB, arrays_and_loader
 from ensemble_kd.stages.vectors import make_vectors
+from ensemble_kd.targets import target_in
+from ensemble_kd.targets.base import Measures
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.causes import (
     Cause,
@@ -53,7 +55,6 @@ from ensemble_kd.train.causes import (
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.loop import predict
-from ensemble_kd.train.measures import Measures, measures_of
 from ensemble_kd.train.statistics import Interval, paired_interval, shown
 from ensemble_kd.train.task import MemberTask, finished
 
@@ -135,7 +136,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
         hard = hard_students(context, data, info, teachers.manifest, weights)
         folder = members_folder(context.folder, "student")
         students = [load_logits(task.folder(folder), "validation").numpy()[rows] for task in hard]
-        found = compare(ensemble, students, labels, measures_of(info.get("target")))
+        found = compare(ensemble, students, labels, target_in(info).measures)
         if found["outcome"] != "helped":
             causes = likely_causes(context, done, hard[0], members, ensemble, labels, calibration=own)
             found["causes"] = [cause.to_dict() for cause in causes]
@@ -234,7 +235,7 @@ def likely_causes(
 
     `calibration`: each member's temperature, None for 1.
     """
-    teachers, of_classes = done["teachers"].manifest, not done.info.get("target")
+    teachers, of_classes = done["teachers"].manifest, target_in(done.info).classified
     manifest = finished(hard, members_folder(context.folder, "student"))
     assert manifest is not None, "it has just been trained"
     networks = []

@@ -37,6 +37,7 @@ from ensemble_kd.stages.class_order import orders_of
 from ensemble_kd.stages.context import Context, StagePlan
 from ensemble_kd.stages.judged import Panel
 from ensemble_kd.stages.mlflow_models import MLMODEL
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.loop import predict
 
 ENOUGH_ROWS, ENOUGH_OF_EACH = 500, 5
@@ -171,7 +172,7 @@ class Early:
         self.panel, self.index, self.where, self.labels = Panel(context, info, folder), index, where, labels
         self.order = orders_of(context.config, info)[index]
         stops = context.config.teachers.on_mismatch == "stop"
-        self.wanted = stops and info.get("target") is None
+        self.wanted = stops and target_in(info).classified
 
     def look(self, answers: np.ndarray) -> None:
         """Judge the first rows (N, C), as soon as every class is among them; a sorted file shows some alone.

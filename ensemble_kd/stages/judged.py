@@ -18,6 +18,7 @@ from ensemble_kd.data.labels import labelled
 from ensemble_kd.data.records import load_labels
 from ensemble_kd.errors import InputError
 from ensemble_kd.stages.context import Context
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.judge import Judgement, judge
 
 LISTED = 12
@@ -50,7 +51,7 @@ class Panel:
         `where` is the field and name that messages start with; `applied` the order that its outputs have been
         put in already, as `teachers.class_order` says it; `called` its own names of them.
         """
-        if self.info.get("target") or not len(logits):
+        if not target_in(self.info).classified or not len(logits):
             return
         found = judge(logits, labels, self.info["class_names"])
         seen = f"{where}: teacher-{index:03d} is right on {100 * found.accuracy:.1f}% of {found.rows:,} "

@@ -8,6 +8,7 @@ from ensemble_kd.config import Config
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.kept import kept_of
+from ensemble_kd.targets import target_in
 
 
 def layout_of(config: Config, info: dict[str, Any], members: int) -> StoreLayout:
@@ -19,5 +20,5 @@ def layout_of(config: Config, info: dict[str, Any], members: int) -> StoreLayout
             "lower it, or set it to null"
         )
     views, classes = config.soft_targets.views, info["num_classes"]
-    values = info.get("target") is not None
+    values = not target_in(info).classified
     return StoreLayout(views, members, classes, top_k, kept_of(config, info), values)

@@ -65,7 +65,9 @@ def all_intact(folders: list[Path], console: Console) -> bool:
     for folder in folders:
         try:
             manifest = read_manifest(folder)
-            problems = [f"{folder}: missing"] if manifest is None else damage(folder, manifest)
+            problems = (
+                [f"{folder}: missing"] if manifest is None else list(map(str, damage(folder, manifest)))
+            )
         except ArtifactError as error:
             problems = [str(error)]
         if problems:

@@ -32,6 +32,7 @@ from ensemble_kd.stages.calibrated import calibration_of
 from ensemble_kd.stages.context import COMBINED, MATRIX, Context, StagePlan
 from ensemble_kd.stages.members import kept_weights, members_folder
 from ensemble_kd.stages.trial_book import result_of
+from ensemble_kd.targets import target_in
 from ensemble_kd.train.finishing import PREDICTIONS, load_logits
 from ensemble_kd.train.initial import load_network
 from ensemble_kd.train.teacher_calibration import fit_shrunk
@@ -94,7 +95,7 @@ def run(context: Context, plan: StagePlan, done: Done) -> Manifest:
             _system(entry, members_folder(context.folder, "student"), info, test.inputs)
             for entry in student.summary["members"]
         ]
-        if not info.get("target"):
+        if target_in(info).classified:
             labels = load_labels(data, "validation")
             for system, entry in zip(students, student.summary["members"], strict=True):
                 folder = members_folder(context.folder, "student") / entry["fingerprint"]
@@ -237,6 +238,8 @@ def _objective(student: StudentConfig) -> str:
         names.append(f"{student.peers.objective_fields['name']} of {others} peer{'s' * (others != 1)}")
     if student.branches is not None:
         names.append(f"kl of {student.branches.count} gated branches")
+    if student.learner is not None:
+        names.append(student.learner.name)
     return " + ".join(names)
 
 

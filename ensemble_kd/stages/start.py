@@ -15,6 +15,7 @@ from ensemble_kd.config import (
     ModelConfig,
 )
 from ensemble_kd.config.growth import GrowthConfig, growth_problems
+from ensemble_kd.config.start import InitialiserConfig
 from ensemble_kd.data.records import load_info, load_split
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import ConfigError
@@ -107,6 +108,11 @@ def basis_of(
     start = getattr(config.student.model, "start", None)
     if isinstance(start, GrowthConfig):
         initial = {**place(best(growable(start, model, found))), "noise": start.noise}
+    if isinstance(start, InitialiserConfig):
+        initial = {
+            "start": start.model_dump(mode="json"),
+            **(place(best(found)) if start.reads == "teacher" else {}),
+        }
     return Basis(found, model, initial, names, store, load_info(data).to_dict(), calibration, vectors)
 
 

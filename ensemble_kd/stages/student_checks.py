@@ -56,7 +56,7 @@ def _together_problems(config: Config) -> list[str]:
         term = mutual_term(peers.model_dump(mode="json"))
     except ConfigError as error:
         return error.problems
-    if config.data.target == "value":
+    if not config.data.predicts.classified:
         return value_problems(term.objective, peers.objective_fields["name"], "student.peers.objective")
     return []
 
@@ -81,7 +81,7 @@ def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]
 
 def _of_values(config: Config, block: Any) -> bool:
     """Whether a block's losses read values: not where words are guessed."""
-    return config.data.target == "value" and getattr(block, "task", "classify") == "classify"
+    return not config.data.predicts.classified and getattr(block, "task", "classify") == "classify"
 
 
 def label_problems(config: Config, counts: dict[str, int]) -> list[str]:

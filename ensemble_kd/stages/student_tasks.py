@@ -43,7 +43,7 @@ def roles(config: Config, counts: dict[str, int], combined: bool) -> list[str]:
         found += ["plain"] if config.soft_targets.views > 1 and not config.data.augment.munge else []
     # Of values the ensemble's answer is the soft target itself: there are no harder ones.
     unlabelled = counts["transfer"] > counts["labelled"]
-    return found + (["pseudo"] if unlabelled and config.data.target == "class" else [])
+    return found + (["pseudo"] if unlabelled and config.data.predicts.classified else [])
 
 
 def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
@@ -90,7 +90,7 @@ def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
         views=views,
         alpha=numbers.alpha if soft else 0.0,
         objective=student.objective_fields if soft and not alone else None,
-        temperature=numbers.temperature if soft and not alone and config.data.target == "class" else 1.0,
+        temperature=numbers.temperature if soft and not alone and config.data.predicts.classified else 1.0,
         mean=config.mean,
         weights=None if online and online["logits"] else _weights(learned, weights),
         calibration=None if online and online["logits"] else of_targets(basis.calibration, learned),
@@ -106,6 +106,8 @@ def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
         online=online,
         peers=student.peers.model_dump(mode="json") if soft and student.peers is not None else None,
         branches=together,
+        learner=student.learner.model_dump(mode="json") if soft and student.learner is not None else None,
+        compress=[each.model_dump(mode="json") for each in student.compress],  # baselines too, as above
     )
 
 

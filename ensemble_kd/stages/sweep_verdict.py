@@ -9,8 +9,9 @@ import numpy as np
 
 from ensemble_kd.config import balanced_weights
 from ensemble_kd.data.records import load_info, load_labels
+from ensemble_kd.targets import target_of
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.finishing import load_logits
-from ensemble_kd.train.metrics import log_softmax
 from ensemble_kd.train.statistics import combined_interval
 from ensemble_kd.train.trials import Trial
 
@@ -24,7 +25,7 @@ def sweep_verdict(
     trained students, `data` that of the prepared data.
     """
     loss = metric.endswith("loss")
-    labels, target = load_labels(data, "validation"), load_info(data).target
+    labels, target = load_labels(data, "validation"), target_of(load_info(data).target)
     over_classes = metric in ("validation_balanced_accuracy", "validation_macro_f1")
     by_class = np.array(balanced_weights(np.bincount(labels).tolist()))[labels] if over_classes else 1.0
 
@@ -37,15 +38,15 @@ def sweep_verdict(
         found = []
         for task in trial.tasks:
             logits = load_logits(task.folder(members), "validation").numpy()
-            if target is not None:
-                found.append(-(((logits[:, 0] - labels) / target["std"]) ** 2))
+            if not target.classified:
+                found.append(-target.losses(logits, labels))
                 continue
             log_probs = log_softmax(logits)[np.arange(len(labels)), labels]
             right = (logits.argmax(1) == labels).astype(np.float64)
             found.append(log_probs if loss else right * by_class)
         return found
 
-    counts = target is None and not over_classes
+    counts = target.classified and not over_classes
     difference = combined_interval(scores(winner), scores(baseline), comparisons=tried, counts=counts)
     scale, unit = (
         (0.01, "nats" if counts else "of loss")

@@ -70,7 +70,7 @@ class TrialBook:
 
     @property
     def _of_values(self) -> bool:
-        return self.context.config.data.target == "value"
+        return not self.context.config.data.predicts.classified
 
     # ------------------------------------------------------------------------------------- making trials
 
@@ -348,7 +348,8 @@ def _role(student: StudentConfig) -> str:
 
 
 def _distils(task: MemberTask) -> bool:
-    return task.alpha > 0 or task.guess_weight > 0 or task.peers is not None or task.branches is not None
+    together = (task.peers, task.branches, task.learner)
+    return task.alpha > 0 or task.guess_weight > 0 or any(block is not None for block in together)
 
 
 def result_of(manifest: Manifest) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.train.metrics import expected_calibration_error, log_softmax
+from ensemble_kd.targets.metrics import expected_calibration_error, log_softmax
 
 RANGE = (0.05, 20.0)
 """Temperatures that are looked at."""

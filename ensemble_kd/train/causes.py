@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_kd.train.metrics import expected_calibration_error, log_softmax
+from ensemble_kd.targets.metrics import expected_calibration_error, log_softmax
 
 FALLING = 0.1
 """Share of the loss by which its last quarter lies below the quarter before, where training was too short."""

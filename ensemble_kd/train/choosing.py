@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.calibration import fit_temperature
-from ensemble_kd.train.metrics import log_softmax
 
 By = Literal["default", "accuracy", "likelihood", "loss"]
 
@@ -65,10 +65,9 @@ def scores_of_classes(
     return Scores(counts * np.mean(right, axis=0), counts * np.mean(likelihood, axis=0), len(logits))
 
 
-def scores_of_values(values: Sequence[np.ndarray], labels: np.ndarray, unit: float) -> Scores:
-    """Of S students, (N, 1) each, in the label's own units; `unit` is their standard deviation."""
-    errors = [-(((one[:, 0] - labels) / unit) ** 2) for one in values]
-    return Scores(None, np.mean(errors, axis=0), len(values))
+def scores_of_values(errors: Sequence[np.ndarray]) -> Scores:
+    """Of S students, (N,) each: less the squared error of each row."""
+    return Scores(None, np.mean(errors, axis=0), len(errors))
 
 
 def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from ensemble_kd.models.weights import save_weights
 from ensemble_kd.redact import redacted_settings
 from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
+from ensemble_kd.train.compression import compressors
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (
     LEARNED,
@@ -81,6 +82,8 @@ def finish_member(
     inputs = {"validation": as_tensor(data.validation.inputs), "test": as_tensor(data.test.inputs)}
     labels = as_tensor(data.validation.labels)
     special: dict[str, Any] = {}
+    for compressor in compressors(task):
+        compressor.finish(network)
     if task.quantization is not None:
         harden_(network)  # before anything is measured: predictions are those of the weights in the folder
     if judge is not None:

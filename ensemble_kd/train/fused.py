@@ -31,6 +31,8 @@ from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.objectives.base import Batch
 from ensemble_kd.objectives.hard import cross_entropy
 from ensemble_kd.objectives.mixture import StackedLoss
+from ensemble_kd.targets import target_of
+from ensemble_kd.targets.metrics import class_means
 from ensemble_kd.train.blocks import as_tensor, mix
 from ensemble_kd.train.checkpoint import load_state, save_state
 from ensemble_kd.train.device import autocast
@@ -39,7 +41,6 @@ from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.loop import NotFiniteError, Progress, learning_rate
 from ensemble_kd.train.member_loss import loss_of
 from ensemble_kd.train.member_networks import cut_tables, initial_network
-from ensemble_kd.train.metrics import class_means
 from ensemble_kd.train.shared_batches import Reader
 from ensemble_kd.train.stack import Stack, StackedOptimizer, quiet
 from ensemble_kd.train.stackable import fusable, fuse_key
@@ -83,6 +84,7 @@ class Fleet:
         self, tasks: list[MemberTask], data: TrainingData, device: torch.device, brief: bool = False
     ) -> None:
         self.device, self.target = device, data.info.get("target")
+        self.label_axes = 1 + len(target_of(self.target).label_shape)
         self.members = [Member(task, TrainingConfig.model_validate(task.training)) for task in tasks]
         self.training = self.members[0].training
         self.reader = Reader(tasks, data, self.training, device, brief)
@@ -114,7 +116,7 @@ class Fleet:
     def step(self, batch: Batch, step: int) -> Tensor:
         """One optimiser step of all, the `step`-th since the beginning; their losses (n,)."""
         with autocast(self.device, self.training.precision):
-            logits = self.stack(batch.inputs, shared=batch.labels.dim() == 1)
+            logits = self.stack(batch.inputs, shared=batch.labels.dim() == self.label_axes)
         losses: Tensor = self.loss(Outputs(logits), batch.teacher, batch)
         (gradient,) = torch.autograd.grad(losses.sum(), self.stack.weights)
         self.optimizer.step(gradient, self._factor(step))
@@ -164,7 +166,7 @@ class Fleet:
     def _judge(self) -> list[Entry]:
         """`validation_metrics` of each row of the stack."""
         logits = self.stack.predict(self.validation, self.device, self.training.precision)  # (n, N, C)
-        if self.target is not None:
+        if not target_of(self.target).classified:
             return [validation_metrics(row, self.validation_labels, self.target) for row in logits]
         losses = cross_entropy(logits, self.validation_labels).mean(1)
         right = (logits.argmax(2) == self.validation_labels).float().mean(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import TypeAdapter
@@ -13,6 +13,8 @@ from torch import nn
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.attached import ensure
 from ensemble_kd.config import ModelConfig
+from ensemble_kd.config.growth import GrowthConfig
+from ensemble_kd.config.start import INITIALISERS
 from ensemble_kd.errors import ArtifactError, ConfigError
 from ensemble_kd.models.build import Network, build
 from ensemble_kd.models.init.net2net import grow_
@@ -66,7 +68,8 @@ def load_member(run: Path | None, place: dict[str, Any], info: dict[str, Any]) -
 
 def load_initial(network: Network, initial: dict[str, Any], run: Path | None, info: dict[str, Any]) -> None:
     """Put what `initial` describes into a fresh network: a `source`'s weights, a member's of this run,
-    as they are or with `noise` spread over a larger network, or a table of this run's `vectors`.
+    as they are or with `noise` spread over a larger network, a table of this run's `vectors`, or what the
+    block of an initialiser (`start`) makes of a member's.
 
     Raises ConfigError or ArtifactError where they cannot be read or do not fit.
     """
@@ -94,6 +97,10 @@ def load_initial(network: Network, initial: dict[str, Any], run: Path | None, in
             network.reorder_head_(initial["classes"])
         if "pixels" in initial:
             network.set_pixels_(**initial["pixels"])
+        return
+    if "start" in initial:
+        start: Any = TypeAdapter(Annotated[GrowthConfig, INITIALISERS]).validate_python(initial["start"])
+        start.initialise(network, load_member(run, initial, info) if "member" in initial else None, info)
         return
     donor = load_member(run, initial, info)
     if "noise" in initial:

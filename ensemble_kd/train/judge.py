@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from ensemble_kd.train.metrics import confusion_matrix, log_softmax
+from ensemble_kd.targets.metrics import confusion_matrix, log_softmax
 
 GAIN = 0.2
 """Share of rows that a permutation has to win."""

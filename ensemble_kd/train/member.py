@@ -16,6 +16,7 @@ from ensemble_kd.models.rows import restore_tables_
 from ensemble_kd.models.trees import Trees
 from ensemble_kd.models.weights import save_weights
 from ensemble_kd.train.blocks import as_tensor
+from ensemble_kd.train.compression import before_steps
 from ensemble_kd.train.finishing import CHECKPOINT, FAILED, Trained, finish_member, finish_phase
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (
@@ -128,7 +129,7 @@ def member_epochs(
             checkpoint=folder / CHECKPOINT,
             replicas=replicas,
             on_warning=on_warning,
-            on_step=network.quantiser.at if network.quantiser else None,
+            on_step=before_steps(task, network),
             stop=stop,
         )
     except NotFiniteError as error:

@@ -12,8 +12,9 @@ from ensemble_kd.config import TrainingConfig
 from ensemble_kd.models.build import Network, made_up_inputs
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
-from ensemble_kd.objectives.hard import squared_error
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.objectives.targets import HALVES
+from ensemble_kd.targets import target_of
 from ensemble_kd.train.batches import Batches, Targets
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.group_data import TrainingData
@@ -27,16 +28,15 @@ from ensemble_kd.train.task import MemberTask
 
 
 def loss_of(
-    task: MemberTask, training: TrainingConfig, target: dict[str, float] | None = None
+    task: MemberTask, training: TrainingConfig, described: dict[str, Any] | None = None
 ) -> DistillationLoss:
-    """What a task minimises; `target` as in DataInfo."""
-    of_labels: dict[str, Any] = {}
-    if target is not None and not task.masked_lm:
-        of_labels = {"hard": squared_error, "unit": target["std"]}
-    elif training.class_weights is not None or training.focal_gamma > 0:
+    """What a task minimises; `described` is `DataInfo.target`. Words that are guessed are classes."""
+    target = target_of(None if task.masked_lm else described)
+    of_labels: dict[str, Any] = {"hard": HALVES[target.name].hard, "unit": target.unit}
+    if training.class_weights is not None or training.focal_gamma > 0:
         weights = training.class_weights
         assert weights is None or isinstance(weights, list), "the data stage puts numbers in place of names"
-        of_labels = {"hard": WeightedCrossEntropy(tuple(weights) if weights else None, training.focal_gamma)}
+        of_labels["hard"] = WeightedCrossEntropy(tuple(weights) if weights else None, training.focal_gamma)
     soft = build_objective(task.objective, task.temperature) if task.objective and task.alpha > 0 else None
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ensemble_kd.artifacts import read_manifest
 from ensemble_kd.attached import ensure
-from ensemble_kd.config import ModelConfig, TrainingConfig
+from ensemble_kd.config import ModelConfig, TrainingConfig, methods
+from ensemble_kd.config.methods import LearnerConfig
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.models.branched import Branched
 from ensemble_kd.models.build import Network, build
@@ -21,6 +22,7 @@ from ensemble_kd.objectives.mixture import DistillationLoss
 from ensemble_kd.train.batches import Batches
 from ensemble_kd.train.blocks import as_tensor, mix
 from ensemble_kd.train.branches import Branches, branched, gate_term
+from ensemble_kd.train.compression import compressors
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.group_data import TrainingData
 from ensemble_kd.train.initial import (
@@ -55,6 +57,17 @@ def learner_of(
             branch_view(task, data, network, i).to(batches.device) for i in range(task.branches["count"])
         ]
         return Branches(network, views, loss, gate_term(task.branches), task.branches["ship"]), None
+    if task.learner is not None:
+        block: LearnerConfig = TypeAdapter(methods.Learner).validate_python(task.learner)
+
+        def another(k: int) -> Network:
+            own = replace(task, seed=mix(task.seed, 59, k), initial=None)
+            made = initial_network(own, data)
+            cut_tables(own, data, made)
+            return made.to(batches.device)
+
+        learner: Learner = block.learner(network, loss, another)
+        return learner, None
     online, learned = beside(task, data, network, loss, batches, training.precision)
     return Learner(network, loss, online=online, learned=learned), learned
 
@@ -100,6 +113,8 @@ def initial_network(task: MemberTask, data: TrainingData) -> Network:
     network = build(model, data.info, masked_lm=task.masked_lm)
     if task.initial is not None:
         load_initial(network, task.initial, data.run, data.info)
+    for compressor in compressors(task):
+        compressor.prepare(network)
     if task.quantization is not None:  # last: what it starts from is in float
         quantise_(network, Quantiser(**task.quantization))
     return network

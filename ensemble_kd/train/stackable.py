@@ -40,6 +40,8 @@ def fuse_key(task: MemberTask) -> str | None:
     # pass and one step per batch.
     if task.specialist is not None or task.phase is not None:
         return None
+    if task.compress:  # a plug-in's hook is given one network
+        return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves
         return None
     if task.model["name"] == "transformer" or task.terms or task.online or _together(task):
@@ -58,7 +60,7 @@ def fuse_key(task: MemberTask) -> str | None:
 
 
 def _together(task: MemberTask) -> bool:
-    return task.peers is not None or task.branches is not None
+    return task.peers is not None or task.branches is not None or task.learner is not None
 
 
 def fusable(task: MemberTask, data: TrainingData) -> bool:

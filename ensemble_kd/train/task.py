@@ -73,6 +73,10 @@ class MemberTask:
     """Fields of `student.peers`, for a student that learns together with other networks."""
     branches: dict[str, Any] | None = None
     """Fields of `student.branches`, for a student that is a branch of one network."""
+    learner: dict[str, Any] | None = None
+    """Fields of `student.learner`, for what a plug-in trains in the student's place."""
+    compress: list[dict[str, Any]] = field(default_factory=list)
+    """Fields of each of `student.compress`."""
 
     @property
     def reads_teacher(self) -> bool:
@@ -110,6 +114,8 @@ class MemberTask:
             ("quantization", None),
             ("peers", None),
             ("branches", None),
+            ("learner", None),
+            ("compress", []),
         ):
             if kept[key] == usual:
                 kept.pop(key)

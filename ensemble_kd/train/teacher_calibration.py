@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.calibration import RANGE
-from ensemble_kd.train.metrics import log_softmax
 
 FEWEST = 50
 """Rows below which no temperature is fitted."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensemble_kd.train.metrics import log_softmax
+from ensemble_kd.targets.metrics import log_softmax
 
 PRIOR = 5.0
 """Rows that each member has on its side before any row is seen; see `fit_weights`."""
@@ -24,15 +24,20 @@ def fit_weights(
     """w of least  -sum_n log sum_m w_m p_m(y_n) - PRIOR * sum_m log w_m,  with sum 1 and none below 0.
 
     `outputs` are the members' (N, C) logits on N rows, divided by their `temperatures`; `labels` (N,). Of
-    values, (N, 1), the first term is N / 2 * log mean_n (sum_m w_m v_m - y)^2. The second is a Dirichlet
+    values, (N, 1), the first term is N / 2 * log mean_n (sum_m w_m v_m - y)^2; of several, (N, K), each
+    column is divided by its deviation on these rows and counts as N rows. The second is a Dirichlet
     prior whose mode are equal weights: few rows change them little, and alike members hardly ever.
     Stacking with such weights: Breiman, Machine Learning 24, 1996.
     """
     from scipy.optimize import minimize
 
-    values = outputs[0].shape[1] == 1
-    rows = np.arange(len(labels))
-    if values:
+    several = labels.ndim > 1
+    values = several or outputs[0].shape[1] == 1
+    rows = np.arange(labels.size)
+    if several:
+        unit = np.where(labels.std(0) > 0, labels.std(0), 1.0).astype(np.float64)
+        known = np.stack([((v.astype(np.float64) - labels) / unit).ravel() for v in outputs], 1)  # (N K, M)
+    elif values:
         known = np.stack([v[:, 0].astype(np.float64) - labels for v in outputs], 1)  # (N, M) errors
     else:
         pairs = zip(outputs, temperatures, strict=True)

@@ -31,7 +31,7 @@ class Rows:
     inputs: Tensor
     """(N, F) float32."""
     labels: Tensor
-    """(N,)"""
+    """(N,), or (N, K) of several values."""
     weights: Tensor | None = None
     """(N,) float32: how much each row counts; None for 1 each."""
 
@@ -66,7 +66,7 @@ def fit_trees_(
     rows: Rows,
     validation: tuple[Tensor, Tensor],
     *,
-    target: dict[str, float] | None,
+    target: dict[str, Any] | None,
 ) -> int:
     """Fill `network` with trees fitted to `rows`; returns the rounds kept.
 
@@ -80,26 +80,40 @@ def fit_trees_(
     device = next(network.buffers()).device
     x = network.normalise(inputs.to(device)).flatten(1).cpu().numpy()
     if network.output_scale is not None and network.output_shift is not None:
-        y = ((labels - network.output_shift.cpu()) / network.output_scale.cpu()).double().numpy()
-        classes = np.zeros(1, np.int64)
+        scale, shift = network.output_scale.cpu(), network.output_shift.cpu()
+        y = ((labels.view(len(labels), -1) - shift) / scale).double().numpy()
+        classes = np.arange(y.shape[1])
+        fitted = [_fit(model, seed, (x, column), _own(rows.weights), values=True) for column in y.T]
     else:
         y, classes = labels.numpy(), np.unique(labels.numpy())
-    if target is None and len(classes) < 2:
-        base = np.zeros(1)
-        network.body.fill_(as_arrays([], base, classes))
-        return 0
-    found = _estimator(model, seed, target is not None).fit(x, y, _weights(training, y, target, rows.weights))
-    network.body.fill_(as_arrays(found._predictors, found._baseline_prediction, classes))
+        if len(classes) < 2:
+            network.body.fill_(as_arrays([], np.zeros(1), classes))
+            return 0
+        fitted = [_fit(model, seed, (x, y), _weights(training, y, rows.weights), values=False)]
+    # A round of several values has one tree for each, from estimators of their own.
+    rounds = [
+        [tree for each in one for tree in each] for one in zip(*(f._predictors for f in fitted), strict=True)
+    ]
+    base = np.concatenate([np.ravel(f._baseline_prediction) for f in fitted])
+    network.body.fill_(as_arrays(rounds, base, classes))
     best = _best(network, model.rounds, *validation, target)
     network.body.cut_(best)
     return best
 
 
-def _estimator(model: TreesConfig, seed: int, values: bool) -> Any:
+def _fit(
+    model: TreesConfig,
+    seed: int,
+    rows: tuple[np.ndarray, np.ndarray],
+    weights: np.ndarray | None,
+    *,
+    values: bool,
+) -> Any:
+    """scikit-learn's estimator of inputs (N, F) and labels (N,)."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kind = HistGradientBoostingRegressor if values else HistGradientBoostingClassifier
-    return kind(
+    estimator = kind(
         max_iter=model.rounds,
         max_leaf_nodes=model.leaves,
         learning_rate=model.learning_rate,
@@ -107,14 +121,17 @@ def _estimator(model: TreesConfig, seed: int, values: bool) -> Any:
         early_stopping=False,  # on validation rows of ours instead: so no row of train is lost
         random_state=seed,
     )
+    return estimator.fit(*rows, weights)
 
 
-def _weights(
-    training: TrainingConfig, y: np.ndarray, target: dict[str, float] | None, own: Tensor | None
-) -> np.ndarray | None:
+def _own(weights: Tensor | None) -> np.ndarray | None:
+    return None if weights is None else weights.double().numpy()
+
+
+def _weights(training: TrainingConfig, y: np.ndarray, own: Tensor | None) -> np.ndarray | None:
     """(N,) Weights of rows times those of their classes; None where all are 1."""
-    weights = None if own is None else own.double().numpy()
-    if target is not None or training.class_weights is None:
+    weights = _own(own)
+    if training.class_weights is None:
         return weights
     assert isinstance(training.class_weights, list), "the data stage puts numbers in place of names"
     by_class: np.ndarray = np.array(training.class_weights)[y]
@@ -122,7 +139,7 @@ def _weights(
 
 
 def _best(
-    network: Network, rounds: int, inputs: Tensor, labels: Tensor, target: dict[str, float] | None
+    network: Network, rounds: int, inputs: Tensor, labels: Tensor, target: dict[str, Any] | None
 ) -> int:
     body = network.body
     assert isinstance(body, Trees)

@@ -13,6 +13,7 @@ from ensemble_kd.data.tokenize import MOST_BYTES, TOKENIZER_FILE
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.report.pieces import table
 from ensemble_kd.safe_files import parse_json, problem_inside, read_plain
+from ensemble_kd.targets import target_of
 from ensemble_kd.ui.folders import Run
 from ensemble_kd.ui.pieces import esc, page, url
 from ensemble_kd.ui.said import TEMPERATURES, Said, Setting, of_store, of_test, setting, shards
@@ -114,8 +115,9 @@ def _whole(text: str | None, most: int) -> int:
 
 def _example(found: Setting, said: Said, row: int, words: dict[int, str] | None, text: str | None) -> str:
     label = said.labels[row]
-    known = label >= 0 if not found.values else bool(np.isfinite(label))
-    name = "no label" if not known else f"{float(label):.6g}" if found.values else _name(found, int(label))
+    known = label >= 0 if not found.values else bool(np.isfinite(label).all())
+    shown = ", ".join(f"{value:.6g}" for value in np.ravel(label).tolist()) if found.values else ""
+    name = "no label" if not known else shown or _name(found, int(label))
     where = f"row {said.rows[row]}, id {esc(said.ids[row], 60)}"
     head = f"<p><b>{esc(name, 80)}</b> <span class=quiet>{where}</span></p>"
     given = input_html(found, said.inputs[row], words, text)
@@ -127,8 +129,12 @@ def _example(found: Setting, said: Said, row: int, words: dict[int, str] | None,
 
 def _told(found: Setting, said: Said, row: int) -> str:
     if found.values:
-        lines = [("", [esc(who, 60), f"{said.at(row, i, 1.0)[0]:.6g}"]) for i, who in enumerate(said.names)]
-        return table(["", "value"], lines)
+        lines = [
+            ("", [esc(who, 60), *(f"{value:.6g}" for value in said.at(row, i, 1.0).tolist())])
+            for i, who in enumerate(said.names)
+        ]
+        fields = target_of(found.info.target).output_names(found.info.class_names)
+        return table(["", *(esc(name, 60) for name in fields)], lines)
     every = [[said.at(row, i, t) for t in TEMPERATURES] for i in range(len(said.names))]
     colours = _colours(np.array([each[0] for each in every]))
     legend = "".join(

@@ -10,7 +10,7 @@ from ensemble_kd.compare import Finished, compared
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.report.pieces import table
 from ensemble_kd.safe_files import problem_inside
-from ensemble_kd.train.measures import measures_of
+from ensemble_kd.targets import target_of
 from ensemble_kd.ui.folders import FINGERPRINT, Run
 from ensemble_kd.ui.pieces import dig, esc, guarded, number, page, url, when
 from ensemble_kd.ui.progress import Standing, standing, text_of
@@ -43,7 +43,7 @@ def _row(name: str, found: Standing) -> list[str]:
     state += "".join(f"<br><span class=wrong>{esc(problem, 200)}</span>" for problem in found.problems[:3])
     outcome = dig(found.report, "verdict", "outcome")
     verdict = esc(outcome, 40) if isinstance(outcome, str) else "–"
-    headline = measures_of(dig(found.report, "target")).headline
+    headline = target_of(dig(found.report, "target")).measures.headline
     scores = [_score(dig(found.report, "summary", role, headline)) for role, _ in SCORES]
     return [
         f'<a href="{url("/run", name=name)}">{esc(name, 200)}</a>',
@@ -74,7 +74,7 @@ def groups(runs: dict[str, Run]) -> list[list[Run]]:
                 continue
             rows = Finished(run.folder, report).rows
             if rows:
-                found[frozenset(rows.items()), measures_of(report.get("target")).headline].append(run)
+                found[frozenset(rows.items()), target_of(report.get("target")).measures.headline].append(run)
         except (EnsembleKDError, OSError, KeyError, TypeError, AttributeError, ValueError):
             continue
     return [group[:MOST_COMPARED] for group in found.values() if len(group) > 1]

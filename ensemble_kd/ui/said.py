@@ -28,6 +28,7 @@ from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.leftovers import RESOLVED
 from ensemble_kd.safe_files import problem_inside
+from ensemble_kd.targets import target_of
 from ensemble_kd.ui.folders import FINGERPRINT, Run
 from ensemble_kd.ui.pieces import dig, number
 
@@ -72,7 +73,7 @@ class Setting:
 
     @property
     def values(self) -> bool:
-        return self.info.target is not None
+        return not target_of(self.info.target).classified
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,15 @@ class Said:
     ids: np.ndarray
     total: int
     """Rows that these were chosen from."""
+    values: bool = False
+    """Whether these are values."""
 
     def at(self, row: int, who: int, temperature: float) -> np.ndarray:
-        """(C,) probabilities, or the value."""
+        """(C,) probabilities, or values."""
         logits = self.logits[row, who]
         if self.names[who] == "ensemble":
             logits = self.ensemble[temperature][row]
-        return logits if len(logits) == 1 else softmax(logits / temperature)
+        return logits if self.values else softmax(logits / temperature)
 
 
 def setting(run: Run) -> Setting:
@@ -125,7 +128,7 @@ def _mean(run: Run, info: DataInfo, names: list[str]) -> Mean:
     stage = run.stage("teachers")
     summary = stage[1].summary if stage is not None else {}
     how = dig(settings, "student", "mean")
-    how = "value" if info.target is not None else how if how in ("arithmetic", "geometric") else "arithmetic"
+    how = target_of(info.target).mean(how if how in ("arithmetic", "geometric") else "arithmetic")
     weights = dig(summary, "weights")
     if weights is None and isinstance(every := dig(settings, "student", "weights"), list):
         weights = [w for i, w in enumerate(every) if f"teacher-{i:03}" in names]
@@ -197,19 +200,22 @@ def _ranking(path: Path, stamp: int, layout: StoreLayout) -> tuple[int, ...]:
     count = len(next(iter(columns.values())))
     block = max(1, BLOCK // (layout.members * layout.classes))
     parts = [
-        disagreement(_logits({n: c[i : i + block, 0] for n, c in columns.items()}, layout))
+        disagreement(_logits({n: c[i : i + block, 0] for n, c in columns.items()}, layout), layout.values)
         for i in range(0, count, block)
     ]
     scores = np.concatenate(parts) if parts else np.empty(0)
     return tuple(int(i) for i in np.argsort(-scores, kind="stable"))
 
 
-def disagreement(logits: np.ndarray) -> np.ndarray:
+def disagreement(logits: np.ndarray, values: bool = False) -> np.ndarray:
     """(N,) of (N, M, C): the Jensen-Shannon divergence of the teachers' distributions at T = 1, in nats: the
-    mean's entropy less the mean entropy. Of values their standard deviation."""
-    if logits.shape[2] == 1:
-        spread: np.ndarray = logits[:, :, 0].std(axis=1)
-        return spread
+    mean's entropy less the mean entropy. Of `values` their standard deviation, of several columns the mean of
+    each column's over its typical one."""
+    if values or logits.shape[2] == 1:
+        spread: np.ndarray = logits.std(axis=1)  # (N, C)
+        typical = spread.mean(axis=0)
+        several = spread / np.where(typical > 0, typical, 1.0)
+        return spread[:, 0] if spread.shape[1] == 1 else np.asarray(several.mean(axis=1))
     p = softmax(logits.astype(np.float64))
     divergence: np.ndarray = _entropy(p.mean(axis=1)) - _entropy(p).mean(axis=1)
     return divergence
@@ -247,7 +253,7 @@ def of_test(found: Setting, first: int, count: int) -> Said:
         raise ArtifactError("predictions of teachers and student are of other rows, or other classes")
     logits = np.stack([*said, own], axis=1)  # (N, M + 1, C)
     mean = found.mean(logits[:, :-1], 1.0)
-    order = np.argsort(-disagreement(np.stack([mean, own], axis=1)), kind="stable")
+    order = np.argsort(-disagreement(np.stack([mean, own], axis=1), found.values), kind="stable")
     index = order[first : first + count]
     return _said(found, [int(n) for n in index], logits[index], _test_rows(found, index), len(order))
 
@@ -323,7 +329,8 @@ def _said(found: Setting, rows: list[int], logits: np.ndarray, arrays: Arrays, t
     ensemble = {t: found.mean(logits[:, :count], t) for t in TEMPERATURES}
     names = [*found.teachers, "ensemble", *(["student"] if logits.shape[1] > count else [])]
     together = np.concatenate([logits[:, :count], ensemble[1.0][:, None], logits[:, count:]], axis=1)
-    return Said(rows, names, together, ensemble, arrays.inputs, arrays.labels, arrays.ids, total)
+    given = (arrays.inputs, arrays.labels, arrays.ids)
+    return Said(rows, names, together, ensemble, *given, total, found.values)
 
 
 def _plain(run: Run, name: str) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ensemble_kd.report import ReportInputs, System
-from ensemble_kd.train.metrics import log_softmax
+from ensemble_kd.targets.metrics import log_softmax
 
 LATENCY = {"batch_1": 0.21, "batch_32": 0.9}
 

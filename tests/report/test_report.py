@@ -8,7 +8,7 @@ import pytest
 
 from ensemble_kd.report import ReportInputs, build_report
 from ensemble_kd.report.page import render
-from ensemble_kd.train.metrics import classification_metrics, log_softmax
+from ensemble_kd.targets.metrics import classification_metrics, log_softmax
 
 Make = Callable[..., ReportInputs]
 

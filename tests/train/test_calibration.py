@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.calibration import before_and_after, calibrate, fit_temperature, threshold_for
-from ensemble_kd.train.metrics import log_softmax
 
 
 def drawn(rows: int = 40_000, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

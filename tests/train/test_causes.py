@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.causes import (
     Trained,
     confidence,
@@ -16,7 +17,6 @@ from ensemble_kd.train.causes import (
     still_falling,
     undertrained,
 )
-from ensemble_kd.train.metrics import log_softmax
 
 
 def history(losses: list[float], key: str = "validation_loss") -> list[dict[str, float]]:

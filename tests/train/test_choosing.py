@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ensemble_kd.targets.values import Values
 from ensemble_kd.train.choosing import (
     Scores,
     bar,
@@ -73,7 +74,7 @@ def test_values_are_judged_by_their_loss() -> None:
     rng = np.random.default_rng(0)
     labels = rng.normal(10, 5, size=300)
     near, far = (labels[:, None] + s * rng.normal(size=(300, 1)) for s in (1.0, 3.0))
-    scores = [scores_of_values([one], labels, 5.0) for one in (far, near)]
+    scores = [scores_of_values([-Values((10.0,), (5.0,)).losses(one, labels)]) for one in (far, near)]
     assert scores[1].loss == pytest.approx(1 / 25, rel=0.2)
     found = decide(scores)
     assert (found.chosen, found.by) == (1, "loss")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from ensemble_kd.train.metrics import (
+from ensemble_kd.targets.metrics import (
     class_means,
     classification_metrics,
     confusion_matrix,
