@@ -78,7 +78,7 @@ def test_seeds_become_a_mean_with_an_interval(tmp_path: Path) -> None:
         {"accuracy": a, "cpu_seconds": s, "examples": 100} for a, s in ((0.8, 2.0), (0.9, 1.0), (0.85, 4.0))
     ]
     told = row(_rival(tmp_path, "x", WORKS), runs, None, None)
-    assert told["accuracy"] == 85.0 and told["examples_per_cpu_second"] == 50
+    assert told["accuracy"] == 85.0 and told["examples_per_cpu_second"] == 50 and told["cpu_seconds"] == 2.0
     assert told["interval"] == pytest.approx(4.302653 * 5 / 3**0.5, abs=0.01)  # t of 2 degrees of freedom
 
 

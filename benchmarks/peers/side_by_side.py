@@ -178,6 +178,7 @@ def row(
     return told | {
         "examples_per_cpu_second": round(median(rates)),
         "rates": rounded(rates, 0),
+        "cpu_seconds": round(median([run["cpu_seconds"] for run in runs]), 1),
         "accuracy": round(accuracy, 2),
         "interval": None if error is None else round(_quantile(len(runs)) * error, 2),
     }
