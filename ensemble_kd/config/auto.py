@@ -98,6 +98,12 @@ def auto_problems(config: Config) -> list[str]:
             if "auto" in str(config.sweep.space.get(name, config.sweep.space.get(f"student.{name}", "")))
         ]
     chosen = to_choose(config)
+    if chosen and student.alpha_schedule is not None:
+        problems += [
+            f"student.{name}: 'auto' is chosen for numbers, and student.alpha is a schedule; give a number "
+            "here or there"
+            for name in chosen
+        ]
     if chosen and student.objective is None:
         problems += [
             f"student.{name}: 'auto' is about the soft loss, and student.objective is null; give a number"

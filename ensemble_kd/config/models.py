@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from ensemble_kd.config.base import CALLABLE, LAYER_CHOICES, Block
 from ensemble_kd.config.data import DataConfig
 from ensemble_kd.config.families import Family
-from ensemble_kd.config.image_models import (
-    CNNConfig,
-    MLPConfig,
-    NetworkConfig,
-    WideShallowConfig,
-)
+from ensemble_kd.config.image_models import CNNConfig, MLPConfig, NetworkConfig, WideShallowConfig
 from ensemble_kd.config.resnet import ResNetConfig
 from ensemble_kd.config.text_models import BagConfig, BiLSTMConfig, TextCNNConfig
 from ensemble_kd.secret_options import remember

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from ensemble_kd.config.base import Block
 from ensemble_kd.config.branches import BranchesConfig
@@ -65,8 +65,13 @@ class StudentConfig(Block):
     temperature: Annotated[float, Field(gt=0, le=1000)] | Auto = 4.0
     """T, on both sides of the soft loss; below 1 sharpens underconfident teachers. `auto`: chosen on
     validation rows before students are trained, as the next two."""
-    alpha: Annotated[float, Field(ge=0, le=1)] | Auto = 0.9
-    """Weight of the soft loss; 1 - alpha weighs the hard loss."""
+    alpha: Annotated[
+        Annotated[Annotated[float, Field(ge=0, le=1)] | Auto, Tag("float")]
+        | Annotated[dict[str, Any], Tag("[schedule]")],
+        Discriminator(lambda value: "[schedule]" if isinstance(value, dict) else "float"),
+    ] = 0.9
+    """Weight of the soft loss; 1 - alpha weighs the hard loss. A number, or a schedule from `start` to `end`,
+    both 0 to 1, as of the weights of `terms`."""
     pseudo: Annotated[float, Field(ge=0, le=1)] | Auto = 0.0
     """Weight of a hard loss on the ensemble's most probable class, on rows without a label; alpha = 0 and
     pseudo = 1 are pseudo-labels alone."""
@@ -131,7 +136,15 @@ class StudentConfig(Block):
     @property
     def numbers(self) -> Numbers:
         given = {name: getattr(self, name) for name in AUTO_FIELDS if name not in self.auto}
+        if self.alpha_schedule is not None:  # what decides whether soft targets are read at all
+            ends = [self.alpha_schedule.get(name) for name in ("start", "end")]
+            given["alpha"] = max((float(end) for end in ends if isinstance(end, int | float)), default=1.0)
         return Numbers(**given)
+
+    @property
+    def alpha_schedule(self) -> dict[str, Any] | None:
+        """Fields of a schedule, where `alpha` is one."""
+        return self.alpha if isinstance(self.alpha, dict) else None
 
     @property
     def distils(self) -> bool:

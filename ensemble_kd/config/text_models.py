@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-)
+from pydantic import BeforeValidator, Field
 
-from ensemble_kd.config.image_models import (
-    NetworkConfig,
-    linear_parameters,
-)
+from ensemble_kd.config.image_models import NetworkConfig, linear_parameters
 from ensemble_kd.config.start import INITIALISERS, StaticEmbeddingConfig, start_of
 
 

@@ -17,9 +17,7 @@ from ensemble_kd.data.scan import Scan, scan
 from ensemble_kd.data.sources import open_source
 from ensemble_kd.data.split_plan import plan
 from ensemble_kd.data.splits import Plan
-from ensemble_kd.data.tokenize import (
-    PretrainedTokenizer,
-)
+from ensemble_kd.data.tokenize import PretrainedTokenizer
 from ensemble_kd.errors import InputError, ProblemsError
 from ensemble_kd.pretrained import read_tokenizer
 

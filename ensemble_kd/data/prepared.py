@@ -22,14 +22,7 @@ from ensemble_kd.data.oddities import Oddities
 from ensemble_kd.data.preprocess import InputReader
 from ensemble_kd.data.problems import Problems
 from ensemble_kd.data.reading import Reading
-from ensemble_kd.data.records import (
-    INFO_FILE,
-    SPLITS,
-    WEIGHTS_FILE,
-    DataInfo,
-    SplitWriter,
-    write_parquet,
-)
+from ensemble_kd.data.records import INFO_FILE, SPLITS, WEIGHTS_FILE, DataInfo, SplitWriter, write_parquet
 from ensemble_kd.data.scan import Scan
 from ensemble_kd.data.splits import TEST, TRAIN, VALIDATION, Plan
 from ensemble_kd.data.statistics import NumberMoments, PixelMoments

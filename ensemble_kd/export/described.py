@@ -6,10 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ensemble_kd.artifacts import (
-    write_atomic,
-    write_json,
-)
+from ensemble_kd.artifacts import write_atomic, write_json
 from ensemble_kd.inference.feed import input_names
 from ensemble_kd.model_folder import CONFIG, PACKAGE_FORMAT, TOKENIZER, plugins_for
 from ensemble_kd.models.package import Package

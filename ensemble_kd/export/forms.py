@@ -23,14 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.artifacts import (
-    Identity,
-    Manifest,
-    damage,
-    fingerprint,
-    finish,
-    write_atomic,
-)
+from ensemble_kd.artifacts import Identity, Manifest, damage, fingerprint, finish, write_atomic
 from ensemble_kd.config import ExportConfig
 from ensemble_kd.errors import ArtifactError, ExportError
 from ensemble_kd.export.described import NEEDS, REQUIREMENTS, describe, model_bytes

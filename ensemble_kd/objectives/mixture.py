@@ -79,6 +79,8 @@ class DistillationLoss:
     """Standard deviation of the labels where these are values, of several columns that of each; None for
     classes."""
     pseudo: float = 0.0
+    schedule: Schedule | None = None
+    """How alpha goes over the course of the training; `alpha` is then the largest it has."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.pseudo <= 1:
@@ -87,6 +89,15 @@ class DistillationLoss:
             raise ValueError(f"alpha: between 0 and 1, got {self.alpha}")
         if self.alpha > 0 and self.soft is None and not self.terms:
             raise ValueError(f"alpha is {self.alpha}, but there is no soft loss; give one, or alpha=0")
+
+    def alpha_at(self, progress: float) -> float:
+        """Weight of the soft loss when `progress` (0 to 1) of the training is done."""
+        return self.alpha if self.schedule is None else self.schedule.at(progress)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels count at any time."""
+        return self.alpha < 1 if self.schedule is None else min(self.schedule.start, self.schedule.end) < 1
 
     @property
     def needs(self) -> frozenset[str]:
@@ -128,18 +139,19 @@ class DistillationLoss:
         if self.unit is not None:
             student, teacher, batch = in_units(self.unit, student, teacher, batch)
             beside = [replace(outputs, logits=divided(outputs.logits, self.unit)) for outputs in beside]
-        if self.soft is not None and self.alpha > 0:
+        alpha = self.alpha_at(batch.progress)
+        if self.soft is not None and alpha > 0:
             if teacher is None:
-                raise ValueError(f"alpha is {self.alpha}, but the batch has no teacher outputs")
-            total = self.alpha * weighted(self.soft(student, teacher, batch), batch.weights).mean()
+                raise ValueError(f"alpha is {alpha}, but the batch has no teacher outputs")
+            total = alpha * weighted(self.soft(student, teacher, batch), batch.weights).mean()
         if self.pseudo > 0:
-            own = on_labels(self, student.logits, batch, 1 - self.alpha, self.pseudo)
+            own = on_labels(self, student.logits, batch, 1 - alpha, self.pseudo)
             hard = weighted(own, batch.weights).mean()
             total = hard if total is None else total + hard
-        elif self.alpha < 1:
+        elif alpha < 1:
             losses = self.hard(student.logits, batch.labels, self.label_smoothing)
             hard = weighted(losses, batch.weights).mean()
-            total = hard * (1 - self.alpha) if total is None else total + (1 - self.alpha) * hard
+            total = hard * (1 - alpha) if total is None else total + (1 - alpha) * hard
         for k, term in enumerate(self.terms):
             weight = term.weight.at(batch.progress)
             if weight == 0 and not any(found[k] for found in self.learned):
@@ -231,7 +243,8 @@ class StackedLoss:
         self.alpha = torch.tensor([loss.alpha for loss in losses], device=device)  # (n,)
         smoothing = [[loss.label_smoothing] for loss in losses]  # (n, 1)
         self.label_smoothing = torch.tensor(smoothing, device=device) if any(map(any, smoothing)) else 0.0
-        self.reads_labels = any(loss.alpha < 1 for loss in losses)
+        self.reads_labels = any(loss.reads_labels for loss in losses)
+        self.scheduled = list(losses) if any(loss.schedule is not None for loss in losses) else []
         self.pseudo = torch.tensor([[loss.pseudo] for loss in losses], device=device)  # (n, 1)
         self.reads_guesses = any(loss.pseudo > 0 for loss in losses)
         self.hard, self.unit = losses[0].hard, losses[0].unit  # of the data, so the same for all
@@ -244,7 +257,7 @@ class StackedLoss:
         """
         if self.unit is not None:
             student, teacher, batch = in_units(self.unit, student, teacher, batch)
-        values = []
+        alpha, values = self.alpha_at(batch.progress), []
         for which, objective in self.groups:
             if teacher is None:
                 raise ValueError("alpha is above 0, but the batch has no teacher outputs")
@@ -259,11 +272,17 @@ class StackedLoss:
         else:
             soft = torch.cat([*values, student.logits.new_zeros(1, dtype=torch.float32)])[self.places]
         if self.reads_guesses:
-            own = 1 - self.alpha[:, None]
+            own = 1 - alpha[:, None]
             losses = on_labels(self, student.logits, batch, own, self.pseudo)
-            return self.alpha * soft + weighted(losses, batch.weights).mean(1)
+            return alpha * soft + weighted(losses, batch.weights).mean(1)
         if not self.reads_labels:
-            return self.alpha * soft
+            return alpha * soft
         losses = self.hard(student.logits, batch.labels, self.label_smoothing)
         hard = weighted(losses, batch.weights).mean(1)
-        return self.alpha * soft + (1 - self.alpha) * hard
+        return alpha * soft + (1 - alpha) * hard
+
+    def alpha_at(self, progress: float) -> Tensor:
+        """(n,), each member's."""
+        if not self.scheduled:
+            return self.alpha
+        return torch.tensor([loss.alpha_at(progress) for loss in self.scheduled], device=self.alpha.device)

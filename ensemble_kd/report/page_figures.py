@@ -6,9 +6,7 @@ import html
 from typing import Any
 
 from ensemble_kd.report.pieces import dot
-from ensemble_kd.report.plots import (
-    COLOURS,
-)
+from ensemble_kd.report.plots import COLOURS
 
 escaped = html.escape
 

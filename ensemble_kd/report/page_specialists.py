@@ -6,9 +6,7 @@ from typing import Any
 
 from ensemble_kd.report.page_figures import escaped
 from ensemble_kd.report.pieces import table, titled_plot
-from ensemble_kd.report.plots import (
-    covariance_plot,
-)
+from ensemble_kd.report.plots import covariance_plot
 
 SHOWN = {
     "teacher": "teachers",

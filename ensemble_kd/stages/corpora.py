@@ -6,17 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.artifacts import Identity, fingerprint, finish, read_manifest
-from ensemble_kd.config import (
-    Config,
-    CorpusConfig,
-    student_blocks,
-)
-from ensemble_kd.data.corpus import (
-    corpus_fingerprint,
-    load_corpus,
-    prepare_corpus,
-    texts_up_to,
-)
+from ensemble_kd.config import Config, CorpusConfig, student_blocks
+from ensemble_kd.data.corpus import corpus_fingerprint, load_corpus, prepare_corpus, texts_up_to
 from ensemble_kd.errors import InputError
 from ensemble_kd.redact import redacted
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.stages.context import Context
 from ensemble_kd.stages.corpora import corpora
-from ensemble_kd.stages.members import (
-    train_and_follow,
-)
+from ensemble_kd.stages.members import train_and_follow
 from ensemble_kd.stages.phases import phase_tasks
 from ensemble_kd.stages.start import Sources
 from ensemble_kd.stages.student_tasks import reads_states
-from ensemble_kd.stages.training_data import (
-    arrays_and_loader,
-)
+from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.stages.upstream import Upstream
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ensemble_kd.config import (
-    Config,
-)
+from ensemble_kd.config import Config
 from ensemble_kd.config.growth import NOISE
 from ensemble_kd.models.transplant import resolve
 from ensemble_kd.stages.members import STREAM_OF_STUDENTS

@@ -5,17 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from ensemble_kd.config import (
-    Config,
-    student_blocks,
-    student_models,
-    text_source,
-    variants,
-)
+from ensemble_kd.config import Config, student_blocks, student_models, text_source, variants
 from ensemble_kd.config.start import StaticEmbeddingConfig
-from ensemble_kd.data.corpus import (
-    corpus_problems,
-)
+from ensemble_kd.data.corpus import corpus_problems
 from ensemble_kd.errors import ConfigError, InputError
 from ensemble_kd.models.pooling import LIBRARY, source_pooling
 from ensemble_kd.pretrained import (

@@ -11,15 +11,9 @@ import torch
 from ensemble_kd.data.store import StoreLayout
 from ensemble_kd.errors import TrainingError
 from ensemble_kd.stages.context import Context
-from ensemble_kd.stages.members import (
-    member_summary,
-    members_folder,
-    train_and_follow,
-)
+from ensemble_kd.stages.members import member_summary, members_folder, train_and_follow
 from ensemble_kd.stages.shards import encode
-from ensemble_kd.stages.training_data import (
-    arrays_and_loader,
-)
+from ensemble_kd.stages.training_data import arrays_and_loader
 from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.task import MemberTask

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from ensemble_kd.config import (
-    ModelConfig,
-    TransformerConfig,
-)
+from ensemble_kd.config import ModelConfig, TransformerConfig
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.build import Network, build, made_up_inputs
 from ensemble_kd.models.outputs import Outputs

@@ -10,10 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ensemble_kd.artifacts import Manifest, read_manifest
-from ensemble_kd.config import (
-    Config,
-    ModelConfig,
-)
+from ensemble_kd.config import Config, ModelConfig
 from ensemble_kd.config.growth import GrowthConfig, growth_problems
 from ensemble_kd.config.start import InitialiserConfig
 from ensemble_kd.data.records import load_info, load_split

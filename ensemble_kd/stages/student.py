@@ -31,12 +31,7 @@ from ensemble_kd.stages.stacking import stacks_of
 from ensemble_kd.stages.start import basis_of
 from ensemble_kd.stages.student_checks import data_problems, label_problems, objective_problems
 from ensemble_kd.stages.student_tasks import reads_states, roles, tasks
-from ensemble_kd.stages.training_data import (
-    arrays_and_loader,
-    bytes_in_memory,
-    states_fit,
-    states_layout,
-)
+from ensemble_kd.stages.training_data import arrays_and_loader, bytes_in_memory, states_fit, states_layout
 from ensemble_kd.stages.upstream import Upstream
 from ensemble_kd.stages.vectors import make_vectors
 from ensemble_kd.train.task import finished

@@ -10,6 +10,7 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
+from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.objectives.whole_batches import relation_problems
 from ensemble_kd.stages.base import DataFound
 from ensemble_kd.stages.chain import link_problems
@@ -29,7 +30,7 @@ def objective_problems(config: Config) -> list[str]:
     for path, block in student_blocks(config):
         fields = block.objective_fields
         if fields is None:
-            if path == "student" and block.alpha > 0 and not block.terms:
+            if path == "student" and block.numbers.alpha > 0 and not block.terms:
                 problems.append(
                     "student.objective: null, and there are no terms; name one, or set student.alpha=0"
                 )
@@ -43,7 +44,22 @@ def objective_problems(config: Config) -> list[str]:
                     problems += value_problems(term.objective, block.terms[k]["name"], term.path)
         except ConfigError as error:
             problems += error.problems
-    return problems + _together_problems(config)
+    return problems + _together_problems(config) + _schedule_problems(config)
+
+
+def _schedule_problems(config: Config) -> list[str]:
+    given = config.student.alpha_schedule
+    if given is None:
+        return []
+    try:
+        schedule = parse_weight(given, "student.alpha")
+    except ConfigError as error:
+        return error.problems
+    return [
+        f"student.alpha.{name}: a share of the whole loss, 0 to 1, got {value:g}; lower it"
+        for name, value in (("start", schedule.start), ("end", schedule.end))
+        if value > 1
+    ]
 
 
 def _together_problems(config: Config) -> list[str]:

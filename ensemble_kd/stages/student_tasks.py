@@ -7,9 +7,7 @@ from typing import Any
 from ensemble_kd.config import Config
 from ensemble_kd.stages.calibrated import of_targets
 from ensemble_kd.stages.chain import DIRECT, chain
-from ensemble_kd.stages.members import (
-    STREAM_OF_STUDENTS,
-)
+from ensemble_kd.stages.members import STREAM_OF_STUDENTS
 from ensemble_kd.stages.phases import phase_tasks, start_of
 from ensemble_kd.stages.start import Sources
 from ensemble_kd.stages.teachers_beside import online_of
@@ -106,6 +104,7 @@ def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
         online=online,
         peers=student.peers.model_dump(mode="json") if soft and student.peers is not None else None,
         branches=together,
+        alpha_schedule=student.alpha_schedule if soft else None,
         learner=student.learner.model_dump(mode="json") if soft and student.learner is not None else None,
         compress=[each.model_dump(mode="json") for each in student.compress],  # baselines too, as above
     )

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from ensemble_kd.config import (
-    ModelConfig,
-    OnlineConfig,
-)
+from ensemble_kd.config import ModelConfig, OnlineConfig
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.foreign import taken_over
 from ensemble_kd.models.outputs import Outputs, state_name

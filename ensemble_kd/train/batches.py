@@ -21,15 +21,7 @@ from ensemble_kd.data.versions import Others, version
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
-from ensemble_kd.train.blocks import (
-    Block,
-    Deferred,
-    Source,
-    cat,
-    join_blocks,
-    mix,
-    slice_block,
-)
+from ensemble_kd.train.blocks import Block, Deferred, Source, cat, join_blocks, mix, slice_block
 from ensemble_kd.train.masking import Masking
 
 RESTORED_BYTES = 8 * 2**20

@@ -22,10 +22,7 @@ from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.class_bias import add_class_bias_, fit_class_bias
 from ensemble_kd.train.compression import compressors
 from ensemble_kd.train.group_data import TrainingData
-from ensemble_kd.train.initial import (
-    LEARNED,
-    WEIGHTS,
-)
+from ensemble_kd.train.initial import LEARNED, WEIGHTS
 from ensemble_kd.train.learner import Left
 from ensemble_kd.train.loop import Progress, predict
 from ensemble_kd.train.specialist import Judge, correction_for, describe

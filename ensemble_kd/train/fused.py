@@ -115,6 +115,7 @@ class Fleet:
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """One optimiser step of all, the `step`-th since the beginning; their losses (n,)."""
+        batch.progress = step / self.total_steps
         with autocast(self.device, self.training.precision):
             logits = self.stack(batch.inputs, shared=batch.labels.dim() == self.label_axes)
         losses: Tensor = self.loss(Outputs(logits), batch.teacher, batch)

@@ -19,9 +19,7 @@ from ensemble_kd.train.blocks import as_tensor
 from ensemble_kd.train.compression import before_steps
 from ensemble_kd.train.finishing import CHECKPOINT, FAILED, Trained, finish_member, finish_phase
 from ensemble_kd.train.group_data import TrainingData
-from ensemble_kd.train.initial import (
-    LEARNED,
-)
+from ensemble_kd.train.initial import LEARNED
 from ensemble_kd.train.loop import NotFiniteError, Progress, Replicas, predict, train_epochs
 from ensemble_kd.train.member_batches import make_batches
 from ensemble_kd.train.member_loss import loss_of

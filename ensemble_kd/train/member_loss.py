@@ -13,15 +13,13 @@ from ensemble_kd.models.build import Network, made_up_inputs
 from ensemble_kd.objectives.base import Batch, build_objective
 from ensemble_kd.objectives.class_weights import WeightedCrossEntropy
 from ensemble_kd.objectives.mixture import DistillationLoss, build_terms
+from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.objectives.targets import HALVES
 from ensemble_kd.targets import target_of
 from ensemble_kd.train.batches import Batches, Targets
 from ensemble_kd.train.blocks import mix
 from ensemble_kd.train.group_data import TrainingData
-from ensemble_kd.train.initial import (
-    load_learned,
-    online_networks,
-)
+from ensemble_kd.train.initial import load_learned, online_networks
 from ensemble_kd.train.online import Beside, Online
 from ensemble_kd.train.stored_states import StoredStates
 from ensemble_kd.train.task import MemberTask
@@ -41,6 +39,8 @@ def loss_of(
     terms = build_terms(task.terms, task.temperature, "student.terms")
     shares = tuple(task.online["shares"]) if task.online else (1.0,)
     of_labels["pseudo"] = task.guess_weight
+    if task.alpha_schedule is not None and task.alpha > 0:
+        of_labels["schedule"] = parse_weight(task.alpha_schedule, "student.alpha")
     return DistillationLoss(soft, task.alpha, training.label_smoothing, terms, shares, **of_labels)
 
 

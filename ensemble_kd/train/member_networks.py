@@ -25,10 +25,7 @@ from ensemble_kd.train.branches import Branches, branched, gate_term
 from ensemble_kd.train.compression import compressors
 from ensemble_kd.train.finishing import load_logits
 from ensemble_kd.train.group_data import TrainingData
-from ensemble_kd.train.initial import (
-    load_initial,
-    load_network,
-)
+from ensemble_kd.train.initial import load_initial, load_network
 from ensemble_kd.train.learner import Learner
 from ensemble_kd.train.loop import predict
 from ensemble_kd.train.member_loss import beside

@@ -17,6 +17,7 @@ from ensemble_kd.train.task import MemberTask
 OWN_SETTINGS = (
     "seed",
     "alpha",
+    "alpha_schedule",
     "objective",
     "temperature",
     "mean",

@@ -75,6 +75,8 @@ class MemberTask:
     """Fields of `student.branches`, for a student that is a branch of one network."""
     learner: dict[str, Any] | None = None
     """Fields of `student.learner`, for what a plug-in trains in the student's place."""
+    alpha_schedule: dict[str, Any] | None = None
+    """Fields of a Schedule by which the weight of the soft loss goes; `alpha` is then the largest it has."""
     compress: list[dict[str, Any]] = field(default_factory=list)
     """Fields of each of `student.compress`."""
 
@@ -115,6 +117,7 @@ class MemberTask:
             ("peers", None),
             ("branches", None),
             ("learner", None),
+            ("alpha_schedule", None),
             ("compress", []),
         ):
             if kept[key] == usual:
