@@ -24,7 +24,7 @@ def dear():
 
 def test_quick(): pass
 def test_works(): spin()
-def test_waits(): time.sleep(1.7)
+def test_waits(): time.sleep(5)
 def test_by_its_fixture(dear): pass
 @pytest.mark.slow
 def test_says_so(): spin()

@@ -288,7 +288,7 @@ def _source(value: Any) -> tuple[str, str] | None:
         lines = linecache.getlines(code.co_filename)  # of a cell, too: IPython puts it there
         if (text := _definition("".join(lines), name, code.co_firstlineno)) is not None:
             return text, name
-    if isinstance(value, type):  # without methods: by its name, where it was defined last
+    if isinstance(value, type) and not _functions(value):  # by its name, where it was defined last
         places = [getattr(sys.modules.get(value.__module__ or ""), "__file__", None)]
         if places == [None]:
             places = [file for file in reversed(linecache.cache) if "ipykernel" in file or "ipython" in file]

@@ -37,10 +37,7 @@ class QuantizationConfig(Block):
 Auto = Literal["auto"]
 AUTO_FIELDS = ("temperature", "alpha", "pseudo")
 """Of the student: numbers that may be `auto`."""
-
-
-MOST_COMPRESSORS = 10
-MOST_ASSISTANTS, MOST_GENERATIONS = 5, 10
+MOST_ASSISTANTS, MOST_GENERATIONS, MOST_COMPRESSORS = 5, 10, 10
 
 
 class Numbers(NamedTuple):

@@ -127,7 +127,7 @@ def scan(reading: Reading, config: Config, problems: Problems) -> Scan:
         found = [join(each) for each in parts]
         if split != "unlabelled":
             raw[split] = found[: len(found) - (id_column is not None) - (columns.weight in keys)]
-        if columns.weight is not None and split == "train":
+        if columns.weight is not None and split == "train" and not hopeless:
             result.weights, bad = weights(found[len(raw[split])])
             spread(bad, result.spans[split], "a wrong weight", problems)
             if not problems and not result.weights.any():

@@ -211,7 +211,11 @@ def check_elsewhere(folder: Path, said: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "executor", ["local", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.long])]
+    "executor",
+    [
+        pytest.param("local", marks=pytest.mark.slow),
+        pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
 )
 def test_a_script_trains_its_own_classes(executor: str, tmp_path: Path) -> None:
     done = python(str(SCRIPT), str(tmp_path / "run"), executor, cwd=tmp_path)

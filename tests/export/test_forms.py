@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of numbers with its graph, and the graph in int8."""
     model, _ = case(tmp_path_factory.mktemp("exported"), "numbers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forms_module, "SECONDS", 0.01)
+        patch.setattr(form_checks, "SECONDS", 0.01)
         export(model, "onnx", "int8")
     return model
 
