@@ -53,9 +53,10 @@ def test_training_a_cut_table_is_training_the_whole_one(model: Any, optimizer: s
     trained(network, optimizer)
     restore_tables_(trained(cut, optimizer))
     for name, wanted in network.state_dict().items():
-        assert torch.equal(cut.state_dict()[name], wanted), name
+        # Not to the bit: the ends of a vector round otherwise than its lanes on some processors.
+        torch.testing.assert_close(cut.state_dict()[name], wanted, rtol=0, atol=1e-9)
     unseen = torch.tensor([[7, 300, 3, 0]])
-    assert torch.equal(cut(unseen).logits, network(unseen).logits)
+    torch.testing.assert_close(cut(unseen).logits, network(unseen).logits, rtol=0, atol=1e-6)
 
 
 def test_what_is_not_worth_it_stays() -> None:
