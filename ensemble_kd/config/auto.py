@@ -74,6 +74,11 @@ def points(
     return list(found.values())
 
 
+def untried(unlabelled: bool, made_up: bool) -> Point:
+    """What stands where there is no time to try anything: the first of `points`."""
+    return (UNLABELLED if unlabelled else MADE_UP if made_up else LABELLED)[0]
+
+
 def to_choose(config: Config) -> tuple[str, ...]:
     """Fields of the student that are `auto` and that no sweep searches."""
     swept = space.searched(config.sweep.space) if config.sweep is not None else set()

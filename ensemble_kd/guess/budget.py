@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ensemble_kd.config.auto import untried
 from ensemble_kd.config.student import AUTO_FIELDS
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
@@ -183,6 +184,8 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
             settings.set(*step)
             if step[0].endswith(".epochs"):  # a number now, which min_steps has no part in
                 settings.drop(step[0].replace("epochs", "min_steps"))
+    if total(plan(settings.raw, rows, pace)) > budget:  # better than no run: the default mostly stands
+        _choose_nothing(settings, rows, fixed, said)
     lines = plan(settings.raw, rows, pace)
     if total(lines) > budget:
         raise InputError(_too_short(settings.raw, rows, pace, lines, said))
@@ -192,6 +195,15 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
             comment = f"{new} in place of {old}: fits --budget {said}."
             own = settings.comments.get(lever.path)
             settings.comments[lever.path] = f"{comment} {own}" if own else comment
+
+
+def _choose_nothing(settings: Commented, rows: Rows, fixed: set[str], said: str) -> None:
+    """Set what is `auto` to what stands unless something else is shown to be better."""
+    munged = (settings.get("data.augment.munge") or 0) > 0
+    for name, value in untried(rows.transfer > rows.labelled, munged)._asdict().items():
+        path = f"student.{name}"
+        if settings.get(path) == "auto" and not fixed & {path, "student"}:
+            settings.set(path, value, f"{value:g} in place of auto: fits --budget {said}.")
 
 
 def _least(value: Any) -> float:

@@ -127,3 +127,25 @@ def test_teachers_whose_predictions_are_given_cost_nothing() -> None:
     assert after["teachers"].work == "2 given" and after["teachers"].seconds == pytest.approx(10)
     assert after["soft-targets"].seconds == pytest.approx(10)
     assert after["gap"].seconds == before["gap"].seconds
+
+
+def test_nothing_is_tried_where_the_time_does_not_suffice_else() -> None:
+    raw = deepcopy(RAW)
+    raw["student"] |= {"temperature": "auto", "alpha": "auto", "pseudo": "auto"}
+    names = ("temperature", "alpha", "pseudo")
+    chosen = []
+    for seconds in range(400, 100, -5):
+        settings = Commented(deepcopy(raw))
+        try:
+            fit(settings, ROWS, PACE, seconds, set(), "Xm")
+        except InputError as error:
+            assert "choose" not in str(error), "what is said to be the least tries nothing"
+            break
+        assert total(plan(settings.raw, ROWS, PACE)) <= seconds
+        chosen.append([settings.get(f"student.{name}") for name in names])
+    assert chosen[0] == ["auto"] * 3 and chosen[-1] == [2, 1, 0]
+    some = replace(ROWS, labelled=100, unlabelled=900)
+    settings = Commented(deepcopy(raw))
+    with pytest.raises(InputError):
+        fit(settings, some, PACE, 20, {"student.alpha"}, "20s")
+    assert [settings.get(f"student.{name}") for name in names] == [1, "auto", 0.5], "the user's own stays"
