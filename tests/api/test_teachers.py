@@ -124,8 +124,16 @@ def fitted(labels: Any) -> LogisticRegression:
 
 BAD: list[tuple[Any, Any, str]] = [
     (RandomForestClassifier(), None, "not fitted; call fit"),
-    (fitted(np.where(LABELS == "ant", "ape", LABELS)), None, "its classes_ are ['ape', 'bee', 'cat']"),
-    (fitted(np.where(LABELS == "ant", "bee", LABELS)), None, "its classes_ are ['bee', 'cat'], the data's"),
+    (
+        fitted(np.where(LABELS == "ant", "ape", LABELS)),
+        None,
+        "it lacks ['ant']; the data has no ['ape']; fit it on",
+    ),
+    (
+        fitted(np.where(LABELS == "ant", "bee", LABELS)),
+        None,
+        "2 classes_, the data 3 classes; it lacks ['ant']",
+    ),
     (fitted(LABELS), ["cat", "ant", "bee"], "classes says that its outputs are ['cat', 'ant', 'bee'], its"),
     (PROBABILITIES, None, "nothing says which class each of its 3 outputs is"),
     (lambda X: PROBABILITIES, None, "classes=[...]"),
