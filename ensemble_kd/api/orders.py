@@ -31,11 +31,18 @@ class Task:
     shape: tuple[int, int, int] | None = None
     """Of images."""
     resize: bool = False
+    further: tuple[str, ...] = ()
+    """More columns of labels, where several values are predicted."""
 
     @property
     def outputs(self) -> int:
         """Numbers that a teacher gives for a row."""
-        return len(self.classes) or 1
+        return len(self.classes) or 1 + len(self.further)
+
+    @property
+    def labels(self) -> list[str]:
+        """All columns of labels."""
+        return [self.label, *self.further]
 
 
 def spelt(value: Any) -> str:
