@@ -12,10 +12,13 @@ import pytest
 import torch
 from sklearn.ensemble import RandomForestRegressor
 from torch import nn
+from typer.testing import CliRunner
 
 import ensemble_kd
 from ensemble_kd.api import distill as distill_module
 from ensemble_kd.api.arrays import label_columns
+from ensemble_kd.cli import app
+from ensemble_kd.cli_results import print_results
 from ensemble_kd.config import Config
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.guess.command import Asked, request_of
@@ -41,19 +44,28 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return seen
 
 
-def test_two_columns_of_a_frame_are_learned_together(tmp_path: Path) -> None:
+def test_two_columns_of_a_frame_are_learned_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my run"
     forest = RandomForestRegressor(5, random_state=0).fit(FRAME[INPUTS][:100], FRAME[LABELS][:100])
     mine, test = FRAME[100:200], FRAME[200:]
     run = ensemble_kd.distill(
-        mine, test=test, label=("price", "rent"), teachers=forest, output=tmp_path, **QUICK
+        mine, test=test, label=("price", "rent"), teachers=forest, output=folder, **QUICK
     )
     columns = run.config.data.columns
     assert columns.labels == LABELS and columns.input == INPUTS and run.config.data.target == "value"
-    model = ensemble_kd.load(tmp_path)
+    model = ensemble_kd.load(folder)
     assert model.predict(test).shape == (100, 2) and model.predict(test)[:, 0].mean() > 5000
     assert model.score(test, test[LABELS]) == pytest.approx(
         run.leaderboard.set_index("name").r2["distilled-seed-0"], abs=1e-4
     )
+    # On the command line the run folder stands for its model, and its blank is quoted.
+    test.to_csv(tmp_path / "new rows.csv")
+    done = CliRunner().invoke(app, ["predict", str(folder), str(tmp_path / "new rows.csv")])
+    assert done.exit_code == 0 and '"value_rent"' in done.stdout.splitlines()[0]
+    print_results(folder, None)
+    assert f"(ensemble-kd predict '{folder}/model' INPUT)" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_arrays_of_several_values_say_the_same(planned: list[Config], tmp_path: Path) -> None:
