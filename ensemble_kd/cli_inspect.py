@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -63,7 +64,8 @@ def _run(out: Rich, found: dict[str, Any]) -> None:
     if found["verdict"] is not None:
         out.print(escape(found["verdict"]), style="bold")
     if found["bytes_to_clean"]:
-        line = f"{size(found['bytes_to_clean'])} are of other settings: ensemble-kd clean {found['folder']}"
+        command = f"ensemble-kd clean {shlex.quote(str(found['folder']))}"
+        line = f"{size(found['bytes_to_clean'])} are of other settings: {command}"
         out.print(escape(line))
 
 
@@ -136,15 +138,16 @@ def clean(out: Rich, run: str, yes: bool, as_json: bool) -> None:
     if not found:
         out.print(escape(f"{folder}: nothing to delete; all of it is read by what the run finished last"))
         return
-    table = Table("folder", "on disk", "why", "settings")
+    table = Table("folder or file", "on disk", "why", "settings")
     table.columns[1].justify = "right"
     for each in found:
         inside = each.path.relative_to(folder)
         table.add_row(escape(str(inside)), size(each.size), each.reason, escape(each.settings))
     out.print(table)
     total = size(sum(each.size for each in found))
+    places = "1 place" if len(found) == 1 else f"{len(found)} places"
     out.print(
-        f"{len(found)} folders, {total}. Reports, the model and all that the last finished run reads stay; "
+        f"{places}, {total}. Reports, the model and all that the last finished run reads stay; "
         "going back to the other settings makes these anew."
     )
     if not yes and not sys.stdin.isatty():

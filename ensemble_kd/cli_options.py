@@ -25,7 +25,9 @@ RunDir = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Argument(help="A model folder, for example runs/digits/model; one in a store is fetched."),
+    typer.Argument(
+        help="A model folder, for example runs/digits/model, or a run folder; one in a store is fetched."
+    ),
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster (auto or HOST:PORT); local by default.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo a stage that is done; with run, all of them.")]

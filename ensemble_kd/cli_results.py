@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ def print_results(folder: Path, run_dir: str | None) -> None:
     out.print(escape(report_["verdict"]["text"]), style="bold")
     where = Mirror.of(run_dir).shown if run_dir and is_remote(run_dir) else str(folder)
     out.print(escape(f"report: {where}/report.html"))
-    out.print(escape(f"model:  {where}/model   (ensemble-kd predict {where}/model INPUT)"))
+    command = f"ensemble-kd predict {shlex.quote(f'{where}/model')} INPUT"
+    out.print(escape(f"model:  {where}/model   ({command})"))
 
 
 def print_ships(section: dict[str, Any]) -> None:

@@ -300,3 +300,13 @@ def test_a_shell_completes_commands_and_recipes(line: str, expected: list[str]) 
         timeout=60,
     )
     assert done.stdout.split() == expected, done.stderr
+
+
+def test_what_is_to_be_typed_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from ensemble_kd.cli_inspect import _run
+
+    found = {"folder": "my run", "name": "mine", "finished": True, "bytes": 9, "stages": [], "members": []}
+    _run(Console(width=200), {**found, "model": None, "verdict": None, "bytes_to_clean": 9})
+    assert "ensemble-kd clean 'my run'" in capsys.readouterr().out

@@ -505,3 +505,13 @@ def test_the_command_says_how_to_have_long_texts_answered(tmp_path: Path) -> Non
     assert len(result.stdout.splitlines()) == 1
     result = CliRunner().invoke(app, ["predict", str(model), str(source), "--truncate"])
     assert result.stderr == "" and len(result.stdout.splitlines()) == 2
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
+    from ensemble_kd.cli_models import _here
+
+    (tmp_path / "my run" / "model").mkdir(parents=True)
+    assert _here(str(tmp_path / "my run")) == tmp_path / "my run"  # no model there: told as before
+    (tmp_path / "my run" / "model" / "config.json").write_text("{}")
+    assert _here(str(tmp_path / "my run")) == tmp_path / "my run" / "model"
+    assert _here(str(tmp_path / "my run" / "model")) == tmp_path / "my run" / "model"

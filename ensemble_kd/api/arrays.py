@@ -18,8 +18,9 @@ INPUT, LABEL = "input", "label"
 def from_arrays(X: Any, y: Any, where: str) -> tuple[pa.Table, Any, tuple[int, int, int] | None]:
     """The table, X as an array or list, and the shape of images.
 
-    X: (N, F) numbers, (N, H, W) or (N, H, W, C) images of 0 to 255, or N texts. y: (N,) labels; None for
-    none. Raises ValueError for other shapes, for values that are not finite, and for unequal lengths.
+    X: (N, F) numbers, (N, H, W) or (N, H, W, C) images of 0 to 255, or N texts. y: (N,) labels, or (N, K)
+    values; None for none. Raises ValueError for other shapes, for values that are not finite, and for
+    unequal lengths.
     """
     inputs = as_array(X, f"{where}: X")
     shape = None
@@ -39,7 +40,10 @@ def from_arrays(X: Any, y: Any, where: str) -> tuple[pa.Table, Any, tuple[int, i
         )
     columns = {INPUT: column}
     if y is not None:
-        columns[LABEL] = label_column(y, len(column), where)
+        labels = label_columns(y, len(column), where)
+        if INPUT in labels:  # of a frame
+            raise InputValueError(f"{where}: a column of y is called {INPUT!r}, as X is here; rename it")
+        columns |= labels
     return pa.table(columns), inputs, shape
 
 
@@ -103,6 +107,21 @@ def _images(X: np.ndarray, where: str) -> tuple[pa.Array, tuple[int, int, int]]:
     return column, (height, width, channels)
 
 
+def label_columns(y: Any, rows: int, where: str) -> dict[str, pa.Array]:
+    """One column `label`; of (N, K) values K columns, by the names of a frame or as `label_0`, `label_1`.
+
+    Raises ValueError as `label_column`.
+    """
+    values = y.detach().cpu().numpy() if hasattr(y, "detach") else y
+    values = np.asarray(y) if hasattr(y, "dtypes") else values  # a frame
+    several = isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] > 1
+    if not several or values.dtype.kind != "f" or set(np.unique(values)) <= {0.0, 1.0}:
+        return {LABEL: label_column(y, rows, where)}  # which tells what is wrong with one-hot rows
+    names = [str(name) for name in getattr(y, "columns", [])]
+    names = names or [f"{LABEL}_{i}" for i in range(values.shape[1])]
+    return {name: label_column(column, rows, where) for name, column in zip(names, values.T, strict=True)}
+
+
 def label_column(y: Any, rows: int, where: str) -> pa.Array:
     """(N,) labels. Raises ValueError for another number of them, mixed types, and rows of several."""
     from ensemble_kd.api.tables import check_one_type
@@ -117,7 +136,7 @@ def label_column(y: Any, rows: int, where: str) -> pa.Array:
     if len(shape) == 2 and shape[1] == 1:
         values, shape = values.reshape(-1), shape[:1]
     if len(shape) != 1:
-        hint = "; of one-hot rows give y.argmax(1)" if len(shape) == 2 else ""
+        hint = "; of one-hot rows give y.argmax(1), of several values floats" if len(shape) == 2 else ""
         raise InputValueError(f"{where}: y has shape {shape}, expected one label a row, ({rows},){hint}")
     if shape[0] != rows:
         raise InputValueError(f"{where}: X has {rows:,} rows, y has {shape[0]:,}; give a label for each row")

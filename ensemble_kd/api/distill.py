@@ -20,7 +20,7 @@ from ensemble_kd.api.teachers import answers_of, as_list, settings_of
 from ensemble_kd.config import apply_override
 from ensemble_kd.config.base import RUN_NAME
 from ensemble_kd.guess.choice import Choice, Request
-from ensemble_kd.guess.command import Asked, make
+from ensemble_kd.guess.command import Asked, make, request_of
 from ensemble_kd.guess.inspect import run_name
 from ensemble_kd.guess.pictures import layout
 from ensemble_kd.guess.settings import choose
@@ -43,7 +43,7 @@ def distill(
     test: Any = None,
     unlabelled: Any = None,
     input: str | Sequence[str] | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     teachers: Any = None,
     classes: Any = None,
     student: Any = None,
@@ -61,7 +61,8 @@ def distill(
         or a table. train may also be a dict of splits. Rows of train whose label is missing (None, NaN) are
         unlabelled ones. Without validation or test rows a share of train is held out, the same each time.
     unlabelled: rows without labels, of the same kind; the teachers answer them too.
-    input, label: columns of a table; found from their names and values where they are not given.
+    input, label: columns of a table; found from their names and values where they are not given. Several
+        columns of labels, as in label=["price", "rent"], are numbers that one student predicts together.
     teachers: one or a list. Trained by the run: names of networks ("mlp"), a number of members, or a dict of
         settings; by default an ensemble that suits the data. Given: torch modules, fitted scikit-learn
         classifiers, functions of a batch, transformers models with their tokenizers, folders, hub names,
@@ -95,13 +96,16 @@ def distill(
         found = _gathered(parts, given)
         folder, name = _folder(output, found, wanted)
         wanted.insert(0, f"name={name}")
+        labels = [label] if isinstance(label, str) else list(label or ())
         if isinstance(found, str):
             path = found
         else:
-            label = label or found["train"].label
-            path = str(_written(folder, found, label, wanted))
+            labels = labels or found["train"].labels
+            path = str(_written(folder, found, labels, wanted))
+        if len(labels) > 1:
+            wanted += assignments({"data": {"columns": {"label": labels}}})
         names = (input,) if isinstance(input, str) else tuple(input or ())
-        asked = (path, label, names, budget, source)
+        asked = (path, labels[0] if len(labels) == 1 else None, names, budget, source)
         if given:
             assert not isinstance(found, str)
             choice = choose(_request(Asked(*asked, tuple(wanted))))
@@ -183,10 +187,10 @@ def _folder(output: str | Path | None, found: str | dict[str, Rows], wanted: lis
     return folder, name
 
 
-def _written(folder: Path, splits: dict[str, Rows], label: str | None, wanted: list[str]) -> Path:
+def _written(folder: Path, splits: dict[str, Rows], labels: list[str], wanted: list[str]) -> Path:
     train = splits["train"]
     for name, rows in splits.items():
-        if name != "unlabelled":
+        for label in labels if name != "unlabelled" else ():
             check_label(rows, label, name)
             check_classes(train, rows, label, name)
     if train.shape is not None:
@@ -201,9 +205,7 @@ def _request(asked: Asked) -> Request:
     raw: dict[str, Any] = {}
     for line in asked.overrides:
         apply_override(raw, line)
-    data = raw.get("data") or {}
-    names = list(asked.input) or None
-    return Request(asked.path, asked.label, names, asked.source, data.get("target"), raw)
+    return request_of(asked, raw)
 
 
 def _taught(
@@ -212,8 +214,8 @@ def _taught(
     """Ask the teachers; returns the settings of a run that learns from their predictions."""
     task = _task(choice, splits["train"])
     for name, rows in splits.items():
-        if name != "unlabelled":
-            check_label(rows, task.label, name)
+        for label in task.labels if name != "unlabelled" else ():
+            check_label(rows, label, name)
     count = len(as_list(teachers))
     total = sum(map(len, splits.values()))
 
@@ -253,6 +255,7 @@ def _task(choice: Choice, train: Rows) -> Task:
     kind = train.table[name].type
     whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
     classes = choice.rows.classes if label.target == "class" else ()
+    columns = settings.get("data.columns")["label"]
     return Task(
         inputs.kind,
         names,
@@ -261,4 +264,5 @@ def _task(choice: Choice, train: Rows) -> Task:
         whole,
         tuple(shape) if shape is not None else None,
         resize is not None,
+        tuple(columns[1:]) if isinstance(columns, list) else (),
     )

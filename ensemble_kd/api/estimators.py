@@ -112,7 +112,7 @@ def _seen(teacher: Any, where: str, task: Task) -> Ask:
             texts = [column.to_pylist() for column in table.columns]
             return texts[0] if len(texts) == 1 else [" ".join(pair) for pair in zip(*texts, strict=True)]
         if count is not None and count != len(task.inputs) and rows.frame is not None:
-            others = rows.frame.drop(columns=[task.label], errors="ignore")
+            others = rows.frame.drop(columns=task.labels, errors="ignore")
             if others.shape[1] == count:  # fitted on the whole frame as an array
                 return others.iloc[part].to_numpy()
         columns = [np.stack(c.to_pylist()) if _lists(c) else c.to_numpy() for c in table.columns]

@@ -31,11 +31,18 @@ class Task:
     shape: tuple[int, int, int] | None = None
     """Of images."""
     resize: bool = False
+    further: tuple[str, ...] = ()
+    """More columns of labels, where several values are predicted."""
 
     @property
     def outputs(self) -> int:
         """Numbers that a teacher gives for a row."""
-        return len(self.classes) or 1
+        return len(self.classes) or 1 + len(self.further)
+
+    @property
+    def labels(self) -> list[str]:
+        """All columns of labels."""
+        return [self.label, *self.further]
 
 
 def spelt(value: Any) -> str:
@@ -93,9 +100,18 @@ def own_order(classes: Any, where: str, task: Task) -> list[int]:
         return [task.classes.index(name) for name in names]
     if task.natural and names == [str(i) for i in range(len(task.classes))]:
         return list(range(len(names)))  # numbers of classes that have names
+    absent = [name for name in task.classes if name not in names]
+    unknown = [name for name in names if name not in task.classes]
+    apart = f"; it lacks {some(absent)}" if absent else ""
+    apart += f"; the data has no {some(unknown)}" if unknown else ""
+    if len(names) != len(task.classes):  # no order of its outputs helps
+        raise InputValueError(
+            f"{where}: it has {len(names)} classes_, the data {len(task.classes)} classes{apart}; fit it on "
+            "rows of all classes of the data, and of no others"
+        )
     raise InputValueError(
-        f"{where}: its classes_ are {some(names)}, the data's classes {some(task.classes)}; fit it on these "
-        "labels, or say which class each of its columns is: classes=[...]"
+        f"{where}: its classes_ are {some(names)}, the data's classes {some(task.classes)}{apart}; fit it on "
+        "these labels, or say which class each of its columns is: classes=[...]"
     )
 
 

@@ -19,6 +19,12 @@ class InputValueError(InputError, ValueError):
 
 OPTION = re.compile(r"--(label|input|budget|source|address) (?!says)('[^']*'|[\w./:-]*\w)")
 SET = re.compile(r"'?--set '?([\w.]+)=((?:\[[^\]]*\]|\{[^}]*\}|[^\s;,)'])+)'?")
+SETTING = re.compile(
+    r"(?<![\w.'-])((?:data|teachers|soft_targets|clusters|specialists|student|compute|tracking|export)(?:\.\w+)+)="
+    r"(\[[^\]]*\]|\{[^}]*\}|[\w./:-]*\w)"
+)
+ANSWERS = re.compile(r"^teachers\.predictions: .+?/input/answers/\w+\.parquet: teacher-(\d+)")
+"""What teachers in memory said is written to files, too."""
 COLUMN = re.compile(r"^data\.columns\.(input|label): no column (.+) in (\w+)\.parquet; it has (.+)$")
 """Of the files that rows in memory are written to."""
 NAMES = {"data": "train", "run-dir": "output", "require-gap": "require_gap", "trust": "trust"}
@@ -28,6 +34,8 @@ def in_python(line: str) -> str:
     """A message of the command line with the names that Python's functions have for the same things."""
     line = COLUMN.sub(r"\3: no column \2; it has \4; give it the columns of train", line)
     line = SET.sub(lambda m: f"{m[1].replace('.', '__')}={_literal(m[2])}", line)
+    line = SETTING.sub(lambda m: f"{m[1].replace('.', '__')}={_literal(m[2])}", line)
+    line = ANSWERS.sub(lambda m: f"teachers[{int(m[1])}]", line)
     line = OPTION.sub(lambda m: f"{m[1]}={_literal(m[2])}", line)
     line = re.sub(r"--trust ([\w.]+)", r"trust=['\1']", line)
     line = re.sub(r"ensemble-kd (run )?train=PATH", "distill(PATH)", line)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from ensemble_kd.api.arrays import LABEL, from_arrays, from_torch, is_torch_dataset, label_column
+from ensemble_kd.api.arrays import from_arrays, from_torch, is_torch_dataset, label_columns
 from ensemble_kd.api.problems import InputValueError
 from ensemble_kd.data.preprocess import no_column
 
@@ -33,8 +33,8 @@ class Rows:
     """(N, ...) X as it was given, where it was an array: what teachers in this process are called with."""
     shape: tuple[int, int, int] | None = None
     """Height, width and channels of images that were given as an array."""
-    label: str | None = None
-    """The column of the labels, where these were given as y."""
+    labels: list[str] = field(default_factory=list)
+    """The columns of the labels, where these were given as y."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -76,7 +76,7 @@ def rows_of(data: Any, where: str, labelled: bool = True) -> Rows:
 
 def _arrays(X: Any, y: Any, where: str) -> Rows:
     table, inputs, shape = from_arrays(X, y, where)
-    return _nonempty(Rows(table, None, inputs, shape, None if y is None else LABEL), where)
+    return _nonempty(Rows(table, None, inputs, shape, table.column_names[1:]), where)
 
 
 def _with_labels(X: Any, y: Any, where: str) -> Rows:
@@ -84,9 +84,13 @@ def _with_labels(X: Any, y: Any, where: str) -> Rows:
     if not (_is_pandas(X) or hasattr(X, "__arrow_c_stream__") or isinstance(X, pa.Table)):
         return _arrays(X, y, where)
     rows = rows_of(X, f"{where}: X", labelled=False)
-    if LABEL in rows.table.column_names:
-        raise InputValueError(f"{where}: X has a column {LABEL!r}, and y is given too; leave one of them out")
-    rows.table, rows.label = rows.table.append_column(LABEL, label_column(y, len(rows), where)), LABEL
+    for name, column in label_columns(y, len(rows), where).items():
+        if name in rows.table.column_names:
+            raise InputValueError(
+                f"{where}: X has a column {name!r}, and y is given too; leave one of them out"
+            )
+        rows.table = rows.table.append_column(name, column)
+        rows.labels.append(name)
     return rows
 
 

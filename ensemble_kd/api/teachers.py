@@ -354,7 +354,8 @@ def _numbers(answer: Any, where: str, rows: int, task: Task) -> np.ndarray:
         numbers = numbers[:, None]
     wanted = (rows, task.outputs)
     if numbers.shape != wanted:
-        what = "one number per class" if task.classes else "one number"
+        what = "one number" if task.outputs == 1 else f"one number for each of {some(task.labels)}"
+        what = "one number per class" if task.classes else what
         hint = "; of hard labels alone a student learns no more than from labels" if numbers.ndim == 1 else ""
         raise InputValueError(
             f"{where}: predictions of shape {numbers.shape}, expected {wanted}: one row for each of the "

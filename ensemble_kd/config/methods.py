@@ -27,10 +27,10 @@ class LearnerConfig(Block):
         return []
 
     def learner(self, network: Any, loss: Any, another: Any) -> Any:
-        """The `train.learner.Learner` of `network`, which minimises `loss` (`DistillationLoss`).
+        """Make the `train.learner.Learner` that trains `network` on `loss` (a `DistillationLoss`).
 
-        `another(k)`, k = 1, 2, ..., makes a further network of the same model from random weights of its own,
-        a function of the student's seed and k.
+        `another(k)`, k = 1, 2, ..., makes one more network of the same model. Its random weights depend on
+        the student's seed and k alone.
         """
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ NEARLY_ALL = 0.99
 
 
 def sums_to(numbers: np.ndarray, total: float) -> np.ndarray:
-    """(N,) bool: rows of (N, C) without a negative number that add up to `total`."""
+    """(N,) bool: which rows of (N, C) hold no negative number and add up to `total`."""
     right = np.abs(numbers.sum(1, dtype=np.float64) - total) <= ROUNDED * total
     found: np.ndarray = right & (numbers >= 0).all(1)
     return found

@@ -184,7 +184,7 @@ def _outside(value: int | str, classes: Classes) -> str:
 
 
 def shortened(names: list[str], most: int = 8) -> list[str]:
-    """The first names and the last."""
+    """At most `most` entries for a message: the first ones and the last, with dots between them."""
     return names if len(names) <= most else [*names[: most - 2], "...", names[-1]]
 
 

@@ -17,11 +17,11 @@ NUMBERS = 6
 
 
 def rectangles(numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First row, first column, height and width (B,) each, from uniform numbers (5, B).
+    """The rectangles to erase: first row, first column, height and width, (B,) each.
 
-    Deviation: a side that would be longer than the image's is cut to it, where the paper draws again; so each
-    example takes the same number of draws. Only operations that IEEE rounds exactly: any device
-    gives the same.
+    `numbers` (5, B) are uniform. Deviation: the paper draws again where a side is longer than the image's.
+    Here the side is cut, so that each example takes the same number of draws. All operations are such as
+    IEEE rounds exactly, so that every device gives the same.
     """
     area, ratio, turned, top, left = numbers
     area = (AREA[0] + (AREA[1] - AREA[0]) * area) * (height * width)

@@ -92,7 +92,7 @@ class PicturePiece:
             yield self._table(columns, begin, len(self.paths), held)
 
     def part(self, numbers: Sequence[int] | np.ndarray) -> PicturePiece:
-        """The pictures of these numbers."""
+        """Some of the pictures: those at the positions `numbers`, with their classes."""
         classes = [self.classes[i] for i in numbers] if self.classes else []
         return replace(self, paths=[self.paths[i] for i in numbers], classes=classes)
 

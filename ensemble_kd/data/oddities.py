@@ -27,7 +27,7 @@ class Oddities:
         self.far: dict[str, FarNumbers] = {}
 
     def add(self, split: str, begin: int, values: Any) -> None:
-        """Inputs of the source's `split`, the first of row `begin`; None where none could be read."""
+        """Take rows of `split` from number `begin` on; `values` is None where none could be read."""
         if values is None:
             return
         if split != "unlabelled":

@@ -150,6 +150,10 @@ def no_column(name: str, source: str, columns: list[str]) -> str:
     short = (name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in columns[:10])
     shown = ", ".join(map(repr, short))
     shown += f" and {len(columns) - 10} more" if len(columns) > 10 else ""
+    return f"no column {name!r} in {source}; it has {shown or 'none'}{meant(name, columns)}"
+
+
+def meant(name: str, columns: list[str]) -> str:
+    """`; did you mean 'image'?`, or nothing where no column is called nearly so."""
     close = difflib.get_close_matches(name, columns, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"no column {name!r} in {source}; it has {shown or 'none'}{hint}"
+    return f"; did you mean {close[0]!r}?" if close else ""

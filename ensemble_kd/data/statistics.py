@@ -18,7 +18,7 @@ class PixelMoments:
             self.counts[channel] += np.bincount(values, minlength=256)
 
     def result(self) -> tuple[list[float], list[float]]:
-        """Per channel, of pixels / 255."""
+        """Mean and standard deviation of each channel, of pixels divided by 255."""
         total = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         share, value = self.counts / total, np.arange(256) / 255
         mean = share @ value

@@ -141,7 +141,7 @@ class UnrolledBiLSTM(nn.Module):
 
 
 def fixed_length(graph: Graph) -> bool:
-    """Whether the graph takes texts of one length only, that of the longest."""
+    """Whether the graph takes only texts of one length: the longest that the model reads."""
     return isinstance(graph.network.body, UnrolledBiLSTM)
 
 

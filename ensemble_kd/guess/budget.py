@@ -14,7 +14,7 @@ from ensemble_kd.config.student import AUTO_FIELDS
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
-from ensemble_kd.guess.pace import Pace, side_of, width_of
+from ensemble_kd.guess.pace import Pace, local, side_of, width_of
 from ensemble_kd.guess.steps import epochs_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -87,6 +87,8 @@ LEVERS = (
 
 def seconds_of(text: str) -> float:
     """`30m`, `90s`, `1.5h`, `1h30m`. Raises InputError for anything else."""
+    if not isinstance(text, str):  # from Python: 60 may be seconds or minutes
+        raise InputError(f"--budget: {text!r} has no unit; give a text with one, as in 30m, 90s, 2h or 1h30m")
     found = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
     if not found or "".join(a + b for a, b in found) != text.strip().lower():
         raise InputError(f"--budget: {text[:40]!r} is no time; give one as in 30m, 90s, 2h or 1h30m")
@@ -132,7 +134,10 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     said += f", and {grown:,} trees" if grown else ""
     lines.append(Line("teachers", said, wide * rounds * each + grown * TREE / speed.workers))
     answers = rows.transfer * views * members
-    said = f"{members} teachers on {rows.transfer:,} rows" + (f" x {views} views" if views > 1 else "")
+    asked = members + sum(kind["count"] for kind in trees)
+    said = f"{asked} teacher{'s' if asked > 1 else ''} on {rows.transfer:,} rows" + (
+        f" x {views} views" if views > 1 else ""
+    )
     answered = Line("soft-targets", said, wide * answers * speed.teacher_predict / speed.workers)
     roles = roles_of(raw, rows.transfer > rows.labelled, views)
     seeds = student.get("seeds", 1)
@@ -150,9 +155,10 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
     if pace is None:
         return [Line(line.stage, line.work, 0.0) for line in lines]
+    waits = {"teachers"} if given else set()  # nothing is trained there
+    waits = set() if local(raw) else set(STARTED) - waits
     return [
-        replace(line, seconds=MARGIN * line.seconds + (START if line.stage in STARTED else 0))
-        for line in lines
+        replace(line, seconds=MARGIN * line.seconds + (START if line.stage in waits else 0)) for line in lines
     ]
 
 
@@ -264,6 +270,5 @@ def _too_short(raw: dict[str, Any], rows: Rows, pace: Pace, lines: list[Line], s
     return (
         f"--budget: {said} is too short for one teacher and a student on this data: the least is "
         f"{shown(needed)} ({by_stage}; {teacher.work}, with {pace.workers} workers that take "
-        f"{1000 * pace.teacher_train:.1f} ms a row). Give --budget {enough}, or fewer rows "
-        "(data.path of a smaller file)"
+        f"{1000 * pace.teacher_train:.1f} ms a row). Give --budget {enough}, or fewer rows"
     )

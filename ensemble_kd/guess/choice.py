@@ -18,6 +18,8 @@ class Request:
 
     path: str
     label: str | None = None
+    further: tuple[str, ...] = ()
+    """More columns of labels, where several values are predicted together."""
     input: list[str] | None = None
     source: str | None = None
     """Of pretrained weights; `none` for n-grams."""

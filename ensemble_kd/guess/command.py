@@ -67,7 +67,7 @@ def make(asked: Asked, tell: Tell, warn: Tell, run: Callable[[str], Path | None]
     wanted: dict[str, Any] = {}
     for assignment in asked.overrides:
         apply_override(wanted, assignment)
-    choice = choose(_request(asked, wanted))
+    choice = choose(request_of(asked, wanted))
     for line in found_lines(choice):
         tell(line)
     settings = choice.settings
@@ -90,7 +90,8 @@ def make(asked: Asked, tell: Tell, warn: Tell, run: Callable[[str], Path | None]
     return Made(redacted(text), config, choice, lines, pace)
 
 
-def _request(asked: Asked, wanted: dict[str, Any]) -> Request:
+def request_of(asked: Asked, wanted: dict[str, Any]) -> Request:
+    """`wanted` are the overrides as blocks. Raises ConfigError for those that --data cannot take."""
     data = wanted.get("data") or {}
     if not isinstance(data, dict):
         raise ConfigError("--set data: set its fields one by one, as in data.label_fraction=0.2")
@@ -98,17 +99,18 @@ def _request(asked: Asked, wanted: dict[str, Any]) -> Request:
         raise ConfigError("--set data.path: --data says where the data is; leave one of them out")
     columns = data.get("columns") or {}
     names = list(asked.input) or columns.get("input") or None
-    if isinstance(columns.get("label"), list):
-        raise ConfigError(
-            "--set data.columns.label: a list of columns, and --data looks for one label; name one, or write "
-            "a configuration (ensemble-kd init) and list them there"
-        )
+    labels = columns.get("label")
+    labels = labels if isinstance(labels, list) else [labels]
+    if asked.label and len(labels) > 1:
+        raise ConfigError("--label: data.columns.label lists columns, too; leave one of them out")
+    values = len(labels) > 1  # several columns are values, each a number
     return Request(
         asked.path,
-        label=asked.label or columns.get("label"),
+        label=asked.label or (labels[0] if labels else None),
+        further=tuple(labels[1:]),
         input=[names] if isinstance(names, str) else names,
         source=asked.source,
-        target=data.get("target"),
+        target=data.get("target") or ("value" if values else None),
         wanted=wanted,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensemble_kd.data.decode import single
+from ensemble_kd.data.preprocess import meant
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.columns import Column, same_partition
 from ensemble_kd.guess.inspect import Facts
@@ -60,6 +61,7 @@ def find_inputs(
         if unknown := [name for name in asked if name not in facts.columns]:
             raise InputError(
                 f"--input: no column {unknown[0]!r}; the columns are {some(list(facts.columns))}"
+                f"{meant(unknown[0], list(facts.columns))}"
             )
         if label in asked:
             raise InputError(f"--input: {label!r} is the label; a model would only copy it")

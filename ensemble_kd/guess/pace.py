@@ -56,8 +56,9 @@ def measure(choice: Choice, folder: Path | None = None) -> Pace:
     Raises EnsembleKDError where the networks cannot be tried.
     """
     raw = choice.settings.raw
+    alone = ["local"] if local(raw) else []  # other workers, and nothing timed beside
     key = fingerprint(
-        raw["teachers"]["model"], raw["student"]["model"], _data(choice, Path("rows")), _threads(raw)
+        raw["teachers"]["model"], raw["student"]["model"], _data(choice, Path("rows")), _threads(raw), *alone
     )
     if folder is not None and (found := _kept(folder / FILE, key)) is not None:
         return found
@@ -96,12 +97,19 @@ def _kept(path: Path, key: str) -> Pace | None:
         return None
 
 
+def local(raw: dict[str, Any]) -> bool:
+    """Whether the settings say that members are trained one after the other in this process."""
+    return bool((raw.get("compute") or {}).get("executor") == "local")
+
+
 def _threads(raw: dict[str, Any]) -> int:
     return max(1, int(raw.get("compute", {}).get("cpus_per_worker", 1)))
 
 
 def _workers(raw: dict[str, Any]) -> int:
-    """As many as a run here has: one per GPU, or per CPU where there is none."""
+    """As many as a run here has: one per GPU, or per CPU where there is none; one without Ray."""
+    if local(raw):
+        return 1
     wanted = raw.get("compute", {}).get("num_workers", "auto")
     if isinstance(wanted, int):
         return max(1, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,7 +45,7 @@ def choose(request: Request) -> Choice:
         if request.label is None:
             label = by_name(facts, label)
         shape = (request.data.get("image") or {}).get("shape")
-        inputs = find_inputs(facts, label.column.name, request.input, shape)
+        inputs = find_inputs(_without_labels(facts, request), label.column.name, request.input, shape)
     recipe, source = _recipe(inputs, request, notes)
     path = recipe_paths()[recipe]
     settings = Commented.read(path.read_text(encoding="utf-8"), recipe)
@@ -119,6 +120,16 @@ def _recipe(inputs: Inputs, request: Request, notes: list[str]) -> tuple[str, st
 # ------------------------------------------------------------------------------------------------ data
 
 
+def _without_labels(facts: Facts, request: Request) -> Facts:
+    """Without the further columns of labels, which are no inputs. Raises InputError where one is missing."""
+    for name in request.further:
+        find_label(facts, name, request.target)
+        if name in (request.input or ()):
+            raise InputError(f"--input: {name!r} is a label; a model would only copy it")
+    left = {name: column for name, column in facts.columns.items() if name not in request.further}
+    return replace(facts, columns=left)
+
+
 def _data_block(
     facts: Facts,
     label: Label | None,
@@ -135,7 +146,8 @@ def _data_block(
     if label is not None:
         settings.set("data.columns", {"input": inputs.names, "label": label.column.name})
         if label.target == "value":
-            settings.set("data.target", "value", "A number is predicted (regression), not a class.")
+            what = "Numbers are predicted" if request.further else "A number is predicted"
+            settings.set("data.target", "value", f"{what} (regression), not a class.")
         else:
             _names(facts, label, settings)
         if splits := _splits(facts, label, notes):
@@ -218,7 +230,7 @@ def _explain(choice: Choice) -> None:
     said = f"Input: {choice.inputs.why}. Label: {label.why}"
     if label.target == "class":
         said += f", {len(rows.classes)} classes of {span(rows.per_class)} labelled train rows"
-    else:
+    elif isinstance(settings.get("data.columns")["label"], str):
         said += f", values from {label.column.low:g} to {label.column.high:g}"
     if unused := choice.inputs.unused:
         said += (

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ensemble_kd.data.decode import single
+from ensemble_kd.data.preprocess import meant
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.columns import Column, same_partition
 from ensemble_kd.guess.inspect import Facts, spread
@@ -40,7 +41,10 @@ def find_label(facts: Facts, asked: str | None = None, target: str | None = None
     columns = facts.columns
     if asked is not None:
         if asked not in columns:
-            raise InputError(f"--label: no column {asked!r}; the columns are {some(list(columns))}")
+            raise InputError(
+                f"--label: no column {asked!r}; the columns are {some(list(columns))}"
+                f"{meant(asked, list(columns))}"
+            )
         column, why = columns[asked], "as --label says"
     else:
         column, why = _found(facts)

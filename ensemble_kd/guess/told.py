@@ -13,10 +13,12 @@ def found_lines(choice: Choice) -> list[str]:
     what = "a table" if choice.inputs.table else kinds[choice.inputs.kind]
     if isinstance(choice.inputs.names, list) and choice.inputs.kind == "text":
         what = "pairs of texts"
-    target = f"{len(rows.classes)} classes" if label is None or label.target == "class" else "a number"
-    lines = [
-        f"{facts.path}: {what}, from which {target} is to be predicted".replace("classes is", "classes are")
-    ]
+    columns = (choice.settings.get("data.columns") or {}).get("label")
+    further = columns[1:] if isinstance(columns, list) else []
+    target = f"{1 + len(further)} numbers are" if further else "a number is"
+    if label is None or label.target == "class":
+        target = f"{len(rows.classes)} classes are"
+    lines = [f"{facts.path}: {what}, from which {target} to be predicted"]
     held = f"; {' and '.join(rows.held)} held out of train" if rows.held else ""
     unlabelled = rows.transfer - rows.labelled
     lines.append(
@@ -30,7 +32,7 @@ def found_lines(choice: Choice) -> list[str]:
     shown = names if isinstance(names, str) else some(names)
     lines.append(f"  input: {shown} ({choice.inputs.why})")
     counts = f", {span(rows.per_class)} labelled train rows each" if rows.per_class else ""
-    lines.append(f"  label: {label.column.name} ({label.why}{counts})")
+    lines.append(f"  label: {' and '.join([label.column.name, *further])} ({label.why}{counts})")
     if choice.inputs.unused:
         lines.append("  not used: " + "; ".join(choice.inputs.unused[:20]))
     return lines

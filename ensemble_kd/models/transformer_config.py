@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from ensemble_kd.config import TransformerConfig
@@ -16,6 +17,8 @@ def pretrained_config(source: str, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         hint = "; set trust_remote_code: true if you trust it" if "trust_remote_code" in str(error) else ""
+        if source.isidentifier() and find_spec(source) is not None:  # a package's name alone
+            hint += f"; it is an installed package: say which of its folders, as in package:{source}/model"
         raise ConfigError(
             f"source: {source!r} is no transformers model that can be read "
             f"({str(error).strip().splitlines()[0][:160]}){hint}"

@@ -74,9 +74,9 @@ def taught_by(task: MemberTask, teacher: MemberTask) -> MemberTask:
 
 
 def link_problems(config: Config, info: dict[str, Any]) -> list[str]:
-    """Assistants that do not fit the data, and terms that do not fit two links which follow each other.
+    """What is wrong with a chain: an assistant does not fit the data, or a term does not fit two neighbours.
 
-    Whether the student fits the teachers is told elsewhere.
+    Another check tells whether the student fits the teachers.
     """
     student, problems = config.student, []
     if not student.chained:

@@ -81,7 +81,7 @@ def all_intact(folders: list[Path], console: Console) -> bool:
 
 
 def drop_damaged(tasks: list[MemberTask], members: Path, console: Console) -> None:
-    """Before training: what an earlier stage finished must be whole to be taken as it is."""
+    """Before training: remove finished members whose files are damaged; they are trained again."""
     folders = [task.folder(members) for task in tasks]
     all_intact([folder for folder in folders if (folder / MANIFEST).exists()], console)
 

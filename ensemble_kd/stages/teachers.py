@@ -166,10 +166,10 @@ def _calibrated(context: Context, data: Path, entries: list[dict[str, Any]], fol
         )
     kept: dict[str, Any] = {} if found is None else {"calibration": found}
     weights = weights_of_teachers(context.config, context.folder, data, entries, folder, found)
-    if weights is None and context.config.teachers.weights != "equal":
+    if weights is None and context.config.teachers.weights != "equal" and len(entries) > 1:
         context.console.line(
-            "teachers.weights: all count the same: there is one, or validation rows do not tell (at least "
-            f"{FEWEST} with a label and every member's answers)"
+            "teachers.weights: all count the same: validation rows do not tell (that takes at least "
+            f"{FEWEST} with a label, and every member's answers)"
         )
     return kept if weights is None else {**kept, "weights": weights}
 

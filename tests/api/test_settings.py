@@ -102,6 +102,17 @@ def test_check_says_what_a_run_would_do(tmp_path: Path) -> None:
         ("--run-dir: x cannot be written", "output: x cannot be written"),
         ("if you trust it: --trust my_net", "if you trust it: trust=['my_net']"),
         ("Give --budget 12m, or fewer rows", "Give budget='12m', or fewer rows"),
+        ("of new ones; set data.duplicates=drop, and", "of new ones; set data__duplicates='drop', and"),
+        (
+            "teachers.source=train with a larger student.alpha",
+            "teachers__source='train' with a larger student.alpha",
+        ),
+        ("teachers.training.epochs=5 is less", "teachers__training__epochs=5 is less"),
+        ("s3://my.data.path=x stays", "s3://my.data.path=x stays"),
+        (
+            "teachers.predictions: /my runs/input/answers/4d02.parquet: teacher-001 is right on 5%",
+            "teachers[1] is right on 5%",
+        ),
     ],
 )
 def test_messages_speak_python(line: str, said: str) -> None:

@@ -124,8 +124,16 @@ def fitted(labels: Any) -> LogisticRegression:
 
 BAD: list[tuple[Any, Any, str]] = [
     (RandomForestClassifier(), None, "not fitted; call fit"),
-    (fitted(np.where(LABELS == "ant", "ape", LABELS)), None, "its classes_ are ['ape', 'bee', 'cat']"),
-    (fitted(np.where(LABELS == "ant", "bee", LABELS)), None, "its classes_ are ['bee', 'cat'], the data's"),
+    (
+        fitted(np.where(LABELS == "ant", "ape", LABELS)),
+        None,
+        "it lacks ['ant']; the data has no ['ape']; fit it on",
+    ),
+    (
+        fitted(np.where(LABELS == "ant", "bee", LABELS)),
+        None,
+        "2 classes_, the data 3 classes; it lacks ['ant']",
+    ),
     (fitted(LABELS), ["cat", "ant", "bee"], "classes says that its outputs are ['cat', 'ant', 'bee'], its"),
     (PROBABILITIES, None, "nothing says which class each of its 3 outputs is"),
     (lambda X: PROBABILITIES, None, "classes=[...]"),
@@ -210,3 +218,18 @@ def test_a_transformer_with_its_tokenizer(tmp_path: Path) -> None:
     assert np.allclose(turned["train"], found[0]["train"], atol=1e-5)  # the same weights, without names
     with pytest.raises(ValueError, match=r"give \(model, tokenizer\)"):
         answers_of(model, None, rows, here)
+
+
+def test_the_name_of_a_package_is_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    from ensemble_kd.errors import ConfigError
+    from ensemble_kd.models.transformer_config import pretrained_config
+
+    def absent(*args: Any, **kwargs: Any) -> None:  # as a hub that has no such name
+        raise OSError("not there")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", absent)
+
+    with pytest.raises(ConfigError, match="an installed package: .* package:ensemble_kd/model"):
+        pretrained_config("ensemble_kd")

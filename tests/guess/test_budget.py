@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ensemble_kd.errors import InputError
+from ensemble_kd.guess import pace
 from ensemble_kd.guess.budget import fit, plan, seconds_of, total
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
@@ -34,6 +35,11 @@ def test_times_are_read(said: str, seconds: float) -> None:
 def test_what_is_no_time_is_told(said: str) -> None:
     with pytest.raises(InputError, match="--budget: .*as in 30m"):
         seconds_of(said)
+
+
+def test_a_number_without_a_unit_is_told() -> None:
+    with pytest.raises(InputError, match="--budget: 60 has no unit; give a text with one, as in 30m"):
+        seconds_of(60)  # type: ignore[arg-type]
 
 
 def test_a_plan_counts_rounds_of_workers() -> None:
@@ -124,7 +130,7 @@ def test_teachers_whose_predictions_are_given_cost_nothing() -> None:
     raw["teachers"] |= {"source": "predictions", "predictions": {"train": ["a", "b"]}}
     raw["soft_targets"] = {"views": 1}
     before, after = ({line.stage: line for line in plan(each, ROWS, PACE)} for each in (RAW, raw))
-    assert after["teachers"].work == "2 given" and after["teachers"].seconds == pytest.approx(10)
+    assert after["teachers"].work == "2 given" and after["teachers"].seconds == 0
     assert after["soft-targets"].seconds == pytest.approx(10)
     assert after["gap"].seconds == before["gap"].seconds
 
@@ -149,3 +155,17 @@ def test_nothing_is_tried_where_the_time_does_not_suffice_else() -> None:
     with pytest.raises(InputError):
         fit(settings, some, PACE, 20, {"student.alpha"}, "20s")
     assert [settings.get(f"student.{name}") for name in names] == [1, "auto", 0.5], "the user's own stays"
+
+
+def test_a_run_without_ray_waits_for_no_worker_and_has_one() -> None:
+    raw = {**deepcopy(RAW), "compute": {"executor": "local"}}
+    lines = {line.stage: line for line in plan(raw, ROWS, replace(PACE, workers=1))}
+    assert lines["teachers"].seconds == pytest.approx(1.15 * 4 * 10 * 1000 * 0.02)
+    assert pace._workers(raw) == 1 < pace._workers({"compute": {"num_workers": 3}})
+
+
+def test_trees_are_counted_among_the_teachers_that_are_asked() -> None:
+    raw = deepcopy(RAW)
+    raw["teachers"]["kinds"] = [{"model": {"name": "trees"}, "count": 2}]
+    lines = {line.stage: line for line in plan(raw, ROWS, PACE)}
+    assert lines["soft-targets"].work.startswith("6 teachers on")

@@ -131,7 +131,9 @@ def test_columns_that_are_named_win(tmp_path: Path) -> None:
     rows = [(text(i), text(i + 500), i % 2, i % 3) for i in range(ROWS)]
     path = table(tmp_path / "a.csv", ["text", "other", "label", "rating"], rows)
     assert found(path, label="rating", input=["other"])["columns"] == {"input": "other", "label": "rating"}
-    assert "--label: no column 'ratng'" in refusal(path, label="ratng")
+    assert "--label: no column 'ratng'" in (said := refusal(path, label="ratng"))
+    assert said.endswith("; did you mean 'rating'?")
+    assert refusal(path, input=["txt"]).endswith("; did you mean 'text'?")
     assert "is the label" in refusal(path, input=["label"])
 
 
