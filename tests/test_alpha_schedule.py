@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "train"))
 from test_fused import check, student
 from toy import data
 
+from ensemble_kd import pipeline
 from ensemble_kd.config import Config, load_config
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
@@ -131,3 +133,32 @@ def test_a_number_that_is_none_is_told_as_before() -> None:
     assert caught.value.problems == [
         "student.alpha: input should be less than or equal to 1, got 2; or input should be 'auto', got 2"
     ]
+
+
+def test_a_sweep_over_the_temperature_keeps_the_schedule_in_every_trial(tmp_path: Path) -> None:
+    pipeline.run(
+        load_config(
+            "digits",
+            [
+                "specialists=null",
+                "compute.executor=local",
+                "teachers.num_members=2",
+                "teachers.training.epochs=1",
+                "student.training.epochs=2",
+                "student.seeds=1",
+                "tracking.enabled=false",
+                "sweep.num_seeds=1",
+                "sweep.scheduler=none",
+                "student.alpha={start: 1, end: 0.2}",
+                "sweep.search=grid",
+                "sweep.space={temperature: [1, 5]}",
+            ],
+        ),
+        tmp_path,
+    )
+    manifests = (tmp_path / "sweep" / "members").glob("*/manifest.json")
+    tried = [json.loads(path.read_text())["config"] for path in manifests]
+    soft = [one for one in tried if "temperature" in one]  # a baseline reads no soft targets
+    assert sorted(one["temperature"] for one in soft) == [1, 5]
+    assert all(one["alpha_schedule"] == {"start": 1, "end": 0.2} for one in soft)
+    assert len(tried) > len(soft) and not any("alpha_schedule" in one for one in tried if one not in soft)
