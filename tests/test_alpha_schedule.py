@@ -135,6 +135,7 @@ def test_a_number_that_is_none_is_told_as_before() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_temperature_keeps_the_schedule_in_every_trial(tmp_path: Path) -> None:
     pipeline.run(
         load_config(
