@@ -31,11 +31,12 @@ from ensemble_kd.config.models import (
 )
 from ensemble_kd.config.overrides import apply_override
 from ensemble_kd.config.phases import CorpusConfig, OnlineConfig, PhaseConfig
+from ensemble_kd.config.quantization import QuantizationConfig
 from ensemble_kd.config.recipes import recipe_paths, space_paths
 from ensemble_kd.config.resnet import ResNetConfig
 from ensemble_kd.config.run import Config, text_source
 from ensemble_kd.config.specialists import ClustersConfig, SpecialistsConfig
-from ensemble_kd.config.student import QuantizationConfig, StudentConfig, student_blocks, student_models
+from ensemble_kd.config.student import StudentConfig, student_blocks, student_models
 from ensemble_kd.config.sweep import SweepConfig, corner_problems
 from ensemble_kd.config.teacher_checks import numbers_only_problems
 from ensemble_kd.config.teachers import PredictionsConfig, member_settings, num_teachers, variant_of, variants

@@ -103,12 +103,21 @@ def auto_problems(config: Config) -> list[str]:
             if "auto" in str(config.sweep.space.get(name, config.sweep.space.get(f"student.{name}", "")))
         ]
     chosen = to_choose(config)
-    if chosen and student.alpha_schedule is not None:
-        problems += [
-            f"student.{name}: 'auto' is chosen for numbers, and student.alpha is a schedule; give a number "
-            "here or there"
-            for name in chosen
-        ]
+    given = {"alpha": student.alpha_schedule, "temperature": student.temperature_schedule}
+    scheduled = [name for name, schedule in given.items() if schedule is not None]
+    problems += [
+        f"student.{name}: 'auto' is chosen for numbers, and student.{other} is a schedule; give a number "
+        "here or there"
+        for other in scheduled
+        for name in chosen
+    ]
+    swept = space.searched(config.sweep.space) if config.sweep is not None else set()
+    problems += [
+        f"sweep.space.{name}: student.{name} is a schedule, which the search would replace; leave it out of "
+        f"the space, or give student.{name} a number"
+        for name in scheduled
+        if name in swept
+    ]
     if chosen and student.objective is None:
         problems += [
             f"student.{name}: 'auto' is about the soft loss, and student.objective is null; give a number"

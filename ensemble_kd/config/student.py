@@ -13,25 +13,12 @@ from ensemble_kd.config.methods import Compressor, Learner
 from ensemble_kd.config.models import ModelConfig
 from ensemble_kd.config.peers import PeersConfig
 from ensemble_kd.config.phases import OnlineConfig, PhaseConfig
+from ensemble_kd.config.quantization import QuantizationConfig
 from ensemble_kd.config.teachers import num_teachers
 from ensemble_kd.config.training import TrainingConfig
 
 if TYPE_CHECKING:
     from ensemble_kd.config.run import Config
-
-
-class QuantizationConfig(Block):
-    """Training for a student that is shipped in integers (Q8BERT, arXiv 1910.06188): it computes with rounded
-    weights and activations, and its weights end as multiples of one step each."""
-
-    bits: int = Field(8, ge=2, le=8)
-    """Bits of each weight, and of each activation."""
-    activations: bool = True
-    """Whether inputs of linear layers and convolutions are rounded too."""
-    start_fraction: float = Field(0.3, ge=0, lt=1)
-    """Share of the steps that come before, in float; 0 where the student starts from trained weights."""
-    ema_decay: float = Field(0.9999, ge=0, lt=1)
-    """Decay of the moving average of the largest activation, which is the end of the activations' range."""
 
 
 Auto = Literal["auto"]
@@ -59,9 +46,14 @@ class StudentConfig(Block):
     """Architecture."""
     training: TrainingConfig = TrainingConfig()
     """Training."""
-    temperature: Annotated[float, Field(gt=0, le=1000)] | Auto = 4.0
+    temperature: Annotated[
+        Annotated[Annotated[float, Field(gt=0, le=1000)] | Auto, Tag("float")]
+        | Annotated[dict[str, Any], Tag("[schedule]")],
+        Discriminator(lambda value: "[schedule]" if isinstance(value, dict) else "float"),
+    ] = 4.0
     """T, on both sides of the soft loss; below 1 sharpens underconfident teachers. `auto`: chosen on
-    validation rows before students are trained, as the next two."""
+    validation rows before students are trained, as the next two. A schedule from `start` to `end` changes it
+    from epoch to epoch (annealing, arXiv 2104.07163); such students are trained one by one."""
     alpha: Annotated[
         Annotated[Annotated[float, Field(ge=0, le=1)] | Auto, Tag("float")]
         | Annotated[dict[str, Any], Tag("[schedule]")],
@@ -136,12 +128,20 @@ class StudentConfig(Block):
         if self.alpha_schedule is not None:  # what decides whether soft targets are read at all
             ends = [self.alpha_schedule.get(name) for name in ("start", "end")]
             given["alpha"] = max((float(end) for end in ends if isinstance(end, int | float)), default=1.0)
+        if self.temperature_schedule is not None:  # that of the first epoch
+            start = self.temperature_schedule.get("start")
+            given["temperature"] = float(start) if isinstance(start, int | float) and start > 0 else 1.0
         return Numbers(**given)
 
     @property
     def alpha_schedule(self) -> dict[str, Any] | None:
         """Fields of a schedule, where `alpha` is one."""
         return self.alpha if isinstance(self.alpha, dict) else None
+
+    @property
+    def temperature_schedule(self) -> dict[str, Any] | None:
+        """Fields of a schedule, where `temperature` is one."""
+        return self.temperature if isinstance(self.temperature, dict) else None
 
     @property
     def distils(self) -> bool:

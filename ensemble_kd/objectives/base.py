@@ -66,6 +66,8 @@ class Batch:
     """(B,) float32: how much each example's losses count; None for 1 each."""
     group: Any = None
     """torch.distributed process group of the replicas that hold the batch's other rows; None for none."""
+    temperature: float | None = None
+    """T of this batch on both sides, where it is scheduled; None for what the objective has."""
 
     def __getitem__(self, part: slice) -> Batch:
         teacher = None if self.teacher is None else self.teacher[part]
@@ -81,13 +83,13 @@ class Batch:
                 guesses=guesses,
                 weights=weights,
                 group=self.group,
+                temperature=self.temperature,
             )
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.masked.sum(1).cumsum(0).cpu()])
         begin, end, _ = part.indices(len(self))
         words = self.labels[int(ends[begin]) : int(ends[end])]
-        return Batch(
-            self.inputs[part], words, teacher, self.masked[part], self.progress, rows, group=self.group
-        )
+        masked, own = self.masked[part], {"group": self.group, "temperature": self.temperature}
+        return Batch(self.inputs[part], words, teacher, masked, self.progress, rows, **own)
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,8 @@ class DistillationLoss:
         if self.soft is not None and alpha > 0:
             if teacher is None:
                 raise ValueError(f"alpha is {alpha}, but the batch has no teacher outputs")
-            total = alpha * weighted(self.soft(student, teacher, batch), batch.weights).mean()
+            soft = at_temperature(self.soft, batch.temperature)
+            total = alpha * weighted(soft(student, teacher, batch), batch.weights).mean()
         if self.pseudo > 0:
             own = on_labels(self, student.logits, batch, 1 - alpha, self.pseudo)
             hard = weighted(own, batch.weights).mean()
@@ -160,11 +161,20 @@ class DistillationLoss:
                 raise ValueError("a term reads a teacher beside the student, and there is none")
             for share, outputs, learned in zip(self.shares, beside, self.learned, strict=True):
                 extra = () if learned[k] is None else (learned[k],)
-                value = term.objective(student, outputs, batch, *extra).mean() * (weight * share)
+                objective = at_temperature(term.objective, batch.temperature)
+                value = objective(student, outputs, batch, *extra).mean() * (weight * share)
                 total = value if total is None else total + value
         if total is None:  # every weight is 0 for now
             return student.logits.sum() * 0.0
         return total
+
+
+def at_temperature(objective: Objective, temperature: float | None) -> Objective:
+    """The objective at a batch's temperature; itself where either has none."""
+    if temperature is None or "temperature" not in getattr(objective, "__dataclass_fields__", ()):
+        return objective
+    changed: Any = objective
+    return cast(Objective, replace(changed, temperature=temperature))
 
 
 def weighted(losses: Tensor, weights: Tensor | None) -> Tensor:

@@ -125,24 +125,24 @@ def _teachers(report: dict[str, Any], config: dict[str, Any]) -> str:
     return text
 
 
-def _alpha(report: dict[str, Any], student: dict[str, Any]) -> str:
+def _set(name: str, report: dict[str, Any], student: dict[str, Any]) -> str:
     """The number, or the schedule as it was set."""
-    given = student.get("alpha")
-    return f"`{json.dumps(given)}`" if isinstance(given, dict) else f"{report['alpha']:g}"
+    given = student.get(name)
+    return f"`{json.dumps(given)}`" if isinstance(given, dict) else f"{report[name]:g}"
 
 
 def _recipe(report: dict[str, Any], config: dict[str, Any]) -> str:
     student = config.get("student", {})
     lines = [
         f"- Student: `{json.dumps(student.get('model', {}))}`",
-        f"- Soft loss: `{report['objective']}`, temperature {report['temperature']:g}, "
-        f"weight of the soft loss {_alpha(report, student)}"
+        f"- Soft loss: `{report['objective']}`, temperature {_set('temperature', report, student)}, "
+        f"weight of the soft loss {_set('alpha', report, student)}"
         + (f", of pseudo-labels {report['pseudo']:g}" if report.get("pseudo") else ""),
         f"- Soft targets: {report['mean']} mean of the members' distributions" + _targets(report),
     ]
     if not target_in(report).classified:
         lines[1:] = [
-            f"- Soft loss: `{report['objective']}`, weight of the soft loss {_alpha(report, student)}",
+            f"- Soft loss: `{report['objective']}`, weight of the soft loss {_set('alpha', report, student)}",
             "- Soft targets: mean of the members' values",
         ]
     for term in student.get("terms", []):

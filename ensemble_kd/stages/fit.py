@@ -155,11 +155,16 @@ def block_problems(
         beside = skeleton(teacher, info, f"{path}.online", masked_lm)
         if masked_lm and words and (problem := _other_words(own, beside, path)):
             return [problem]
-        loss = DistillationLoss(terms=build_terms(block.terms, block.temperature, f"{path}.terms"))
+        loss = DistillationLoss(terms=build_terms(block.terms, number_of(block), f"{path}.terms"))
         loss.prepare(sample_outputs(own, info, loss.wants), [sample_outputs(beside, info, loss.wants)])
     except ConfigError as error:
         return error.problems
     return []
+
+
+def number_of(block: Any) -> Any:
+    """The temperature of a block of the student's, to build losses with: of a schedule its start."""
+    return block.numbers.temperature if isinstance(block.temperature, dict) else block.temperature
 
 
 def _other_words(student: Network, teacher: Network, path: str) -> str | None:

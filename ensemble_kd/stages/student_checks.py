@@ -10,11 +10,11 @@ from ensemble_kd.models.build import build
 from ensemble_kd.models.quantise import NO_LAYERS, layers
 from ensemble_kd.objectives.base import build_objective, value_problems
 from ensemble_kd.objectives.mixture import build_terms
-from ensemble_kd.objectives.schedules import parse_weight
+from ensemble_kd.objectives.schedules import Schedule, parse_weight
 from ensemble_kd.objectives.whole_batches import relation_problems
 from ensemble_kd.stages.base import DataFound
 from ensemble_kd.stages.chain import link_problems
-from ensemble_kd.stages.fit import phase_size_problems, student_problems
+from ensemble_kd.stages.fit import number_of, phase_size_problems, student_problems
 from ensemble_kd.stages.pretrained_files import source_problems
 from ensemble_kd.train.branches import gate_term
 from ensemble_kd.train.peers import mutual_term
@@ -37,7 +37,7 @@ def objective_problems(config: Config) -> list[str]:
         else:
             problems += _soft_problems(config, path, block, fields)
         try:
-            terms = build_terms(block.terms, block.temperature, f"{path}.terms")
+            terms = build_terms(block.terms, number_of(block), f"{path}.terms")
             problems += relation_problems(path, block.training, terms, block.terms)
             if _of_values(config, block):
                 for k, term in enumerate(terms):
@@ -48,18 +48,56 @@ def objective_problems(config: Config) -> list[str]:
 
 
 def _schedule_problems(config: Config) -> list[str]:
-    given = config.student.alpha_schedule
-    if given is None:
-        return []
-    try:
-        schedule = parse_weight(given, "student.alpha")
-    except ConfigError as error:
-        return error.problems
-    return [
-        f"student.alpha.{name}: a share of the whole loss, 0 to 1, got {value:g}; lower it"
-        for name, value in (("start", schedule.start), ("end", schedule.end))
-        if value > 1
+    student = config.student
+    problems, schedules = [], {}
+    for name, given in (("alpha", student.alpha_schedule), ("temperature", student.temperature_schedule)):
+        if given is not None:
+            try:
+                schedules[name] = parse_weight(given, f"student.{name}")
+            except ConfigError as error:
+                problems += error.problems
+    if "alpha" in schedules:
+        problems += [
+            f"student.alpha.{name}: a share of the whole loss, 0 to 1, got {value:g}; lower it"
+            for name, value in _ends(schedules["alpha"])
+            if value > 1
+        ]
+    if "temperature" in schedules:
+        problems += [
+            f"student.temperature.{name}: a temperature is above 0 and at most 1000, got {value:g}"
+            for name, value in _ends(schedules["temperature"])
+            if not 0 < value <= 1000
+        ]
+    return problems + (_unscheduled(config) if student.temperature_schedule is not None else [])
+
+
+def _ends(schedule: Schedule) -> tuple[tuple[str, float], ...]:
+    return ("start", schedule.start), ("end", schedule.end)
+
+
+def _unscheduled(config: Config) -> list[str]:
+    """What a scheduled temperature does not go with; each would learn from targets at one T."""
+    student = config.student
+    beside: dict[str, Any] = {
+        "online.logits": student.online.logits,
+        "peers": student.peers,
+        "branches": student.branches,
+        "learner": student.learner,
+        "assistants": student.assistants,
+    }
+    beside["generations"] = student.generations > 1
+    problems = [
+        f"student.temperature: a schedule does not go together with student.{name}, got both; give a number, "
+        f"or leave {name} out"
+        for name, given in beside.items()
+        if given
     ]
+    if not config.data.predicts.classified:
+        problems.append(
+            f"student.temperature: a schedule is for classes, and data.target is {config.data.target!r}; "
+            "leave it out"
+        )
+    return problems
 
 
 def _together_problems(config: Config) -> list[str]:
@@ -79,7 +117,7 @@ def _together_problems(config: Config) -> list[str]:
 
 def _soft_problems(config: Config, path: str, block: Any, fields: dict[str, Any]) -> list[str]:
     try:
-        objective = build_objective(fields, block.temperature, f"{path}.objective")
+        objective = build_objective(fields, number_of(block), f"{path}.objective")
     except ConfigError as error:
         return error.problems
     name, wanted = fields["name"], objective.needs

@@ -105,6 +105,7 @@ def task(config: Config, role: str, seed: int, sources: Sources) -> MemberTask:
         peers=student.peers.model_dump(mode="json") if soft and student.peers is not None else None,
         branches=together,
         alpha_schedule=student.alpha_schedule if soft else None,
+        temperature_schedule=student.temperature_schedule if soft and not alone else None,
         learner=student.learner.model_dump(mode="json") if soft and student.learner is not None else None,
         compress=[each.model_dump(mode="json") for each in student.compress],  # baselines too, as above
     )

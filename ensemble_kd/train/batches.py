@@ -21,6 +21,7 @@ from ensemble_kd.data.versions import Others, version
 from ensemble_kd.ensemble.combine import mean_logits
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import Batch
+from ensemble_kd.objectives.schedules import Schedule
 from ensemble_kd.train.blocks import Block, Deferred, Source, cat, join_blocks, mix, slice_block
 from ensemble_kd.train.masking import Masking
 
@@ -46,6 +47,7 @@ class Targets:
     """What the loss wants of the members, at which temperature, averaged how."""
 
     temperature: float = 1.0
+    """That of all epochs, unless there is a schedule."""
     mean: str = "arithmetic"
     weights: list[float] | None = None
     guesses: bool = False
@@ -58,10 +60,20 @@ class Targets:
     """Temperature of each member's own; None for logits as they are."""
     certain: Tensor | None = None
     """(C,) bool: classes whose labelled examples have the label, for certain, as their soft target."""
+    schedule: Schedule | None = None
+    """How the temperature goes from the first of the `epochs` to the last."""
+    epochs: int = 1
 
-    def average(self, member_logits: Tensor) -> Tensor:
+    def temperature_in(self, epoch: int) -> float:
+        """Of an epoch, counted from 0: the schedule's start in the first, its end in the last."""
+        return (
+            self.temperature if self.schedule is None else self.schedule.at(epoch / max(1, self.epochs - 1))
+        )
+
+    def average(self, member_logits: Tensor, epoch: int = 0) -> Tensor:
         """The teacher's logits (B, C) from its members' (B, M, C)."""
-        return mean_logits(member_logits, self.temperature, self.mean, self.weights, self.calibration)
+        temperature = self.temperature_in(epoch)
+        return mean_logits(member_logits, temperature, self.mean, self.weights, self.calibration)
 
     def guess(self, member_logits: Tensor) -> Tensor:
         """The teacher's most probable class (B,)."""
@@ -131,7 +143,7 @@ class Batches:
             labels = labels if changed is None else changed
         teacher, guesses = None, None
         if block.member_logits is not None:
-            guesses, teacher = self._targets(block.member_logits, len(rows))
+            guesses, teacher = self._targets(block.member_logits, len(rows), epoch)
             if guesses is not None:
                 guesses = guesses.masked_fill(labels >= 0, -1)
             if teacher is not None and self.targets.certain is not None:
@@ -148,7 +160,7 @@ class Batches:
         assert block.views is not None
         return block.views.to(self.device), VIEW_SEED
 
-    def _targets(self, stored: Deferred, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    def _targets(self, stored: Deferred, rows: int, epoch: int) -> tuple[Tensor | None, Tensor | None]:
         """The ensemble's most probable class (B,) and the teacher's logits (..., B, C), if asked for.
 
         Members are restored a part at a time: those of a block may be gigabytes, and larger than every cache.
@@ -161,7 +173,7 @@ class Batches:
             if self.targets.guesses:
                 guesses.append(self.targets.guess(members))
             if self.targets.soft:
-                teachers.append(self.targets.average(members))
+                teachers.append(self.targets.average(members, epoch))
         return cat(guesses, 0) if guesses else None, cat(teachers, -2) if teachers else None
 
     def _cut(
@@ -184,7 +196,10 @@ class Batches:
             soft = None if teacher is None else Outputs(teacher[..., part, :])
             guessed = None if guesses is None else guesses[part]
             weights = None if known is None else known[part]
-            yield Batch(batch_inputs, labels[part], soft, rows=rows[part], guesses=guessed, weights=weights)
+            batch = Batch(batch_inputs, labels[part], soft, rows=rows[part], guesses=guessed, weights=weights)
+            if self.targets.schedule is not None:
+                batch.temperature = self.targets.temperature_in(epoch)
+            yield batch
 
 
 def _certain(teacher: Tensor, labels: Tensor, certain: Tensor) -> Tensor:

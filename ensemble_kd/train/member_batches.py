@@ -11,6 +11,7 @@ from ensemble_kd.config import AugmentConfig, TrainingConfig
 from ensemble_kd.data.mixing import Pool
 from ensemble_kd.data.versions import Others
 from ensemble_kd.models.transformer import piece_map
+from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.train.batches import Batches, Targets
 from ensemble_kd.train.blocks import MemberLogits, Source, StreamSource, TensorSource, as_tensor, mix
 from ensemble_kd.train.group_data import TrainingData
@@ -40,6 +41,9 @@ def make_batches(
     guesses, soft = task.guess_weight > 0, task.alpha > 0
     targets = Targets(task.temperature, task.mean, task.weights, guesses, soft)
     targets.calibration = task.calibration
+    if task.temperature_schedule is not None:
+        targets.schedule = parse_weight(task.temperature_schedule, "student.temperature")
+        targets.epochs = training.num_epochs
     if specialty is not None and specialty.output == "full":
         targets.certain = specialty.inside(num_classes)
     elif specialty is not None:

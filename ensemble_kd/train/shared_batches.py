@@ -39,10 +39,10 @@ class SeveralTargets(Targets):
     averaged: bool = False
     """Whether the source's member logits are a `KeptAverages`."""
 
-    def average(self, member_logits: Tensor) -> Tensor:
+    def average(self, member_logits: Tensor, epoch: int = 0) -> Tensor:
         if self.averaged:
             return member_logits.transpose(0, 1)
-        return torch.stack([targets.average(member_logits) for targets in self.each])
+        return torch.stack([targets.average(member_logits, epoch) for targets in self.each])
 
 
 class KeptAverages:

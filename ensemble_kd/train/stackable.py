@@ -41,6 +41,8 @@ def fuse_key(task: MemberTask) -> str | None:
     # pass and one step per batch.
     if task.specialist is not None or task.phase is not None:
         return None
+    if task.temperature_schedule is not None:  # means over the teachers are kept from epoch to epoch at one T
+        return None
     if task.compress:  # a plug-in's hook is given one network
         return None
     if task.quantization is not None:  # each has thresholds of its own, which every forward pass moves

@@ -77,6 +77,8 @@ class MemberTask:
     """Fields of `student.learner`, for what a plug-in trains in the student's place."""
     alpha_schedule: dict[str, Any] | None = None
     """Fields of a Schedule by which the weight of the soft loss goes; `alpha` is then the largest it has."""
+    temperature_schedule: dict[str, Any] | None = None
+    """Fields of a Schedule by which T goes from epoch to epoch; `temperature` is then that of the first."""
     compress: list[dict[str, Any]] = field(default_factory=list)
     """Fields of each of `student.compress`."""
 
@@ -118,6 +120,7 @@ class MemberTask:
             ("branches", None),
             ("learner", None),
             ("alpha_schedule", None),
+            ("temperature_schedule", None),
             ("compress", []),
         ):
             if kept[key] == usual:
