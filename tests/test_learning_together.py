@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_local import config, run
+from torch import Tensor, nn
 
 import ensemble_kd
 from ensemble_kd.config import validate
@@ -196,6 +198,31 @@ def test_a_model_of_the_users_own_is_built_before_anything_runs() -> None:
         line.startswith("student.peers.models.0: custom model 'json:loads'")
         for line in data_problems(asked, found)
     )
+
+
+class Flat(nn.Module):
+    """A peer of the user's own; `extra` classes too many."""
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], extra: int = 0) -> None:
+        super().__init__()
+        self.head = nn.Linear(math.prod(input_shape), num_classes + extra)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answer: Tensor = self.head(inputs.flatten(1).float())
+        return answer
+
+
+@pytest.mark.parametrize("extra", [0, -3, 1])
+def test_peers_of_other_class_counts_are_told_before_anything_runs(extra: int) -> None:
+    from ensemble_kd.stages.base import DataFound
+
+    peer = {"name": "custom", "callable": f"{__name__}:Flat", "options": {"extra": extra}}
+    asked = validate(settings({"peers": {"models": [peer]}, "training": {"batch_size": 32}}))
+    problems = [line for line in data_problems(asked, DataFound(INFO)) if "peers" in line]
+    assert len(problems) == (extra != 0), problems
+    if extra:
+        assert problems[0].startswith("student.peers.models.0: custom model")
+        assert f"of shape (2, 10) for two examples, got shape (2, {10 + extra})" in problems[0]
 
 
 def test_a_student_with_peers_distils_whatever_alpha_is() -> None:
