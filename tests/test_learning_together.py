@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_local import config, run
+from torch import Tensor, nn
 
 import ensemble_kd
+from ensemble_kd import pipeline
 from ensemble_kd.config import validate
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.stages.student_checks import data_problems, objective_problems
@@ -196,6 +200,81 @@ def test_a_model_of_the_users_own_is_built_before_anything_runs() -> None:
         line.startswith("student.peers.models.0: custom model 'json:loads'")
         for line in data_problems(asked, found)
     )
+
+
+class Flat(nn.Module):
+    """A peer of the user's own; `extra` classes too many."""
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], extra: int = 0) -> None:
+        super().__init__()
+        self.head = nn.Linear(math.prod(input_shape), num_classes + extra)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answer: Tensor = self.head(inputs.flatten(1).float())
+        return answer
+
+
+@pytest.mark.parametrize("extra", [0, -3, 1])
+def test_peers_of_other_class_counts_are_told_before_anything_runs(extra: int) -> None:
+    from ensemble_kd.stages.base import DataFound
+
+    peer = {"name": "custom", "callable": f"{__name__}:Flat", "options": {"extra": extra}}
+    asked = validate(settings({"peers": {"models": [peer]}, "training": {"batch_size": 32}}))
+    problems = [line for line in data_problems(asked, DataFound(INFO)) if "peers" in line]
+    assert len(problems) == (extra != 0), problems
+    if extra:
+        assert problems[0].startswith("student.peers.models.0: custom model")
+        assert f"of shape (2, 10) for two examples, got shape (2, {10 + extra})" in problems[0]
+
+
+PLAIN: dict[str, Any] = {"name": "resnet", "width": 4}
+
+
+@pytest.mark.parametrize(
+    ("student", "says"),
+    [
+        (
+            {"terms": [{"name": "hint", "layers": [[3, 1]]}]},
+            r"student\.terms\.0\.layers: the student's stage_3",
+        ),
+        (
+            {"terms": [{"name": "rkd_angle"}], "training": {"batch_size": 2}},
+            r"student\.training\.batch_size: 2, but 'rkd_angle'",
+        ),
+        (
+            {
+                "alpha": 0,
+                "peers": {
+                    "models": [{"name": "custom", "callable": f"{__name__}:Flat", "options": {"extra": 1}}]
+                },
+            },
+            r"student\.peers\.models\.0: custom model .* got shape \(2, 11\)",
+        ),
+        ({"alpha": 0, "branches": {"section": 4}}, r"student\.branches\.section: input should be 2 or 3"),
+        (
+            {"model": {**PLAIN, "width": 2, "start": "net2net"}},
+            r"student\.model\.width: 2, but the teacher has 4",
+        ),
+    ],
+    ids=["maps", "batch", "classes", "branch point", "smaller"],
+)
+def test_bad_input_is_named_before_ray_starts(
+    student: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a whole run on Ray, and not by the check alone."""
+
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ensemble_kd.runtime.Runtime.start", started)
+    raw = settings({"model": PLAIN, "peers": None, **student})
+    raw |= {"teachers": {"num_members": 1, "model": PLAIN}, "compute": {"executor": "ray"}}
+    with pytest.raises(ConfigError) as caught:
+        pipeline.run(validate(raw), tmp_path)
+    assert any(re.match(says, line) for line in caught.value.problems), caught.value.problems
+    if "terms" in student:  # what is asked for rightly gets as far as Ray, so that the patch above would tell
+        with pytest.raises(AssertionError, match="Ray was started"):
+            pipeline.run(validate({**raw, "student": {"model": PLAIN}}), tmp_path)
 
 
 def test_a_student_with_peers_distils_whatever_alpha_is() -> None:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ensemble_kd.config import ResNetConfig
 from ensemble_kd.errors import ConfigError
+from ensemble_kd.models.build import build
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.models.resnet import ResNet
 from ensemble_kd.objectives.base import Batch, build_objective
@@ -106,6 +108,32 @@ def test_the_scale_of_maps_does_not_matter(distance: str) -> None:
             state.mul_(factor)
     torch.testing.assert_close(objective(student, teacher, BATCH), before)
     assert (before > 0.01).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", ["grouped", "depthwise", "bottleneck"])
+def test_a_cheap_copy_pairs_with_its_teacher(block: Any) -> None:
+    """Acceptance check of Moonshine: maps of each section, as they are paired without a setting, whatever
+    their scale."""
+    torch.manual_seed(0)
+    inputs = torch.randint(0, 256, (3, 8, 8, 1), dtype=torch.uint8)
+    info = {"kind": "image", "input_shape": [8, 8, 1], "num_classes": 2, "mean": [0.5], "std": [0.3]}
+    cheap, full = (build(ResNetConfig(width=8, block=kind), info).eval() for kind in (block, "basic"))
+    assert sum(p.numel() for p in cheap.parameters()) < sum(p.numel() for p in full.parameters())
+    student, teacher = cheap(inputs, hidden=True), full(inputs, hidden=True)
+    objective: Any = build_objective({"name": "attention_transfer"}, 1.0)
+    objective.prepare(student, teacher)
+    expected = np.zeros(3)
+    for name in ("stage_1", "stage_2", "stage_3"):
+        expected += reference_attention(
+            numbers(states(student)[name]), numbers(states(teacher)[name]), 2.0, False
+        )
+    assert (expected > 1e-4).all()
+    np.testing.assert_allclose(objective(student, teacher, BATCH).numpy(), expected, rtol=1e-4)
+    for state in states(student).values():
+        state.mul_(7.0)
+    np.testing.assert_allclose(objective(student, teacher, BATCH).numpy(), expected, rtol=1e-4)
+    assert objective(teacher, teacher, BATCH).tolist() == [0.0, 0.0, 0.0]
 
 
 def reference_flow(first: np.ndarray, last: np.ndarray) -> np.ndarray:
