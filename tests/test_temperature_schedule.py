@@ -19,7 +19,7 @@ from ensemble_kd.config import TrainingConfig, load_config
 from ensemble_kd.errors import ConfigError
 from ensemble_kd.models.outputs import Outputs
 from ensemble_kd.objectives.base import OBJECTIVES, Batch, build_objective
-from ensemble_kd.objectives.mixture import DistillationLoss, at_temperature
+from ensemble_kd.objectives.mixture import DistillationLoss, at_temperature, build_terms
 from ensemble_kd.objectives.schedules import parse_weight
 from ensemble_kd.pipeline import check_objective
 from ensemble_kd.train.batches import Targets
@@ -55,6 +55,20 @@ def test_teacher_and_loss_are_at_the_temperature_of_the_epoch() -> None:
         found = loss(Outputs(z), teacher, batch)
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(loss(Outputs(z), teacher, batch[0:6]), found)
+
+
+def test_terms_follow_too() -> None:
+    """A term beside the soft loss, at the batch's temperature: as one that was made with it."""
+    generator = torch.Generator().manual_seed(0)
+    z, v = (Outputs(torch.randn(6, 4, generator=generator)) for _ in range(2))
+    term = {"name": "kl", "weight": 0.5}
+    cooled, plain = (DistillationLoss(alpha=1.0, terms=build_terms([term], t, "terms")) for t in (8.0, 3.0))
+    for loss in (cooled, plain):
+        loss.prepare(z, [v])
+    labels = torch.full((6,), -1)
+    found = cooled(z, None, Batch(torch.zeros(6, 1), labels, temperature=3.0), [v])
+    assert torch.equal(found, plain(z, None, Batch(torch.zeros(6, 1), labels), [v]))
+    assert not torch.equal(found, cooled(z, None, Batch(torch.zeros(6, 1), labels), [v]))
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -131,6 +145,10 @@ def test_stopped_in_the_middle_it_goes_on_in_the_same_bits(stop_after: int, tmp_
         (
             ["student.temperature={start: 4, end: 2}", "student.peers={count: 2}"],
             r"does not go together with student\.peers",
+        ),
+        (
+            ["student.temperature={start: 4, end: 2}", "student.online.logits=true"],
+            r"does not go together with student\.online\.logits",
         ),
         (
             ["student.temperature={start: 4, end: 2}", "student.generations=2"],

@@ -64,7 +64,8 @@ def _schedule_problems(config: Config) -> list[str]:
         ]
     if "temperature" in schedules:
         problems += [
-            f"student.temperature.{name}: a temperature is above 0 and at most 1000, got {value:g}"
+            f"student.temperature.{name}: a temperature is above 0 and at most 1000, got {value:g}; "
+            "1 to 10 is usual"
             for name, value in _ends(schedules["temperature"])
             if not 0 < value <= 1000
         ]
