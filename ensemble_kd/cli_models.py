@@ -68,7 +68,7 @@ def predict(
             if is_remote(model):
                 raise InputError(f"{model}: with --workers or --address, give a folder that every node sees")
             problems = _predict_files(
-                _of_run(Path(model)),
+                _here(model),
                 input_,
                 output,
                 workers or 1,
@@ -160,16 +160,12 @@ def serve(
         )
 
 
-def _of_run(folder: Path) -> Path:
-    """The model of a run folder, as ensemble_kd.load takes it; any other folder as it is."""
-    inside = folder / "model"
-    return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
-
-
 def _here(model: str) -> Path:
     """A model folder on this machine; one in a store is fetched, for as long as this process lives."""
     if not is_remote(model):
-        return _of_run(Path(model))
+        from ensemble_kd.model_folder import model_in
+
+        return model_in(Path(model))
     copy = Path(tempfile.mkdtemp(prefix="ensemble-kd-model-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     mirror = Mirror(model, copy, SECONDS_FOR_A_STORE)

@@ -36,6 +36,12 @@ TRUST = "ENSEMBLE_KD_TRUST"
 """Environment variable: modules, separated by commas, whose code a model folder may ask for."""
 
 
+def model_in(folder: Path) -> Path:
+    """The model of a run folder; any other folder as it is."""
+    inside = folder / "model"
+    return inside if not (folder / CONFIG).exists() and (inside / CONFIG).exists() else folder
+
+
 def checked_folder(folder: Path, stage: str, needed: tuple[str, ...]) -> tuple[dict[str, Any], Manifest]:
     """The folder's config.json and manifest, after comparing every file with the manifest of that `stage`.
 

@@ -16,7 +16,7 @@ from ensemble_kd.api.problems import InputValueError, as_value_errors, in_python
 from ensemble_kd.api.tables import rows_of
 from ensemble_kd.errors import ArtifactError
 from ensemble_kd.inference.predictor import Predictor
-from ensemble_kd.model_folder import CONFIG, EXPORT
+from ensemble_kd.model_folder import EXPORT, model_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,9 +34,7 @@ class Model(BaseEstimator):
         self.trust = trust
 
     def _load(self) -> Predictor:
-        place = Path(self.folder).expanduser()
-        if not (place / CONFIG).exists() and (place / "model" / CONFIG).exists():
-            place = place / "model"  # of a run folder
+        place = model_in(Path(self.folder).expanduser())
         with as_value_errors():
             try:
                 self._predictor = Predictor(place, self.form, trust=tuple(self.trust))

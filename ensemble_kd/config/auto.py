@@ -79,9 +79,14 @@ def untried(unlabelled: bool, made_up: bool) -> Point:
     return (UNLABELLED if unlabelled else MADE_UP if made_up else LABELLED)[0]
 
 
+def _swept(config: Config) -> set[str]:
+    """Fields of the student that the sweep searches."""
+    return space.searched(config.sweep.space) if config.sweep is not None else set()
+
+
 def to_choose(config: Config) -> tuple[str, ...]:
     """Fields of the student that are `auto` and that no sweep searches."""
-    swept = space.searched(config.sweep.space) if config.sweep is not None else set()
+    swept = _swept(config)
     return tuple(name for name in config.student.auto if name not in swept)
 
 
@@ -111,7 +116,7 @@ def auto_problems(config: Config) -> list[str]:
         for other in scheduled
         for name in chosen
     ]
-    swept = space.searched(config.sweep.space) if config.sweep is not None else set()
+    swept = _swept(config)
     problems += [
         f"sweep.space.{name}: student.{name} is a schedule, which the search would replace; leave it out of "
         f"the space, or give student.{name} a number"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 Auto = Literal["auto"]
+AsSchedule = Annotated[dict[str, Any], Tag("[schedule]")]
+OR_SCHEDULE = Discriminator(lambda value: "[schedule]" if isinstance(value, dict) else "float")
 AUTO_FIELDS = ("temperature", "alpha", "pseudo")
 """Of the student: numbers that may be `auto`."""
 MOST_ASSISTANTS, MOST_GENERATIONS, MOST_COMPRESSORS = 5, 10, 10
@@ -47,17 +49,13 @@ class StudentConfig(Block):
     training: TrainingConfig = TrainingConfig()
     """Training."""
     temperature: Annotated[
-        Annotated[Annotated[float, Field(gt=0, le=1000)] | Auto, Tag("float")]
-        | Annotated[dict[str, Any], Tag("[schedule]")],
-        Discriminator(lambda value: "[schedule]" if isinstance(value, dict) else "float"),
+        Annotated[Annotated[float, Field(gt=0, le=1000)] | Auto, Tag("float")] | AsSchedule, OR_SCHEDULE
     ] = 4.0
     """T, on both sides of the soft loss; below 1 sharpens underconfident teachers. `auto`: chosen on
     validation rows before students are trained, as the next two. A schedule from `start` to `end` changes it
     from epoch to epoch (annealing, arXiv 2104.07163); such students are trained one by one."""
     alpha: Annotated[
-        Annotated[Annotated[float, Field(ge=0, le=1)] | Auto, Tag("float")]
-        | Annotated[dict[str, Any], Tag("[schedule]")],
-        Discriminator(lambda value: "[schedule]" if isinstance(value, dict) else "float"),
+        Annotated[Annotated[float, Field(ge=0, le=1)] | Auto, Tag("float")] | AsSchedule, OR_SCHEDULE
     ] = 0.9
     """Weight of the soft loss; 1 - alpha weighs the hard loss. A number, or a schedule from `start` to `end`,
     both 0 to 1, as of the weights of `terms`."""

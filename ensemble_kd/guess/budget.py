@@ -155,8 +155,7 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     lines.append(Line("report", f"{rows.test:,} test rows", 5 + 0.0))
     if pace is None:
         return [Line(line.stage, line.work, 0.0) for line in lines]
-    waits = {"teachers"} if given else set()  # nothing is trained there
-    waits = set() if local(raw) else set(STARTED) - waits
+    waits = [] if local(raw) else [stage for stage in STARTED if not (given and stage == "teachers")]
     return [
         replace(line, seconds=MARGIN * line.seconds + (START if line.stage in waits else 0)) for line in lines
     ]
