@@ -28,5 +28,5 @@ def test_every_setting_has_a_meaning() -> None:
 def test_bounds_and_choices_are_words() -> None:
     page = reference()
     assert "| `epochs` | `auto` or whole number, at least 0 | `20` |" in page
-    assert "| `temperature` | number, above 0, at most 1000 or `auto` | `4.0` |" in page
+    assert "| `temperature` | number, above 0, at most 1000 or `auto` or block | `4.0` |" in page
     assert "`uniform(" not in page.split("## `sweep`")[0]

@@ -16,6 +16,7 @@ from ensemble_kd.config.run import Config
 
 SIGNS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+ANY_BLOCK = "block of names (anything)"
 HEAD = """# Configuration
 
 Every setting of a run: `ensemble-kd run my.yaml --set PATH=VALUE` changes one. This page is made from the
@@ -88,7 +89,8 @@ def _kind(annotation: Any, metadata: Any = ()) -> str:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if origin in (typing.Union, types.UnionType):
         parts = list(dict.fromkeys(_kind(part) for part in get_args(annotation)))
-        return " or ".join(parts) + _bounds(metadata)
+        # beside another value, fields of any kind are those that the text names: "block" is enough
+        return " or ".join("block" if part == ANY_BLOCK else part for part in parts) + _bounds(metadata)
     if blocks_in(annotation) and origin is None:
         return "block"
     if origin in (list, tuple, set, frozenset):
