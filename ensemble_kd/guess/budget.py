@@ -181,16 +181,20 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
 
     Raises InputError where it cannot be.
     """
-    before = deepcopy(settings.raw)
-    for last_resort in (0, 1):
+    before, comments = deepcopy(settings.raw), dict(settings.comments)
+    # What is chosen is mostly the default; the steps that its time buys are worth more once others are cut.
+    for chosen, last_resort in ((True, 0), (False, 0), (False, 1)):
+        settings.raw, settings.comments = deepcopy(before), dict(comments)
+        if not chosen:
+            _choose_nothing(settings, rows, fixed, said)
         while total(plan(settings.raw, rows, pace)) > budget:
             if (step := _best(settings, before, rows, pace, fixed, last_resort)) is None:
                 break
             settings.set(*step)
             if step[0].endswith(".epochs"):  # a number now, which min_steps has no part in
                 settings.drop(step[0].replace("epochs", "min_steps"))
-    if total(plan(settings.raw, rows, pace)) > budget:  # better than no run: the default mostly stands
-        _choose_nothing(settings, rows, fixed, said)
+        if total(plan(settings.raw, rows, pace)) <= budget:
+            break
     lines = plan(settings.raw, rows, pace)
     if total(lines) > budget:
         raise InputError(_too_short(settings.raw, rows, pace, lines, said))
