@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +47,8 @@ class Lever:
     path: str
     smaller: Callable[[Any], Any]
     """The next smaller value."""
+    larger: Callable[[Any], Any]
+    """A value that is a little larger: what gives time back that is left over."""
     floors: tuple[float, float]
     """What it does not go below, at first and where all else is not enough; of epochs as shares."""
     harm: float
@@ -69,19 +71,48 @@ def coarser(value: list[int]) -> list[int]:
     return [side - 8 for side in value]
 
 
+def more(value: int) -> int:
+    return value + 1
+
+
+def longer(value: int) -> int:
+    return value + max(1, value // 10)
+
+
+def wider(value: int) -> int:
+    return value + 4
+
+
+def finer(value: list[int]) -> list[int]:
+    return [side + 8 for side in value]
+
+
+def part(value: float) -> float:
+    return round(value * 0.75, 3)
+
+
+def larger_part(value: float) -> float:
+    return round(value / 0.75, 3)
+
+
 TREE = 0.005
 """Seconds for a tree of one class, by and large: to grow it and to ask it."""
+AUTO_PATHS = tuple(f"student.{name}" for name in AUTO_FIELDS)
+NOT_CHOSEN = 0.3
+"""How much is lost where T, alpha and the share of pseudo-labels keep their defaults, as `Lever.harm`."""
 LEAST_STEPS = (300, 150)
 """Below which no network learns anything, at first and where all else is not enough."""
 LEVERS = (
-    Lever("data.image.resize", coarser, (48, 32), 1.0),
-    Lever("teachers.model.width", narrower, (28, 24), 0.7),
-    Lever("teachers.num_members", fewer, (2, 1), 1.0),
-    Lever("teachers.training.epochs", shorter, (0.5, 0.2), 1.0),
-    Lever("teachers.fraction", lambda value: round(value * 0.75, 3), (0.5, 0.1), 1.0),
-    Lever("soft_targets.views", shorter, (8, 2), 0.4),
-    Lever("student.seeds", fewer, (3, 1), 0.5),  # of two, the interval shows no gain below tens of points
-    Lever("student.training.epochs", shorter, (0.4, 0.15), 0.8),
+    Lever("data.image.resize", coarser, finer, (48, 32), 1.0),
+    Lever("teachers.model.width", narrower, wider, (28, 24), 0.7),
+    Lever("teachers.num_members", fewer, more, (2, 1), 1.0),
+    Lever("teachers.training.epochs", shorter, longer, (0.5, 0.2), 1.0),
+    Lever("teachers.fraction", part, larger_part, (0.5, 0.1), 1.0),
+    Lever("soft_targets.views", shorter, longer, (8, 2), 0.4),
+    Lever(
+        "student.seeds", fewer, more, (3, 1), 0.5
+    ),  # of two, the interval shows no gain below tens of points
+    Lever("student.training.epochs", shorter, longer, (0.4, 0.15), 0.8),
 )
 
 
@@ -186,7 +217,7 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
     for chosen, last_resort in ((True, 0), (False, 0), (False, 1)):
         settings.raw, settings.comments = deepcopy(before), dict(comments)
         if not chosen:
-            _choose_nothing(settings, rows, fixed, said)
+            _choose_nothing(settings, rows, fixed)
         while total(plan(settings.raw, rows, pace)) > budget:
             if (step := _best(settings, before, rows, pace, fixed, last_resort)) is None:
                 break
@@ -195,6 +226,7 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
                 settings.drop(step[0].replace("epochs", "min_steps"))
         if total(plan(settings.raw, rows, pace)) <= budget:
             break
+    _give_back(settings, before, rows, pace, budget)
     lines = plan(settings.raw, rows, pace)
     if total(lines) > budget:
         raise InputError(_too_short(settings.raw, rows, pace, lines, said))
@@ -204,15 +236,51 @@ def fit(settings: Commented, rows: Rows, pace: Pace, budget: float, fixed: set[s
             comment = f"{new} in place of {old}: fits --budget {said}."
             own = settings.comments.get(lever.path)
             settings.comments[lever.path] = f"{comment} {own}" if own else comment
+    for path in AUTO_PATHS:
+        if Commented(before).get(path) == "auto" and (value := settings.get(path)) != "auto":
+            settings.comments[path] = f"{value:g} in place of auto: fits --budget {said}."
 
 
-def _choose_nothing(settings: Commented, rows: Rows, fixed: set[str], said: str) -> None:
+def _give_back(settings: Commented, before: dict[str, Any], rows: Rows, pace: Pace, budget: float) -> None:
+    """Undo cuts while time is left, in small steps: first what takes least of it for what it is worth."""
+    original = Commented(before)
+    while True:
+        now = total(plan(settings.raw, rows, pace))
+        found: list[tuple[float, dict[str, Any]]] = []
+        for harm, change in _undone(settings, original, rows):
+            trial = Commented(deepcopy(settings.raw))
+            trial.set_all(change)
+            seconds = total(plan(trial.raw, rows, pace))
+            if seconds <= budget:
+                found.append(((seconds - now) / harm, change))
+        if not found:
+            return
+        settings.set_all(min(found, key=lambda each: each[0])[1])
+
+
+def _undone(settings: Commented, original: Commented, rows: Rows) -> Iterator[tuple[float, dict[str, Any]]]:
+    """What can be undone of each cut by itself: how much is won by it, and the settings."""
+    for lever in LEVERS:
+        value, first = _value(settings.raw, lever.path, rows), _value(original.raw, lever.path, rows)
+        if value is None or value == first:
+            continue
+        new, change = min(first, lever.larger(value)), {lever.path: lever.larger(value)}
+        if new == first:  # `auto`, and what belongs to it
+            paths = [lever.path, lever.path.replace("epochs", "min_steps")]
+            change = {path: original.get(path) for path in paths}
+        yield lever.harm * (1 - _least(value) / _least(new)), change
+    chosen = {path: "auto" for path in AUTO_PATHS if original.get(path) == "auto" != settings.get(path)}
+    if chosen:
+        yield NOT_CHOSEN, chosen
+
+
+def _choose_nothing(settings: Commented, rows: Rows, fixed: set[str]) -> None:
     """Set what is `auto` to what stands unless something else is shown to be better."""
     munged = (settings.get("data.augment.munge") or 0) > 0
-    for name, value in untried(rows.transfer > rows.labelled, munged)._asdict().items():
-        path = f"student.{name}"
+    standing = untried(rows.transfer > rows.labelled, munged)
+    for path, value in zip(AUTO_PATHS, map(standing._asdict().get, AUTO_FIELDS), strict=True):
         if settings.get(path) == "auto" and not fixed & {path, "student"}:
-            settings.set(path, value, f"{value:g} in place of auto: fits --budget {said}.")
+            settings.set(path, value)
 
 
 def _least(value: Any) -> float:
@@ -260,7 +328,8 @@ def _best(
         trial.set(lever.path, new)
         saved = now - total(plan(trial.raw, rows, pace))
         if saved > 0:
-            found.append((saved / lever.harm / (1 - _least(new) / _least(value)), lever.path, new))
+            harm = lever.harm * (1 - _least(new) / _least(value))
+            found.append((saved / harm, lever.path, new))
     best = max(found, key=lambda each: each[0], default=None)
     return None if best is None else (best[1], best[2])
 

@@ -66,6 +66,14 @@ class Commented:
         if comment is not None:
             self.comments[path] = comment
 
+    def set_all(self, changes: dict[str, Any]) -> None:
+        """Several at once, by path; None takes a setting away."""
+        for path, value in changes.items():
+            if value is None:
+                self.drop(path)
+            else:
+                self.set(path, value)
+
     def drop(self, path: str) -> None:
         *parents, last = path.split(".")
         here = self.get(".".join(parents)) if parents else self.raw

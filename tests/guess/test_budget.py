@@ -159,6 +159,32 @@ def test_nothing_is_tried_where_the_time_does_not_suffice_else() -> None:
     assert [settings.get(f"student.{name}") for name in names] == [1, "auto", 0.5], "the user's own stays"
 
 
+@pytest.mark.parametrize("student", [0.00005, 0.002])
+def test_no_time_is_left_that_would_suffice_for_more(student: float) -> None:
+    """Nothing that was cut could be a step larger; nothing is more than it was."""
+    pace = Pace(0.05, 0.01, student, 0.0, workers=1)
+    raw = {**deepcopy(RAW), "soft_targets": {"views": 1}}
+    raw["student"] |= {"temperature": "auto", "alpha": "auto", "pseudo": "auto"}
+    paths = ("teachers.num_members", "teachers.training.epochs", "student.seeds", "student.training.epochs")
+    compared = 0
+    for seconds in range(1800, 100, -25):
+        settings = Commented(deepcopy(raw))
+        try:
+            fit(settings, ROWS, pace, seconds, set(), "Xm")
+        except InputError:
+            break
+        assert total(plan(settings.raw, ROWS, pace)) <= seconds
+        for path in paths:
+            now, first = settings.get(path), Commented(raw).get(path)
+            assert now <= first and ("--budget" in settings.comments.get(path, "")) == (now < first)
+            if now < first:
+                more = Commented(deepcopy(settings.raw))
+                more.set(path, now + max(1, now // 10))
+                assert total(plan(more.raw, ROWS, pace)) > seconds, f"{path} at {seconds} s: time was left"
+                compared += 1
+    assert compared > 50
+
+
 def test_a_run_without_ray_waits_for_no_worker_and_has_one() -> None:
     raw = {**deepcopy(RAW), "compute": {"executor": "local"}}
     lines = {line.stage: line for line in plan(raw, ROWS, replace(PACE, workers=1))}
