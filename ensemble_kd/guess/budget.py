@@ -14,7 +14,7 @@ from ensemble_kd.config.student import AUTO_FIELDS
 from ensemble_kd.errors import InputError
 from ensemble_kd.guess.commented import Commented
 from ensemble_kd.guess.counts import Rows
-from ensemble_kd.guess.pace import Pace, local, side_of, width_of
+from ensemble_kd.guess.pace import Pace, local, side_of, tokens_of, width_of
 from ensemble_kd.guess.steps import epochs_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -87,6 +87,14 @@ def finer(value: list[int]) -> list[int]:
     return [side + 8 for side in value]
 
 
+def sooner(value: int) -> int:
+    return value - 16
+
+
+def later(value: int) -> int:
+    return value + 16
+
+
 def part(value: float) -> float:
     return round(value * 0.75, 3)
 
@@ -103,6 +111,7 @@ NOT_CHOSEN = 0.3
 LEAST_STEPS = (300, 150)
 """Below which no network learns anything, at first and where all else is not enough."""
 LEVERS = (
+    Lever("data.text.max_length", sooner, later, (128, 48), 1.0),
     Lever("data.image.resize", coarser, finer, (48, 32), 1.0),
     Lever("teachers.model.width", narrower, wider, (28, 24), 0.7),
     Lever("teachers.num_members", fewer, more, (2, 1), 1.0),
@@ -148,7 +157,7 @@ def plan(raw: dict[str, Any], rows: Rows, pace: Pace | None) -> list[Line]:
     members += sum(kind["count"] for kind in kinds if kind not in trees)
     views = raw.get("soft_targets", {}).get("views", 1)
     seen = round(rows.labelled * teachers.get("fraction", 1.0))
-    area = (side_of(raw) / speed.side) ** 2 if speed.side else 1.0
+    area = (side_of(raw) / speed.side) ** 2 if speed.side else speed.share_of(tokens_of(raw))
     wide = area * (width_of(raw) / speed.width) ** 2 if speed.width else area
     lines = [Line("data", f"{rows.transfer:,} rows", 3 + rows.transfer / READ)]
     epochs, student_epochs = epochs_of(raw, rows)
@@ -264,7 +273,8 @@ def _undone(settings: Commented, original: Commented, rows: Rows) -> Iterator[tu
         value, first = _value(settings.raw, lever.path, rows), _value(original.raw, lever.path, rows)
         if value is None or value == first:
             continue
-        new, change = min(first, lever.larger(value)), {lever.path: lever.larger(value)}
+        new = min(first, lever.larger(value))
+        change = {lever.path: new}
         if new == first:  # `auto`, and what belongs to it
             paths = [lever.path, lever.path.replace("epochs", "min_steps")]
             change = {path: original.get(path) for path in paths}

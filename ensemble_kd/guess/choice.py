@@ -50,3 +50,5 @@ class Choice:
     """Whether one text is held against another."""
     pieces: int = 0
     """Different word pieces that the texts have, about; 0 where they are not counted."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of texts before they are cut, from short to long; empty where they are not counted."""

@@ -111,6 +111,7 @@ def _length(choice: Choice, source: str) -> tuple[int, str]:
     batch: Any = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
     ids = [encoding.ids for encoding in tokenizer.encode_batch(batch)]
     lengths = sorted(map(len, ids))
+    choice.lengths = lengths[:: max(1, len(lengths) // 100)]
     # Further texts bring ever fewer new words: about as the square root of their number (Heaps' law).
     more = max(1.0, choice.rows.transfer / max(1, len(ids)))
     choice.pieces = round(len({number for text in ids for number in text}) * more**0.5)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,17 @@ class Pace:
     """To which pictures were scaled; 0 where they are taken as they are."""
     width: int = 0
     """Of the teacher, where it is a residual network; else 0."""
+    tokens: int = 0
+    """At which texts were cut; 0 where their length says nothing of the time."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of some texts before that."""
+
+    def share_of(self, tokens: int) -> float:
+        """What a text takes that is cut at so many tokens, against one as it was timed."""
+        if not self.lengths or not self.tokens:
+            return 1.0
+        kept, timed = (np.minimum(self.lengths, most).mean() for most in (tokens, self.tokens))
+        return float(kept / timed)
 
 
 def measure(choice: Choice, folder: Path | None = None) -> Pace:
@@ -70,8 +81,10 @@ def measure(choice: Choice, folder: Path | None = None) -> Pace:
         job = {"config": config, "threads": _threads(raw), "pieces": choice.pieces}
         jobs = [_start({**job, "folder": f"{name}/{i}"}) for i in range(min(workers, MOST_AT_ONCE))]
         paces = [_answer(job) for job in jobs]
-    slowest = {key: max(pace[key] for pace in paces) for key in paces[0]}
+    slowest: dict[str, Any] = {key: max(pace[key] for pace in paces) for key in paces[0]}
     found = Pace(**slowest, workers=workers, side=side_of(raw), width=width_of(raw))
+    if choice.lengths:
+        found = replace(found, tokens=tokens_of(raw), lengths=choice.lengths)
     if folder is not None:
         with suppress(OSError):  # a folder that cannot be written is told by the run
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +100,11 @@ def side_of(raw: dict[str, Any]) -> int:
 def width_of(raw: dict[str, Any]) -> int:
     model = raw["teachers"]["model"]
     return int(model.get("width", 16)) if model["name"] == "resnet" else 0
+
+
+def tokens_of(raw: dict[str, Any]) -> int:
+    """At which texts are cut, 0 for other data."""
+    return int((raw["data"].get("text") or {}).get("max_length", 0))
 
 
 def _kept(path: Path, key: str) -> Pace | None:

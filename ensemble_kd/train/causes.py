@@ -18,6 +18,8 @@ FALLING = 0.1
 """Share of the loss by which its last quarter lies below the quarter before, where training was too short."""
 FEWER_STEPS = 0.5
 """Share of the student's optimiser steps."""
+TUNED = 500
+"""Optimiser steps that `epochs: auto` gives a network that starts from trained weights, at the least."""
 ALIKE = 0.5
 """Disagreement of two members as a share of their mean error: 2 where they err independently, and rarely."""
 SIZE = 1.1
@@ -61,12 +63,15 @@ class Trained:
 
 
 def undertrained(teachers: Sequence[Trained], student: Trained) -> Cause | None:
-    """Teachers whose validation loss was still falling at the end, or that took far fewer steps."""
+    """Teachers whose validation loss was still falling at the end, or that took far too few steps.
+
+    Too few: against the student's; from trained weights, which need fewer, against `TUNED`.
+    """
     if not teachers:
         return None
     remedy = (
         "train the teachers longer: teachers.training.epochs=auto, or a higher teachers.training.min_steps "
-        "(or epochs)"
+        "(or epochs); with --budget, give more time"
     )
     falls = [fall for teacher in teachers if (fall := still_falling(teacher.history)) is not None]
     if falls and float(np.median(falls)) > FALLING:
@@ -77,11 +82,10 @@ def undertrained(teachers: Sequence[Trained], student: Trained) -> Cause | None:
         return Cause("undertrained", found, remedy)
     steps = float(np.median([teacher.steps for teacher in teachers]))
     fresh = not any(teacher.starts_trained for teacher in teachers)
-    if fresh and 0 < steps < FEWER_STEPS * student.steps:
-        found = (
-            f"the teachers are undertrained: they took {steps:,.0f} optimiser steps, the student "
-            f"{student.steps:,}"
-        )
+    enough = student.steps if fresh else TUNED
+    if 0 < steps < FEWER_STEPS * enough:
+        than = f"the student {enough:,}" if fresh else f"`auto` gives at least {enough:,}"
+        found = f"the teachers are undertrained: they took {steps:,.0f} optimiser steps, {than}"
         return Cause("undertrained", found, remedy)
     return None
 

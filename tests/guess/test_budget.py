@@ -97,6 +97,24 @@ def test_smaller_pictures_and_narrower_teachers_cost_by_area_and_square() -> Non
     assert after["student"] == pytest.approx(before["student"] / 4)
 
 
+def test_texts_are_cut_where_all_else_is_not_enough_and_cost_by_their_tokens() -> None:
+    raw = deepcopy(RAW) | {"data": {"text": {"max_length": 128}}}
+    pace = replace(PACE, tokens=128, lengths=[10, 50, 100, 200, 400])
+    assert pace.share_of(128) == 1 and pace.share_of(48) == pytest.approx((10 + 4 * 48) / (160 + 2 * 128))
+    assert PACE.share_of(48) == 1, "where lengths are not known"
+    whole = total(plan(raw, ROWS, pace))
+    for share, cut in ((0.5, False), (0.1, True)):
+        settings = Commented(deepcopy(raw))
+        fit(settings, ROWS, pace, share * whole, set(), "Xm")
+        assert (settings.get("data.text.max_length") < 128) is cut
+    with pytest.raises(InputError):  # the same without lengths
+        fit(Commented(deepcopy(raw)), ROWS, PACE, 0.1 * whole, set(), "Xm")
+    short = replace(pace, lengths=[10, 20, 30, 40])
+    settings = Commented(deepcopy(raw))
+    fit(settings, ROWS, short, 0.15 * whole, set(), "Xm")
+    assert settings.get("data.text.max_length") == 128, "nothing would be saved"
+
+
 def test_nothing_is_cut_to_so_few_steps_that_it_learns_nothing() -> None:
     settings = Commented(deepcopy(RAW))
     least = 0.0

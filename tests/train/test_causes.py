@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ensemble_kd.config.epochs import FROM_TRAINED
 from ensemble_kd.targets.metrics import log_softmax
 from ensemble_kd.train.causes import (
+    TUNED,
     Trained,
     confidence,
     few_labels,
@@ -41,7 +43,11 @@ def test_undertrained_by_the_loss_or_by_the_steps() -> None:
     assert undertrained([short, TEACHER, TEACHER], STUDENT) is None
     found = undertrained([TEACHER], replace(STUDENT, steps=7000))
     assert found is not None and "took 2,000 optimiser steps, the student 7,000" in found.found
-    assert undertrained([replace(TEACHER, starts_trained=True)], replace(STUDENT, steps=7000)) is None
+    tuned = replace(TEACHER, starts_trained=True, steps=260)
+    assert undertrained([tuned], replace(STUDENT, steps=7000)) is None
+    found = undertrained([replace(tuned, steps=180)], replace(STUDENT, steps=7000))
+    assert found is not None and "took 180 optimiser steps, `auto` gives at least 500" in found.found
+    assert TUNED == FROM_TRAINED[0]
 
 
 def test_the_same_kind_by_model_size_or_mistakes() -> None:
