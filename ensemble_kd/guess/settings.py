@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -36,13 +37,17 @@ def choose(request: Request) -> Choice:
     facts = inspect(request.path, request.data.get("splits"), request.data.get("csv"))
     notes = list(facts.remarks)
     label: Label | None = None
+    listed = _listed_values(facts, request)
+    request = listed or request
     if facts.folders:
         if request.label or request.input:
             raise InputError("--label, --input: the folders of pictures are the classes; leave these out")
         inputs = Inputs("image", "input", "folders of pictures, one a class")
     else:
         label = find_label(facts, request.label, request.target)
-        if request.label is None:
+        if listed is not None:
+            label = replace(label, why="targets.txt lists them")
+        elif request.label is None:
             label = by_name(facts, label)
         shape = (request.data.get("image") or {}).get("shape")
         inputs = find_inputs(_without_labels(facts, request), label.column.name, request.input, shape)
@@ -59,6 +64,17 @@ def choose(request: Request) -> Choice:
     fit_networks(choice, source)
     settings.raw["data"] = {k: v for k, v in settings.raw["data"].items() if v is not None}
     return choice
+
+
+def _listed_values(facts: Facts, request: Request) -> Request | None:
+    """A request for all columns that targets.txt lists, where these are numbers and none was asked for."""
+    first, *further = facts.targets or [""]
+    asked = request.label or request.further or request.target == "class"
+    if asked or not further or any(facts.columns[name].kind != "number" for name in facts.targets):
+        return None
+    wanted = deepcopy(request.wanted)
+    merge(wanted, {"data": {"columns": {"label": list(facts.targets)}}})
+    return replace(request, label=first, further=tuple(further), target="value", wanted=wanted)
 
 
 def _rows(settings: Commented) -> Rows:

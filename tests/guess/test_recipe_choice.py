@@ -244,12 +244,21 @@ def test_several_labels_a_row_are_refused(tmp_path: Path) -> None:
     assert "several labels a row" in refusal(tmp_path / "a.parquet")
 
 
-def test_several_targets_are_refused_and_one_is_taken(tmp_path: Path) -> None:
+def test_several_values_are_predicted_together_unless_one_is_asked_for(tmp_path: Path) -> None:
     rows = [(i % 7, i / 3, i * 2 / 7) for i in range(ROWS)]
     table(tmp_path / "train.csv", ["a", "heat", "cold"], rows)
     (tmp_path / "targets.txt").write_text("heat\ncold\n")
-    assert "several targets ('heat', 'cold')" in refusal(tmp_path)
-    assert found(tmp_path, label="heat")["columns"] == {"input": ["a"], "label": "heat"}
+    both = found(tmp_path)
+    assert both["columns"] == {"input": ["a"], "label": ["heat", "cold"]} and both["target"] == "value"
+    assert found(tmp_path, label="heat")["columns"]["label"] == "heat"
+
+
+def test_several_targets_of_words_are_refused(tmp_path: Path) -> None:
+    rows = [(i % 7, "xyz"[i % 3], "uv"[i % 2]) for i in range(ROWS)]
+    table(tmp_path / "train.csv", ["a", "kind", "size"], rows)
+    (tmp_path / "targets.txt").write_text("kind\nsize\n")
+    assert "several targets ('kind', 'size')" in refusal(tmp_path)
+    assert found(tmp_path, label="kind")["columns"]["label"] == "kind"
 
 
 def test_an_offline_machine_is_told_what_it_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
